@@ -1,0 +1,31 @@
+"""RdimKD (arXiv 2312.08700): feature distillation in a fixed subspace, for MMDetection."""
+
+from .compat import allow_checkpoint_types, check_distribution, show_student_in_config
+
+check_distribution()
+allow_checkpoint_types()
+show_student_in_config()
+
+from . import functional  # noqa: E402
+from .distiller import RdimKDDistiller  # noqa: E402
+from .errors import ConfigError  # noqa: E402
+from .hooks import DistillHook  # noqa: E402
+from .losses import RdimKDLoss  # noqa: E402
+from .projections import (  # noqa: E402
+    AutoencoderProjection,
+    IdentityProjection,
+    PCAProjection,
+    RandomProjection,
+)
+
+__all__ = [
+    'AutoencoderProjection',
+    'ConfigError',
+    'DistillHook',
+    'IdentityProjection',
+    'PCAProjection',
+    'RandomProjection',
+    'RdimKDDistiller',
+    'RdimKDLoss',
+    'functional',
+]

@@ -1,0 +1,120 @@
+"""``InputBridge``: the teacher sees its own kind of input."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import ImgDataPreprocessor
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+
+class InputBridge:
+    """Turns a batch that the student's preprocessor made into what the teacher's would have made.
+
+    The student's normalisation is undone and the teacher's applied in one affine map per channel,
+    in the teacher's channel order; the area outside the images gets the teacher's padding value,
+    and the batch the teacher's size divisor. Batch augmentations of the student stay: the teacher
+    sees the augmented images. Where both preprocessors agree the batch passes through untouched.
+
+    Args:
+        student (nn.Module): Student's data preprocessor.
+        teacher (nn.Module): Teacher's data preprocessor.
+
+    Raises:
+        ConfigError: One of them is no ``ImgDataPreprocessor``, so nobody knows what it does.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        for side, preprocessor in (('student', student), ('teacher', teacher)):
+            if not isinstance(preprocessor, ImgDataPreprocessor):
+                raise ConfigError(
+                    f"InputBridge: the {side}'s data_preprocessor is a "
+                    f'{type(preprocessor).__name__}; it must be a DetDataPreprocessor (or derive '
+                    f'from ImgDataPreprocessor), whose normalisation can be translated.'
+                )
+        mean_s, std_s = _statistics(student)
+        mean_t, std_t = _statistics(teacher)
+        self.flip_channels = student._channel_conversion != teacher._channel_conversion
+        if self.flip_channels:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        self.scale = (std_s / std_t).float()
+        self.shift = ((mean_s - mean_t) / std_t).float()
+        self.same_values = not self.flip_channels and bool(
+            (self.scale == 1).all() and (self.shift == 0).all()
+        )
+        self.student_divisor = student.pad_size_divisor
+        self.teacher_divisor = teacher.pad_size_divisor
+        self.pad_value = teacher.pad_value
+        self.same_padding = self.same_values and student.pad_value == teacher.pad_value
+
+    def __call__(self, inputs: Tensor, data_samples: Sequence | None = None) -> Tensor:
+        """Translate a batch.
+
+        Args:
+            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
+            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' tells the images
+                from the padding. Without them the images are taken to fill the batch.
+
+        Returns:
+            Tensor: Batch (N, 3, H', W') for the teacher; ``inputs`` itself where nothing differs.
+        """
+        full = tuple(inputs.shape[2:])
+        shapes = [tuple(s.metainfo.get('img_shape', full)[:2]) for s in data_samples or ()]
+        target = tuple(
+            self._target_size(size, max((shape[axis] for shape in shapes), default=size))
+            for axis, size in enumerate(full)
+        )
+        if self.same_padding and target == full:
+            return inputs
+        outputs = inputs
+        if not self.same_values:
+            outputs = inputs.flip(1) if self.flip_channels else inputs
+            self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)
+            outputs = torch.addcmul(self.shift, outputs, self.scale)
+        # Positive to pad, negative to crop; always a copy from here on, never the student's batch.
+        margins = (0, target[1] - full[1], 0, target[0] - full[0])
+        if any(margins):
+            outputs = F.pad(outputs, margins, value=self.pad_value)
+        elif outputs is inputs:
+            outputs = inputs.clone()
+        for image, (height, width) in zip(outputs, shapes):
+            image[:, height:].fill_(self.pad_value)
+            image[:, :, width:].fill_(self.pad_value)
+        return outputs
+
+    def _target_size(self, size: int, largest_image: int) -> int:
+        """The teacher's batch size along one axis: its own padding in place of the student's.
+
+        A batch larger than the student's divisor asks for was made so by a batch augmentation.
+        """
+        padded_by_divisor = ceil(largest_image / self.student_divisor) * self.student_divisor
+        unpadded = largest_image if size == padded_by_divisor else size
+        return ceil(unpadded / self.teacher_divisor) * self.teacher_divisor
+
+    def __repr__(self) -> str:
+        if self.same_padding and self.student_divisor == self.teacher_divisor:
+            return 'InputBridge(nothing to do)'
+        return (
+            f'InputBridge(flip_channels={self.flip_channels}, '
+            f'scale={_rounded(self.scale)}, shift={_rounded(self.shift)}, '
+            f'pad_value={self.pad_value}, pad_size_divisor={self.teacher_divisor})'
+        )
+
+
+def _statistics(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (3, 1, 1), float64, in the preprocessor's channel order."""
+    if not preprocessor._enable_normalize:
+        return torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()
+    return tuple(
+        values.detach().cpu().double().expand(3, 1, 1)
+        for values in (preprocessor.mean, preprocessor.std)
+    )
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.flatten().tolist()]

@@ -1,0 +1,133 @@
+"""What the command lines in tools/ share: arguments, launch, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed
+from torch.distributed import init_process_group
+
+from .checks import check_data, check_distilled, check_work_dir
+from .errors import ConfigError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command line: a user's mistake ends it with one line and exit status 2.
+
+    Args:
+        main (Callable): The command. A ``ConfigError`` from it is a user's mistake.
+    """
+    # Whatever is unpickled in this process is data: mmengine of OneDL (0.10.12) would fall back
+    # to unsafe loading of a checkpoint that holds anything else.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    # mmengine 0.10.7 imports pkg_resources, once per `mmdet::` base, to say the same each time.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    try:
+        main()
+    except ConfigError as error:
+        exit_with(' '.join(str(error).split()))
+    except KeyboardInterrupt:
+        exit_with('interrupted.', status=130)
+
+
+def exit_with(message: str, status: int = 2) -> None:
+    """Print one line to stderr and end the process."""
+    print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr)
+    sys.exit(status)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what MMDetection's own train.py and test.py have in common."""
+    parser.add_argument('--work-dir', help='directory for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config, e.g. model.losses.neck.loss_weight=2 '
+        'optim_wrapper.optimizer.lr=0.01; lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher; pytorch also runs several processes on a CPU',
+    )
+    # torchrun sets LOCAL_RANK; older launchers pass it as an option.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and apply the common arguments.
+
+    Args:
+        args (argparse.Namespace): With ``config`` and what :func:`add_common_arguments` adds.
+
+    Returns:
+        Config: With ``launcher`` and ``work_dir`` set.
+
+    Raises:
+        ConfigError: The file is missing or cannot be read as a config.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise ConfigError(f'config {args.config} not found.')
+    try:
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options)
+    except ConfigError:
+        raise
+    except Exception as error:  # a config is Python: anything can go wrong in it
+        message = f'{type(error).__name__}: {error}'
+        raise ConfigError(f'config {args.config} cannot be read: {message}') from error
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def check_before_run(cfg: Config, training: bool) -> None:
+    """Find the mistakes that can be found before anything is built or written.
+
+    Args:
+        cfg (Config): The run's config.
+        training (bool): Whether it will be trained, else tested.
+
+    Raises:
+        ConfigError: What is wrong, and what to do.
+    """
+    check_distilled(cfg, training)
+    check_data(cfg, ('train', 'val') if training else ('test',))
+    check_work_dir(cfg.work_dir)
+
+
+def prepare_launch(cfg: Config) -> None:
+    """Let ``--launcher pytorch`` work without a GPU.
+
+    mmengine (0.10.7, OneDL 0.10.12) sets a CUDA device when it starts a process group and gives
+    DDP a device id; on a CPU the group must be there already and DDP must get none.
+    """
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available() or is_distributed():
+        return
+    try:
+        init_process_group('gloo')
+    except ValueError as error:
+        raise ConfigError(
+            f'--launcher pytorch is for torchrun, e.g. tools/dist_train.sh CONFIG 2 ({error}).'
+        ) from error
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }

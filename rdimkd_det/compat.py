@@ -1,0 +1,81 @@
+"""What the package needs of its host, and the workarounds, each with the versions that need it."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
+ONEDL = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection')
+
+
+def check_distribution() -> str:
+    """Which of the two MMDetection distributions is installed.
+
+    Returns:
+        str: 'openmmlab' or 'onedl'.
+
+    Raises:
+        ImportError: Neither is there in full, or packages of both are.
+    """
+    openmmlab = [name for name in OPENMMLAB if _installed(name)]
+    onedl = [name for name in ONEDL if _installed(name)]
+    if openmmlab and onedl:
+        raise ImportError(
+            f'rdimkd_det: packages of two MMDetection distributions are installed over each other: '
+            f'{", ".join(openmmlab)} (OpenMMLab) and {", ".join(onedl)} (OneDL). Uninstall both, '
+            f'then install one: pip install "rdimkd_det[openmmlab]" or "rdimkd_det[onedl]".'
+        )
+    for name, found, wanted in (('openmmlab', openmmlab, OPENMMLAB), ('onedl', onedl, ONEDL)):
+        if len(found) == len(wanted):
+            return name
+    missing = set(ONEDL if onedl else OPENMMLAB) - {*openmmlab, *onedl}
+    raise ImportError(
+        f'rdimkd_det: MMDetection is not installed: {", ".join(sorted(missing))} missing. Install '
+        f'one distribution: pip install "rdimkd_det[openmmlab]" or "rdimkd_det[onedl]".'
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def allow_checkpoint_types() -> None:
+    """Let ``torch.load(weights_only=True)`` read the data types in mmengine's own checkpoints.
+
+    torch >= 2.6 refuses them by default, so that mmengine 0.10.7 cannot resume; switching the
+    protection off would let any checkpoint run code. OneDL's mmengine 0.10.12 allows the same
+    types, but falls back to unsafe loading for others.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging import HistoryBuffer
+
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4: nothing to allow
+        return
+    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    dtypes = {type(np.dtype(kind)) for kind in (bool, 'i4', 'i8', 'u1', 'f4', 'f8')}
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *dtypes]
+    )
+
+
+def show_student_in_config() -> None:
+    """Let code that looks into a detector's config find the student in a distilled one.
+
+    ``init_detector`` (mmdet 3.3.0, OneDL 3.5.1) reads ``config.model.backbone`` of whatever model
+    it is given. A key that a distilled model's config lacks is looked up in its student.
+    """
+    from mmengine.config import ConfigDict
+
+    raise_key_error = ConfigDict.__missing__
+
+    def __missing__(self: ConfigDict, name: str) -> object:
+        if self.get('type') == 'RdimKDDistiller' and name in (self.get('student') or ()):
+            return self['student'][name]
+        return raise_key_error(self, name)
+
+    ConfigDict.__missing__ = __missing__

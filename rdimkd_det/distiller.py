@@ -1,0 +1,147 @@
+"""``RdimKDDistiller``: the student detector, with a distilling ``loss()``."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from functools import lru_cache
+
+from mmdet.registry import MODELS
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from .distillation import Distillation
+from .errors import ConfigError
+from .features import record_outputs
+from .teacher import TeacherConfigError
+
+
+@MODELS.register_module()
+class RdimKDDistiller:
+    """Builds a student that also learns from a teacher's feature maps (RdimKD, arXiv 2312.08700).
+
+    What it returns *is* the student detector: an instance of its class, with its attributes and
+    its parameters' names. It is given a class of its own whose ``loss()`` adds the distillation
+    losses, the way ``torch.distributed.fsdp.fully_shard`` does it, and one more child,
+    ``distill``, with the bases, adapters and running scales. They stay out of ``state_dict()``, so
+    that each checkpoint is the plain student's.
+
+    Args:
+        student (dict | nn.Module): Config of the student detector, or the built one.
+        teacher (dict): ``config`` (path, ``'mmdet::...'`` or a config) and ``checkpoint`` (path or
+            URL) of the teacher.
+        losses (dict): Path of a module of the student, e.g. 'neck', to the config of its loss,
+            e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
+            teacher is tapped at the same path unless the entry says ``teacher_module='...'``.
+
+    Returns:
+        nn.Module: The student.
+
+    Raises:
+        ConfigError: One of the three is missing or cannot work with the others. A teacher config
+            that is not there is an error only once training starts: testing needs none.
+    """
+
+    def __new__(cls, student=None, teacher=None, losses=None):
+        if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student comes this way
+            return super().__new__(cls)
+        arguments = {'student': student, 'teacher': teacher, 'losses': losses}
+        for name, value in arguments.items():
+            if not value or not isinstance(value, (Mapping, nn.Module)):
+                raise ConfigError(
+                    f'RdimKDDistiller: model.{name} must be a dict, got {value!r}; a distilled '
+                    f"model is dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
+                )
+        detector = student if isinstance(student, nn.Module) else MODELS.build(student)
+        return _attach(detector, teacher, losses)
+
+    def __init__(self, *args, **kwargs) -> None:
+        """The detector is built already; Python calls this after ``__new__`` all the same."""
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+        """The student's losses, and those of distillation.
+
+        Args:
+            batch_inputs (Tensor): Batch (N, 3, H, W).
+            batch_data_samples (list[DetDataSample]): With the ground truth.
+
+        Returns:
+            dict[str, Tensor]: The student's losses as they are without distillation, and
+            'loss_rdimkd_<tap>_s<stride>' for each level.
+        """
+        distill = self.distill
+        if not distill.active:
+            return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
+        # The teacher first: its intermediate maps are freed before the student's graph grows.
+        teacher_feats = distill.teacher_feats(batch_inputs, batch_data_samples)
+        with record_outputs(self, distill.taps) as student_outputs:
+            losses = super().loss(batch_inputs, batch_data_samples)
+        return {**losses, **distill(student_outputs, teacher_feats)}
+
+
+def distilled_student(model: nn.Module) -> RdimKDDistiller:
+    """The distilled student in a model, unwrapped from DDP.
+
+    Raises:
+        ConfigError: It is a plain model, or its teacher's config could not be read.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    if not isinstance(model, RdimKDDistiller):
+        raise ConfigError(
+            f"DistillHook: the model is a plain {type(model).__name__}; make it model=dict("
+            f"type='RdimKDDistiller', student=..., teacher=..., losses=...), or drop the hook."
+        )
+    if isinstance(model.distill, _WithoutTeacher):
+        raise model.distill.error
+    return model
+
+
+def _attach(detector: nn.Module, teacher: dict, losses: dict) -> nn.Module:
+    if isinstance(detector, RdimKDDistiller):
+        raise ConfigError('RdimKDDistiller: the student is a distilled model already.')
+    try:
+        distill = Distillation(detector, teacher, losses)
+    except TeacherConfigError as error:
+        distill = _WithoutTeacher(error)
+    detector.__class__ = _distilling_class(type(detector))
+    detector.distill = distill
+    # mmengine walks the modules itself and calls these hooks, as torch does, EMA's copies included.
+    detector._register_state_dict_hook(_hide_distillation)
+    detector.register_load_state_dict_post_hook(_miss_no_distillation)
+    return detector
+
+
+@lru_cache(maxsize=None)
+def _distilling_class(detector_class: type) -> type:
+    name = f'RdimKD{detector_class.__name__}'
+    attributes = {'__module__': __name__, '__doc__': detector_class.__doc__}
+    return types.new_class(
+        name, (RdimKDDistiller, detector_class), exec_body=lambda space: space.update(attributes)
+    )
+
+
+def _hide_distillation(module: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:
+    prefix += 'distill.'
+    for entries in (state_dict, state_dict._metadata):
+        for key in [key for key in entries if f'{key}.'.startswith(prefix)]:
+            del entries[key]
+
+
+def _miss_no_distillation(module: nn.Module, incompatible_keys: tuple) -> None:
+    # The hook is not told the prefix under which an EMA or DDP wrapper loads the student.
+    hidden = tuple(f'.distill.{key}' for key in module.distill.state_dict())
+    missing = incompatible_keys.missing_keys
+    missing[:] = [key for key in missing if not f'.{key}'.endswith(hidden)]
+
+
+class _WithoutTeacher(nn.Module):
+    """Stands in for a ``Distillation`` whose teacher config is not there: good for testing."""
+
+    active = True
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__()
+        self.error = error
+
+    def teacher_feats(self, *args) -> None:
+        raise self.error

@@ -1,0 +1,170 @@
+"""Taps on a running network, and FPN levels that meet by stride."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+# Large enough to tell the strides up to 256 apart, small enough to cost next to nothing.
+PROBE_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature map of a tap.
+
+    Attributes:
+        index (int): Position in what the tapped module returns.
+        stride (int): Input pixels per position.
+        channels (int): Channels of the map.
+    """
+
+    index: int
+    stride: int
+    channels: int
+
+
+@contextmanager
+def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Record what modules return while the block runs; nothing stays on the network after it.
+
+    Args:
+        network (nn.Module): Network that will run in the block.
+        taps (Sequence[str]): Paths of modules in it, e.g. 'neck'.
+
+    Yields:
+        dict[str, list[Tensor]]: Filled during the block: tap to its feature maps (N, C, H, W).
+    """
+    outputs: dict[str, list[Tensor]] = {}
+    handles = [
+        find_module(network, tap).register_forward_hook(partial(_record, outputs, tap))
+        for tap in taps
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record(outputs: dict, tap: str, module: nn.Module, args: tuple, output: object) -> None:
+    outputs[tap] = as_feature_maps(output)
+
+
+def as_feature_maps(output: object) -> list[Tensor]:
+    """The 4-D tensors in what a backbone or neck returns: a tensor, a sequence or a dict."""
+    if isinstance(output, Tensor):
+        output = [output]
+    elif isinstance(output, Mapping):
+        output = output.values()
+    return [maps for maps in output if isinstance(maps, Tensor) and maps.dim() == 4]
+
+
+def find_module(network: nn.Module, tap: str) -> nn.Module:
+    """The module at a path.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        module = network.get_submodule(tap)
+    except AttributeError:
+        module = None
+    if module is None or module is network:
+        available = [name for name, child in network.named_children() if child is not None]
+        raise ConfigError(
+            f"tap '{tap}': {type(network).__name__} has no such module; it has "
+            f'{", ".join(repr(name) for name in available)}.'
+        )
+    return module
+
+
+@torch.no_grad()
+def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Level]]:
+    """Strides and channels of the feature maps at taps, measured on one small blank image.
+
+    Args:
+        network (nn.Module): Takes images (N, 3, H, W). Its modes are as before afterwards.
+        taps (Sequence[str]): Paths of modules in it.
+
+    Returns:
+        dict[str, list[Level]]: The levels of each tap.
+
+    Raises:
+        ConfigError: A tap is missing, never runs, or gives no feature map.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    parameter = next(network.parameters())
+    image = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device)
+    for module, _ in modes:
+        module.training = False
+    try:
+        with record_outputs(network, taps) as outputs:
+            getattr(network, 'extract_feat', network)(image)
+    finally:
+        for module, training in modes:
+            module.training = training
+    for tap in taps:
+        if not outputs.get(tap):
+            raise ConfigError(
+                f"tap '{tap}' gives no feature maps (N, C, H, W) when {type(network).__name__} "
+                f"extracts features; tap 'neck' or 'backbone'."
+            )
+    return {
+        tap: [
+            Level(index, round(PROBE_SIZE / maps.shape[2]), maps.shape[1])
+            for index, maps in enumerate(outputs[tap])
+        ]
+        for tap in taps
+    }
+
+
+def match_levels(
+    student: Sequence[Level], teacher: Sequence[Level], where: str
+) -> list[tuple[Level, Level]]:
+    """Pair the levels of one stride, whatever their index; of several, the last.
+
+    Args:
+        student (Sequence[Level]): Student's levels.
+        teacher (Sequence[Level]): Teacher's levels.
+        where (str): The taps, for the message.
+
+    Returns:
+        list[tuple[Level, Level]]: Student's and teacher's level, by ascending stride.
+
+    Raises:
+        ConfigError: No stride is common.
+    """
+    of_student = {level.stride: level for level in student}
+    of_teacher = {level.stride: level for level in teacher}
+    common = sorted(of_student.keys() & of_teacher.keys())
+    if not common:
+        raise ConfigError(
+            f'{where}: no level has a common stride: the student has strides '
+            f'{sorted(of_student)}, the teacher {sorted(of_teacher)}.'
+        )
+    return [(of_student[stride], of_teacher[stride]) for stride in common]
+
+
+def crop_to_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut two maps of one stride to the positions that both have.
+
+    Both start at the image's first pixel; one is larger where its model pads the batch further.
+
+    Args:
+        student (Tensor): Map (N, C_s, H_s, W_s).
+        teacher (Tensor): Map (N, C_t, H_t, W_t).
+
+    Returns:
+        tuple[Tensor, Tensor]: Both maps, with the smaller H and the smaller W.
+    """
+    height = min(student.shape[2], teacher.shape[2])
+    width = min(student.shape[3], teacher.shape[3])
+    return student[:, :, :height, :width], teacher[:, :, :height, :width]

@@ -1,0 +1,129 @@
+"""The losses as pure tensor maths: no modules, no MMDetection.
+
+All of them compare two feature maps in the subspace spanned by the columns of a basis
+``K`` (C, d) and average over the batch, the positions and the ``d`` directions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed.nn.functional as autograd_dist
+from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor
+
+# The floor under a variance, relative to the teacher's mean variance in the subspace: directions
+# in which the teacher does (almost) not vary must not be blown up to unit variance.
+RELATIVE_EPS = 1e-6
+# Keeps a level with a single position, where every variance is exactly 0, free of NaN.
+ABSOLUTE_EPS = 1e-12
+
+
+def project(feats: Tensor, basis: Tensor) -> Tensor:
+    """Coordinates of feature maps along the columns of a basis.
+
+    Args:
+        feats (Tensor): Feature map (N, C, H, W).
+        basis (Tensor): Basis (C, d).
+
+    Returns:
+        Tensor: ``K^T F`` as (N, d, H * W).
+    """
+    return basis.t() @ feats.flatten(2)
+
+
+def rdimkd_loss(student: Tensor, teacher: Tensor, basis: Tensor) -> Tensor:
+    r"""L2 distance of two feature maps in a low-dimensional subspace (RdimKD, arXiv 2312.08700).
+
+    .. math:: L = \frac{1}{N H W d} \sum \left( K^T F_s - K^T F_t \right)^2
+
+    Args:
+        student (Tensor): Student's feature map (N, C, H, W), any floating type.
+        teacher (Tensor): Teacher's feature map, same shape; no gradient flows into it.
+        basis (Tensor): Semi-orthogonal basis ``K`` (C, d) with ``1 <= d <= C``.
+
+    Returns:
+        Tensor: The loss, a 0-dim tensor.
+
+    Raises:
+        ValueError: The maps differ in shape, or the basis does not have their channels.
+
+    Example:
+        >>> import torch
+        >>> from rdimkd_det.functional import rdimkd_loss
+        >>> student, teacher = torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5)
+        >>> rdimkd_loss(student, teacher, torch.eye(3)).item()
+        1.0
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'rdimkd_loss: student map {tuple(student.shape)} and teacher map '
+            f'{tuple(teacher.shape)} must have one shape; adapt or resize the student first.'
+        )
+    if basis.dim() != 2 or basis.shape[0] != student.shape[1]:
+        raise ValueError(
+            f'rdimkd_loss: basis {tuple(basis.shape)} must be (C, d) with C = {student.shape[1]}, '
+            f"the maps' channels."
+        )
+    # One product over the difference: half the work of projecting both maps, and nothing with C
+    # channels is kept for the backward pass.
+    return project(student - teacher.detach(), basis).square().mean()
+
+
+def subspace_variance(projected: Tensor) -> Tensor:
+    """Mean, over the directions, of the biased variance over batch and positions.
+
+    Args:
+        projected (Tensor): Coordinates (N, d, L), see :func:`project`.
+
+    Returns:
+        Tensor: 0-dim, the same on every rank: the ranks' batches count as one.
+    """
+    moments = torch.stack([projected.mean(dim=(0, 2)), projected.square().mean(dim=(0, 2))])
+    all_reduce(moments, 'mean')
+    mean, square = moments
+    return (square - mean.square()).clamp_(min=0).mean()
+
+
+def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Distance of two sets of coordinates, each direction standardised over batch and positions.
+
+    With :math:`\hat x = (x - \mu_x) / \sigma_x` per direction this is
+    :math:`\operatorname{mean} (\hat s - \hat t)^2`, which is twice one minus the correlation of
+    student and teacher along that direction. With ``K = I`` it is the loss of PKD
+    (arXiv 2207.02039). It is computed from the directions' second moments, which are summed over
+    the ranks: several processes compute what one process with the whole batch would.
+
+    Args:
+        student (Tensor): Student's coordinates (N, d, L), float32 or float64.
+        teacher (Tensor): Teacher's coordinates (N, d, L); no gradient flows into it.
+
+    Returns:
+        Tensor: The loss, a 0-dim tensor between 0 and 4.
+
+    Example:
+        >>> import torch
+        >>> from rdimkd_det.functional import standardized_loss
+        >>> teacher = torch.randn(2, 3, 20)
+        >>> round(standardized_loss(7 - 5 * teacher, teacher).item(), 3)
+        4.0
+    """
+    dims = (0, 2)
+    # Second moments about a fixed point near the mean: one pass, no cancellation, and exact
+    # whichever point is taken, so that it needs no gradient.
+    centers = torch.stack([student.detach().mean(dims), teacher.mean(dims)])
+    all_reduce(centers, 'mean')
+    s = student - centers[0][:, None]
+    t = teacher.detach() - centers[1][:, None]
+    count = s.new_full((s.shape[1],), s.shape[0] * s.shape[2])
+    sums = torch.stack(
+        [count, s.sum(dims), t.sum(dims), (s * s).sum(dims), (t * t).sum(dims), (s * t).sum(dims)]
+    )
+    if get_world_size() > 1:
+        sums = autograd_dist.all_reduce(sums)
+    mean_s, mean_t, square_s, square_t, product = sums[1:] / sums[0]
+    var_s = square_s - mean_s.square()
+    var_t = square_t - mean_t.square()
+    cov = product - mean_s * mean_t
+    eps = RELATIVE_EPS * var_t.mean() + ABSOLUTE_EPS
+    inv_s, inv_t = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
+    return (var_s * inv_s.square() + var_t * inv_t.square() - 2 * cov * inv_s * inv_t).mean()

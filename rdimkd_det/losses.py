@@ -1,0 +1,248 @@
+"""``RdimKDLoss``: a projection, an adapter and a scale at each FPN level."""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from . import functional
+from .errors import ConfigError
+from .projections import Projection
+
+NORMALIZE_MODES = (None, 'teacher', 'standardize')
+
+
+@MODELS.register_module()
+class RdimKDLoss(nn.Module):
+    """The distance of two feature pyramids seen through a fixed low-dimensional projection.
+
+    For each level, with student map ``F_s``, teacher map ``F_t``, channel adapter ``r`` and basis
+    ``K`` (RdimKD, arXiv 2312.08700)::
+
+        L_level = mean over N, H, W, d of (norm(K^T r(F_s)) - norm(K^T F_t))^2
+
+    It knows nothing of detectors: any two lists of feature maps will do. Under
+    ``RdimKDDistiller`` the channels, levels and their names are filled in.
+
+    Args:
+        projection (dict | Sequence[Projection]): Config of the projection, built once per level;
+            or the built ones, one per level.
+        student_channels (int | Sequence[int]): Channels C_s of the student's maps, of all levels
+            or of each.
+        teacher_channels (int | Sequence[int]): Channels C_t of the teacher's maps. Where they
+            differ from the student's the adapter is a learned 1x1 convolution, else the identity.
+        num_levels (int): Number of FPN levels.
+        normalize (str, optional): ``'standardize'`` compares directions of unit deviation,
+            ``'teacher'`` divides by the teacher's deviation in the subspace, ``None`` leaves the
+            scale as it is. Defaults to 'standardize'.
+        loss_weight (float): Factor of every level's loss, 0 or more. Defaults to 1.0.
+        level_names (Sequence[str], optional): Names of the levels, in the keys of the losses and
+            in messages. Defaults to '0', '1', ...
+        momentum (float): Weight of a new batch in the running scale of ``normalize='teacher'``,
+            in (0, 1]. Defaults to 0.05.
+
+    Raises:
+        ConfigError: An argument is out of its range, or the lists differ in length.
+
+    Example:
+        >>> import torch
+        >>> from rdimkd_det import RdimKDLoss
+        >>> loss = RdimKDLoss(dict(type='RandomProjection', dim=4), student_channels=8,
+        ...                   teacher_channels=16, num_levels=2)
+        >>> student = [torch.randn(2, 8, 12, 10), torch.randn(2, 8, 6, 5)]
+        >>> teacher = [torch.randn(2, 16, 12, 10), torch.randn(2, 16, 6, 5)]
+        >>> sorted(loss(student, teacher))
+        ['loss_rdimkd_0', 'loss_rdimkd_1']
+    """
+
+    def __init__(
+        self,
+        projection: dict | Sequence[Projection],
+        student_channels: int | Sequence[int],
+        teacher_channels: int | Sequence[int],
+        num_levels: int,
+        normalize: str | None = 'standardize',
+        loss_weight: float = 1.0,
+        level_names: Sequence[str] | None = None,
+        momentum: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if normalize not in NORMALIZE_MODES:
+            raise ConfigError(
+                f'RdimKDLoss: normalize must be one of {NORMALIZE_MODES}, got {normalize!r}.'
+            )
+        if not 0 < momentum <= 1:
+            raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
+        self.num_levels = num_levels
+        self.student_channels = _per_level('student_channels', student_channels, num_levels)
+        self.teacher_channels = _per_level('teacher_channels', teacher_channels, num_levels)
+        self.level_names = list(level_names or map(str, range(num_levels)))
+        self.normalize = normalize
+        self.loss_weight = _check_weight(loss_weight)
+        self.momentum = momentum
+        self.projections = nn.ModuleList(self._build_projections(projection))
+        self.adapters = nn.ModuleList(
+            nn.Identity() if c_s == c_t else _adapter(c_s, c_t, level)
+            for level, (c_s, c_t) in enumerate(zip(self.student_channels, self.teacher_channels))
+        )
+        self.register_buffer('teacher_variance', torch.full((num_levels,), math.nan))
+
+    def _build_projections(self, projection: dict | Sequence[Projection]) -> list[Projection]:
+        if not isinstance(projection, dict):
+            built = list(projection)
+        elif 'type' not in projection:
+            raise ConfigError("RdimKDLoss: projection needs a type, e.g. 'PCAProjection'.")
+        else:
+            built = [
+                MODELS.build(dict(projection, num_channels=channels, level=level))
+                for level, channels in enumerate(self.teacher_channels)
+            ]
+        channels = [p.num_channels for p in built]
+        if channels != self.teacher_channels:
+            raise ConfigError(
+                f"RdimKDLoss: the projections are for {channels} channels, the teacher's maps "
+                f'have {self.teacher_channels}; give one projection per level.'
+            )
+        return built
+
+    @property
+    def fitted(self) -> bool:
+        """bool: Whether every projection has its basis."""
+        return all(p.fitted for p in self.projections)
+
+    def forward(
+        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Compare two feature pyramids.
+
+        Args:
+            student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
+            teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W) of the same levels and
+                sizes; no gradient flows into them.
+
+        Returns:
+            dict[str, Tensor]: 'loss_rdimkd_<level name>': 0-dim float32 loss of each level.
+
+        Raises:
+            ValueError: The maps do not have the announced number, channels or sizes.
+            RuntimeError: A projection has not been fitted.
+        """
+        if not len(student_feats) == len(teacher_feats) == self.num_levels:
+            raise ValueError(
+                f'RdimKDLoss: expected {self.num_levels} levels, got {len(student_feats)} maps of '
+                f'the student and {len(teacher_feats)} of the teacher.'
+            )
+        # Half precision is for the networks; the sums over a whole feature map are not.
+        with torch.autocast(student_feats[0].device.type, enabled=False):
+            return {
+                f'loss_rdimkd_{name}': self.loss_weight * self._level_loss(level, student, teacher)
+                for level, (name, student, teacher) in enumerate(
+                    zip(self.level_names, student_feats, teacher_feats)
+                )
+            }
+
+    def _level_loss(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        self._check_maps(level, student, teacher)
+        basis, adapter = self.projections[level].basis, self.adapters[level]
+        student, teacher = _at_least_float(student), _at_least_float(teacher.detach())
+        basis = basis.to(student.dtype)
+        if self.normalize is None and isinstance(adapter, nn.Identity):
+            return functional.rdimkd_loss(student, teacher, basis)
+        student = project_adapted(student, adapter, basis)
+        teacher = functional.project(teacher, basis)
+        if self.normalize == 'standardize':
+            return functional.standardized_loss(student, teacher)
+        distance = (student - teacher).square().mean()
+        if self.normalize == 'teacher':
+            distance = distance / self._running_variance(level, teacher)
+        return distance
+
+    def _running_variance(self, level: int, projected: Tensor) -> Tensor:
+        """The teacher's variance in the subspace, averaged over the batches seen in training."""
+        if self.training or self.teacher_variance[level].isnan():
+            current = functional.subspace_variance(projected).to(self.teacher_variance)
+            running = self.teacher_variance[level]
+            running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
+            self.teacher_variance[level] = running
+        return self.teacher_variance[level].clone() + functional.ABSOLUTE_EPS
+
+    def _check_maps(self, level: int, student: Tensor, teacher: Tensor) -> None:
+        who = f'RdimKDLoss at {self.level_names[level]}'
+        shapes = f'student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)}'
+        for side, feats, channels in (
+            ('student', student, self.student_channels[level]),
+            ('teacher', teacher, self.teacher_channels[level]),
+        ):
+            if feats.dim() != 4 or feats.shape[1] != channels:
+                raise ValueError(
+                    f'{who}: {shapes}: expected (N, {channels}, H, W) of the {side}; '
+                    f'set {side}_channels to what the model gives.'
+                )
+        if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+            raise ValueError(f'{who}: {shapes} differ in batch or size; resize one of them.')
+        if not self.projections[level].fitted:
+            raise RuntimeError(
+                f"{who}: {type(self.projections[level]).__name__} learns its basis from the "
+                f"teacher's features and has not been fitted; DistillHook does that before training."
+            )
+
+    def extra_repr(self) -> str:
+        return f'normalize={self.normalize!r}, loss_weight={self.loss_weight}'
+
+
+def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
+    """Coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
+
+    The student's map goes from C_s channels to d in one product; the adapted map with C_t
+    channels is never made.
+
+    Args:
+        student (Tensor): Student's map (N, C_s, H, W).
+        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
+        basis (Tensor): Basis (C_t, d).
+
+    Returns:
+        Tensor: (N, d, H * W).
+    """
+    if isinstance(adapter, nn.Identity):
+        return functional.project(student, basis)
+    weight = adapter.weight.flatten(1).t().to(basis.dtype)
+    bias = adapter.bias.to(basis.dtype)
+    return functional.project(student, weight @ basis) + (bias @ basis)[:, None]
+
+
+def _adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
+    # Drawn from a generator of its own: building a loss leaves the global random state, and so
+    # the student's own initialisation and data order, as they are without distillation.
+    conv = torch.nn.utils.skip_init(nn.Conv2d, in_channels, out_channels, kernel_size=1)
+    generator = torch.Generator().manual_seed(level)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity='linear', generator=generator)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _at_least_float(feats: Tensor) -> Tensor:
+    return feats if feats.dtype == torch.float64 else feats.float()
+
+
+def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> list[int]:
+    per_level = [channels] * num_levels if isinstance(channels, int) else list(channels)
+    if len(per_level) != num_levels or num_levels < 1:
+        raise ConfigError(
+            f'RdimKDLoss: {name} must be one number or one per level, got {channels} for '
+            f'num_levels={num_levels}.'
+        )
+    return per_level
+
+
+def _check_weight(loss_weight: float) -> float:
+    number = isinstance(loss_weight, (int, float)) and not isinstance(loss_weight, bool)
+    if not number or not 0 <= loss_weight < math.inf:
+        raise ConfigError(
+            f'RdimKDLoss: loss_weight must be a number of 0 or more, got {loss_weight!r}.'
+        )
+    return float(loss_weight)

@@ -1,0 +1,233 @@
+"""The bases ``K`` (C, d) through which RdimKD looks at feature maps, one module per FPN level."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+
+class Projection(nn.Module):
+    """A fixed semi-orthogonal basis, ``K^T K = I``.
+
+    Attributes:
+        basis (Tensor): The buffer ``K`` (C, d). It is (C, 0) as long as a projection that learns
+            from the teacher's features has not been fitted.
+        variance_kept (Tensor): 0-dim, the share of the teacher's variance that lies in the
+            subspace; NaN as long as nobody has looked at the teacher's features.
+
+    Args:
+        num_channels (int): Channels C of the teacher's feature map.
+    """
+
+    needs_fit = False
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.register_buffer('basis', torch.zeros(num_channels, 0))
+        self.register_buffer('variance_kept', torch.tensor(float('nan')))
+
+    @property
+    def fitted(self) -> bool:
+        """bool: Whether there is a basis to project on."""
+        return self.basis.shape[1] > 0
+
+    def fit(self, covariance: Tensor) -> None:
+        """Learn the basis, where there is one to learn, and measure the variance it keeps.
+
+        Args:
+            covariance (Tensor): Channel covariance (C, C) of the teacher's feature map, float64.
+        """
+        covariance = covariance.double()
+        if self.needs_fit:
+            self._set_basis(self._learn_basis(covariance))
+        basis = self.basis.to(covariance)
+        total = covariance.trace().clamp(min=torch.finfo(covariance.dtype).tiny)
+        self.variance_kept.copy_((basis * (covariance @ basis)).sum() / total)
+
+    def _learn_basis(self, covariance: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _set_basis(self, basis: Tensor) -> None:
+        self.basis = basis.to(self.basis)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # The number of directions of a fitted basis is known from its checkpoint only.
+        basis = state_dict.get(prefix + 'basis')
+        if basis is not None and basis.shape[0] == self.num_channels:
+            self.basis = self.basis.new_empty(basis.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f'num_channels={self.num_channels}, dim={self.basis.shape[1] or "to be fitted"}'
+
+
+def check_dim(name: str, dim: int, num_channels: int) -> int:
+    """Number of directions, when it is one.
+
+    Raises:
+        ConfigError: ``dim`` is not a whole number from 1 to ``num_channels``.
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= num_channels:
+        raise ConfigError(
+            f"{name}: dim must be a whole number from 1 to the teacher's {num_channels} channels, "
+            f'got {dim!r}.'
+        )
+    return dim
+
+
+@MODELS.register_module()
+class RandomProjection(Projection):
+    """RdimKD-R: a random orthonormal basis, the Q of a seeded Gaussian matrix.
+
+    It needs no look at the teacher, and is the same on every rank and machine for one seed.
+
+    Args:
+        dim (int): Number of directions d, 1 to C.
+        num_channels (int): Channels C of the teacher's feature map.
+        level (int): Index of the FPN level; each level draws its own basis. Defaults to 0.
+        seed (int): Seed of the draw. Defaults to 0.
+
+    Raises:
+        ConfigError: ``dim`` is not from 1 to C.
+
+    Example:
+        >>> from rdimkd_det import RandomProjection
+        >>> RandomProjection(dim=4, num_channels=16).basis.shape
+        torch.Size([16, 4])
+    """
+
+    def __init__(self, dim: int, num_channels: int, level: int = 0, seed: int = 0) -> None:
+        super().__init__(num_channels)
+        check_dim('RandomProjection', dim, num_channels)
+        generator = torch.Generator().manual_seed(seed * 1000 + level)
+        gaussian = torch.randn(num_channels, dim, generator=generator, dtype=torch.float64)
+        q, r = torch.linalg.qr(gaussian)
+        # QR is unique up to the signs of R's diagonal, which differ between LAPACK builds.
+        self._set_basis(q * r.diagonal().sign())
+
+
+@MODELS.register_module()
+class IdentityProjection(Projection):
+    """``K = I``: all C directions, the naive-L2 control of RdimKD.
+
+    Args:
+        num_channels (int): Channels C of the teacher's feature map.
+        level (int): Taken for the sake of one signature, without effect. Defaults to 0.
+    """
+
+    def __init__(self, num_channels: int, level: int = 0) -> None:
+        super().__init__(num_channels)
+        self._set_basis(torch.eye(num_channels))
+
+
+@MODELS.register_module()
+class PCAProjection(Projection):
+    """RdimKD-P: the leading principal directions of the teacher's feature map.
+
+    Args:
+        dim (int | float): Number of directions d, 1 to C; or a share of the teacher's variance,
+            between 0 and 1 (exclusive), and as many directions as it takes to keep that share.
+        num_channels (int): Channels C of the teacher's feature map.
+        level (int): Taken for the sake of one signature, without effect. Defaults to 0.
+
+    Raises:
+        ConfigError: ``dim`` is neither of the two.
+
+    Example:
+        >>> import torch
+        >>> from rdimkd_det import PCAProjection
+        >>> projection = PCAProjection(dim=0.9, num_channels=3)
+        >>> projection.fit(torch.diag(torch.tensor([1.0, 90.0, 9.0], dtype=torch.float64)))
+        >>> projection.basis.shape, round(projection.variance_kept, 2)
+        (torch.Size([3, 1]), 0.9)
+    """
+
+    needs_fit = True
+
+    def __init__(self, dim: int | float, num_channels: int, level: int = 0) -> None:
+        super().__init__(num_channels)
+        if isinstance(dim, float):
+            if not 0 < dim < 1:
+                raise ConfigError(
+                    f'PCAProjection: dim as a share of variance must lie between 0 and 1, got '
+                    f"{dim!r}; a number of directions is an int from 1 to the teacher's "
+                    f'{num_channels} channels.'
+                )
+        else:
+            check_dim('PCAProjection', dim, num_channels)
+        self.dim = dim
+
+    def _learn_basis(self, covariance: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+        dim = self.dim
+        if isinstance(dim, float):
+            wanted = dim * values.sum() * (1 - 1e-12)
+            dim = min(int((values.cumsum(0) < wanted).sum()) + 1, self.num_channels)
+        # An eigenvector is unique up to its sign: make its largest entry positive.
+        vectors = vectors[:, :dim]
+        largest = vectors.abs().argmax(dim=0, keepdim=True)
+        return vectors * vectors.gather(0, largest).sign()
+
+
+@MODELS.register_module()
+class AutoencoderProjection(Projection):
+    """RdimKD-A: the encoder of a linear autoencoder, trained to reconstruct the teacher's features.
+
+    Encoder E (d, C) and decoder D (C, d) minimise the mean of ``|x - D E x|^2`` over the centred
+    features x of the calibration images. For a linear pair that is
+    ``tr((I - D E) S (I - D E)^T)`` with their covariance S, so that training needs the covariance
+    alone and sees every calibration feature at every step. The encoder's rows are orthonormalised
+    before use. They span (nearly) the principal subspace, in directions of their own.
+
+    Args:
+        dim (int): Number of directions d, 1 to C.
+        num_channels (int): Channels C of the teacher's feature map.
+        level (int): Index of the FPN level; each level starts from its own draw. Defaults to 0.
+        seed (int): Seed of the initial weights. Defaults to 0.
+        max_iters (int): Iterations of the optimiser (L-BFGS). Defaults to 300.
+
+    Raises:
+        ConfigError: ``dim`` is not from 1 to C.
+    """
+
+    needs_fit = True
+
+    def __init__(
+        self, dim: int, num_channels: int, level: int = 0, seed: int = 0, max_iters: int = 300
+    ) -> None:
+        super().__init__(num_channels)
+        self.dim = check_dim('AutoencoderProjection', dim, num_channels)
+        self.seed = seed * 1000 + level
+        self.max_iters = max_iters
+
+    @torch.enable_grad()
+    def _learn_basis(self, covariance: Tensor) -> Tensor:
+        # On the CPU, where a seed means the same numbers on every machine.
+        covariance = (covariance / covariance.trace()).cpu()
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.dim, self.num_channels)
+        encoder = torch.randn(shape, generator=generator, dtype=torch.float64)
+        encoder = (encoder / self.num_channels**0.5).requires_grad_()
+        decoder = encoder.detach().t().contiguous().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [encoder, decoder],
+            max_iter=self.max_iters,
+            history_size=20,
+            tolerance_change=1e-14,
+            line_search_fn='strong_wolfe',
+        )
+
+        def reconstruction_error() -> Tensor:
+            optimizer.zero_grad()
+            missed = torch.eye(self.num_channels, dtype=torch.float64) - decoder @ encoder
+            error = ((missed @ covariance) * missed).sum()
+            error.backward()
+            return error
+
+        optimizer.step(reconstruction_error)
+        return torch.linalg.qr(encoder.detach().t()).Q

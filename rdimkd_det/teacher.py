@@ -1,0 +1,207 @@
+"""The frozen teacher: built on first use, loaded strictly, never part of the student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from torch import Tensor, nn
+
+from .checkpoints import load_checkpoint_safely
+from .errors import ConfigError
+from .features import Level, probe_levels, record_outputs
+
+
+class TeacherConfigError(ConfigError):
+    """The teacher's config is not there. Training cannot go on; testing does not care."""
+
+
+class FeatureExtractor(nn.Module):
+    """Backbone and neck of a detector: what its ``extract_feat`` runs.
+
+    Args:
+        model (ConfigDict): The detector's config.
+        with_neck (bool): Whether the neck is wanted.
+    """
+
+    def __init__(self, model: ConfigDict, with_neck: bool) -> None:
+        super().__init__()
+        self.backbone = MODELS.build(model['backbone'])
+        if with_neck and model.get('neck') is not None:
+            self.neck = MODELS.build(model['neck'])
+
+    def forward(self, images: Tensor) -> object:
+        feats = self.backbone(images)
+        return self.neck(feats) if hasattr(self, 'neck') else feats
+
+
+class Teacher:
+    """A detector whose feature maps are matched.
+
+    It is a plain object, so that no ``state_dict``, parameter list, optimizer, DDP or EMA copy of
+    the student that owns it ever sees its weights; a deepcopy shares it.
+
+    Args:
+        config (str | dict): Path of the detector's config file, ``'mmdet::...'`` for one that
+            ships with MMDetection, or a config with a ``model``.
+        checkpoint (str): Path or URL of its weights.
+        taps (Sequence[str]): Paths of the tapped modules.
+
+    Raises:
+        TeacherConfigError: The config cannot be read.
+        ConfigError: It has no backbone, or the checkpoint is not a name.
+    """
+
+    def __init__(self, config: str | dict, checkpoint: str, taps: Sequence[str]) -> None:
+        if not isinstance(checkpoint, (str, Path)):
+            raise ConfigError(
+                f"teacher: needs a checkpoint, the path or URL of the teacher's weights; got "
+                f'{checkpoint!r}.'
+            )
+        self.model = read_detector_config(config)
+        self.config = config if isinstance(config, str) else '(given as a dict)'
+        self.checkpoint = str(checkpoint)
+        self.taps = list(taps)
+        self._network: FeatureExtractor | None = None
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        return self
+
+    @property
+    def built(self) -> bool:
+        """bool: Whether the weights are in memory."""
+        return self._network is not None
+
+    def build_preprocessor(self) -> nn.Module:
+        """Build the teacher's own data preprocessor, for the ``InputBridge``."""
+        return MODELS.build(self.model['data_preprocessor'])
+
+    def probe(self) -> dict[str, list[Level]]:
+        """Strides and channels at the taps, without weights or memory for them."""
+        try:
+            with torch.device('meta'):
+                return probe_levels(self._build_network(), self.taps)
+        except (NotImplementedError, RuntimeError):
+            # Swin reads numbers off tensors while it is built, deformable convolution has no
+            # kernel for shapes alone: those are built for real, and dropped.
+            return probe_levels(self._build_network(), self.taps)
+
+    def build(self) -> None:
+        """Build the network and load its weights, unless that has been done.
+
+        Raises:
+            ConfigError: The checkpoint is missing, unreadable, or not of this architecture.
+        """
+        if self._network is None:
+            # The checkpoint first: a wrong one costs no time.
+            weights = load_checkpoint_safely(self.checkpoint, who='teacher')
+            network = self._build_network()
+            load_strictly(network, weights, self.checkpoint, self.config)
+            self._network = network.requires_grad_(False).eval()
+
+    def _build_network(self) -> FeatureExtractor:
+        with_neck = any(tap.split('.')[0] != 'backbone' for tap in self.taps)
+        # Initialisation draws random numbers, which must not shift those of the student's run.
+        with torch.random.fork_rng(devices=[]):
+            return FeatureExtractor(self.model, with_neck)
+
+    def release(self) -> None:
+        """Free the weights; the next call builds them again."""
+        self._network = None
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> dict[str, list[Tensor]]:
+        """Feature maps of a batch.
+
+        Args:
+            inputs (Tensor): Batch (N, 3, H, W) as the teacher's own preprocessor makes it.
+
+        Returns:
+            dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient.
+        """
+        self.build()
+        if next(self._network.parameters()).device != inputs.device:
+            self._network.to(inputs.device)
+        with record_outputs(self._network, self.taps) as outputs:
+            self._network(inputs)
+        return outputs
+
+
+def read_detector_config(config: str | dict) -> ConfigDict:
+    """Model config of a detector; of a distilled one, its student's.
+
+    Args:
+        config (str | dict): Path, ``'mmdet::...'``, or a config with a ``model``.
+
+    Raises:
+        TeacherConfigError: There is no such file.
+        ConfigError: No detector with a backbone is in it.
+    """
+    if isinstance(config, (str, Path)):
+        # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
+        from mmengine.hub import get_config
+
+        name = str(config)
+        try:
+            config = get_config(name) if '::' in name else Config.fromfile(name)
+        except (FileNotFoundError, OSError) as error:
+            raise TeacherConfigError(f'teacher: config {name} cannot be read: {error}') from error
+    else:
+        name = 'the teacher config'
+    if not isinstance(config, Mapping) and not isinstance(config, Config):
+        raise ConfigError(
+            f'teacher: config must be a path or a config with a model, got {config!r}.'
+        )
+    model = config.get('model')
+    if isinstance(model, Mapping) and 'student' in model:
+        model = model['student']
+    if not isinstance(model, Mapping) or 'backbone' not in model:
+        raise ConfigError(f'teacher: {name} holds no detector: model.backbone is missing.')
+    return ConfigDict(copy.deepcopy(dict(model)))
+
+
+def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config: str) -> None:
+    """Load every weight that the network runs, or say which ones do not fit.
+
+    Args:
+        network (nn.Module): Network with the detector's names, or a part of it.
+        weights (Mapping[str, Tensor]): The whole detector's state dict.
+        checkpoint (str): Its name, for the message.
+        config (str): The network's name, for the message.
+
+    Raises:
+        ConfigError: A key is missing, unexpected, or of another shape; counts and names them.
+    """
+    own = network.state_dict()
+    parts = {key.split('.')[0] for key in own}
+    weights = {key: value for key, value in weights.items() if key.split('.')[0] in parts}
+    # Counters that old PyTorch versions did not save; nothing computes with them.
+    for key in own.keys() - weights.keys():
+        if key.endswith('num_batches_tracked'):
+            weights[key] = own[key]
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        missing = sorted(own.keys() - weights.keys())
+        unexpected = sorted(weights.keys() - own.keys())
+        reshaped = sorted(
+            f'{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}'
+            for key in own.keys() & weights.keys()
+            if weights[key].shape != own[key].shape
+        )
+        matching = len(own) - len(missing) - len(reshaped)
+        raise ConfigError(
+            f'teacher: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
+            f'match; {_some("missing", missing)}; {_some("unexpected", unexpected)}; '
+            f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
+            f'config.'
+        ) from error
+
+
+def _some(what: str, names: Sequence[str], limit: int = 3) -> str:
+    listed = ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
+    return f'{len(names)} {what}' + (f' ({listed})' if names else '')

@@ -1,0 +1,72 @@
+"""Evaluate a checkpoint: MMDetection's test.py. A distilled config needs no teacher here."""
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from rdimkd_det import ConfigError, cli
+from rdimkd_det.checks import check_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Evaluate a detector.')
+    parser.add_argument('config', help='config file; of a distilled student, either of its two')
+    parser.add_argument('checkpoint', help="student's checkpoint")
+    cli.add_common_arguments(parser)
+    parser.add_argument('--out', help='write the predictions to this .pkl file')
+    parser.add_argument('--show', action='store_true', help='show painted images in a window')
+    parser.add_argument('--show-dir', help='write painted images to WORK_DIR/<time>/SHOW_DIR')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown image')
+    parser.add_argument('--tta', action='store_true', help='average over flipped images as well')
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out must be a .pkl file, got {args.out}.')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    setup_cache_size_limit_of_dynamo()
+    cfg = cli.load_config(args)
+    cli.check_before_run(cfg, training=False)
+    check_checkpoint(args.checkpoint)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        add_test_time_augmentation(cfg)
+    cli.prepare_launch(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if args.out is not None:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+def add_test_time_augmentation(cfg: Config) -> None:
+    """Wrap the model for test-time augmentation; with horizontal flips if the config has none."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+        pack = dict(type='PackDetInputs', meta_keys=(*meta_keys, 'flip', 'flip_direction'))
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        cfg.tta_pipeline = deepcopy(dataset.pipeline[:-1])
+        cfg.tta_pipeline.append(dict(type='TestTimeAug', transforms=[flips, [pack]]))
+    if 'tta_model' not in cfg:
+        nms = dict(type='nms', iou_threshold=0.5)
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+if __name__ == '__main__':
+    cli.run(main)
