@@ -17,6 +17,7 @@ from .projections import (  # noqa: E402
     PCAProjection,
     RandomProjection,
 )
+from .wrapping import distill_config  # noqa: E402
 
 __all__ = [
     'AutoencoderProjection',
@@ -27,5 +28,6 @@ __all__ = [
     'RandomProjection',
     'RdimKDDistiller',
     'RdimKDLoss',
+    'distill_config',
     'functional',
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def _read(path: str) -> object:
         )
     if '://' in path:
         return torch.load(io.BytesIO(fileio.get(path)), map_location='cpu', weights_only=True)
-    return torch.load(path, map_location='cpu', weights_only=True)
+    return torch.load(os.path.expanduser(path), map_location='cpu', weights_only=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Looks at a config before anything is built: what would fail later fails now, in one line."""
+"""Looks at a config before anything is written: what would fail later fails now, in one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import find_latest_checkpoint
 
 from .checkpoints import load_checkpoint_safely
+from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 
 LOSS_TYPES = ('RdimKDLoss',)
@@ -22,36 +25,82 @@ PROJECTION_TYPES = (
 )
 
 
-def check_distilled(cfg: Config, training: bool) -> None:
-    """Check the distilled model of a config; a plain one passes.
+def check_model(cfg: Config, training: bool) -> None:
+    """Build the model of a config once, and for training its teacher with its weights.
+
+    Both are dropped again: the Runner seeds the random state before it builds the model.
 
     Args:
         cfg (Config): The run's config.
         training (bool): Whether the teacher will be needed.
 
     Raises:
-        ConfigError: ``student``, ``teacher`` or ``losses`` is missing, a loss or projection is
-            unknown, or the teacher's checkpoint is not there.
+        ConfigError: The model cannot be built, or the teacher does not fit it or its checkpoint.
     """
     model = cfg.get('model')
     if not isinstance(model, Mapping) or 'type' not in model:
         raise ConfigError(f'config {cfg.filename} has no model with a type.')
-    if model['type'] != 'RdimKDDistiller':
-        return
+    distilled = model['type'] in ('RdimKDDistiller', RdimKDDistiller)
+    if distilled:
+        check_entries(model, cfg.filename)
+    if training:
+        check_hooks(cfg, distilled)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    try:
+        built = MODELS.build(model)
+    except ConfigError:
+        raise
+    except (ImportError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'config {cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+        ) from error
+    if training and distilled:
+        distilled_student(built).distill.teacher.build()
+
+
+def check_entries(model: Mapping, filename: str) -> None:
+    """Check what a distilled model's config must have.
+
+    Args:
+        model (Mapping): The config of a ``RdimKDDistiller``.
+        filename (str): Its file, for the message.
+
+    Raises:
+        ConfigError: ``student``, ``teacher`` or ``losses`` is missing, or a loss or projection is
+            unknown.
+    """
     for name in ('student', 'teacher', 'losses'):
         if not isinstance(model.get(name), Mapping) or not model[name]:
             raise ConfigError(
-                f'config {cfg.filename}: model.{name} is missing; a distilled model is '
+                f'config {filename}: model.{name} is missing; a distilled model is '
                 f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
             )
     for tap, loss in model['losses'].items():
         where = f'model.losses.{tap}'
         check_type(loss, where, LOSS_TYPES)
         check_type(loss.get('projection'), f'{where}.projection', PROJECTION_TYPES)
-    checkpoint = model['teacher'].get('checkpoint')
-    if training and isinstance(checkpoint, str) and '://' not in checkpoint:
-        if not Path(checkpoint).is_file():
-            raise ConfigError(f'teacher: checkpoint {checkpoint} does not exist.')
+
+
+def check_hooks(cfg: Config, distilled: bool) -> None:
+    """Check that a distilled model has its hook, and a plain one has not.
+
+    Raises:
+        ConfigError: It is the other way round.
+    """
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if isinstance(hook, Mapping)]
+    has_hook = any(getattr(kind, '__name__', kind) == 'DistillHook'
+                   for kind in (hook.get('type') for hook in hooks))
+    if distilled and not has_hook:
+        raise ConfigError(
+            f"config {cfg.filename}: custom_hooks has no dict(type='DistillHook'), which fits the "
+            f'projections and keeps the distillation state in checkpoints; add it to your list.'
+        )
+    if has_hook and not distilled:
+        raise ConfigError(
+            f'config {cfg.filename}: custom_hooks has a DistillHook, but the model is a plain '
+            f"{cfg.model['type']}; make it a dict(type='RdimKDDistiller', student=..., "
+            f'teacher=..., losses=...), or drop the hook.'
+        )
 
 
 def check_type(entry: object, where: str, known: Sequence[str]) -> None:
@@ -109,13 +158,21 @@ def _how_to_get(path: str) -> str:
     return 'Put the data set there.'
 
 
-def check_checkpoint(path: str) -> None:
-    """Check that a student's checkpoint can be read and holds weights.
+def check_checkpoint(cfg: Config) -> None:
+    """Check that the checkpoint that the run starts from, if any, holds weights and nothing else.
+
+    Args:
+        cfg (Config): The run's config, with its ``load_from`` and ``resume``.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It is missing, damaged, or could run code.
     """
-    load_checkpoint_safely(path, who='model')
+    path = cfg.get('load_from')
+    if path is None and cfg.get('resume'):
+        path = find_latest_checkpoint(cfg.work_dir)
+    # Names like torchvision://resnet50 are addresses that only mmengine can resolve.
+    if path is not None and ('://' not in path or path.startswith(('http://', 'https://'))):
+        load_checkpoint_safely(path, who='model')
 
 
 def check_work_dir(work_dir: str) -> None:
@@ -125,6 +182,6 @@ def check_work_dir(work_dir: str) -> None:
         ConfigError: The directory, or the nearest parent that exists, is not writable.
     """
     path = Path(work_dir).absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f'work directory {work_dir} cannot be written: {existing} is not ours.')

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 from torch.distributed import init_process_group
 
-from .checks import check_data, check_distilled, check_work_dir
+from .checks import check_checkpoint, check_data, check_model, check_work_dir
 from .errors import ConfigError
 
 
@@ -64,39 +67,70 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config file and apply the common arguments.
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what MMDetection's own train.py has beyond that."""
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size, as auto_scale_lr in the config says',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint; without one, from the latest in the work directory',
+    )
 
-    Args:
-        args (argparse.Namespace): With ``config`` and what :func:`add_common_arguments` adds.
 
-    Returns:
-        Config: With ``launcher`` and ``work_dir`` set.
+def number(text: str) -> int | float:
+    """An int where the text is one, else a float; for argparse."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def read_config_file(path: str) -> Config:
+    """Read the config file of a command line.
 
     Raises:
         ConfigError: The file is missing or cannot be read as a config.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise ConfigError(f'config {args.config} not found.')
+    if not Path(path).is_file():
+        raise ConfigError(f'config {path} not found.')
     try:
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options)
-    except ConfigError:
-        raise
+        return Config.fromfile(path)
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}'
-        raise ConfigError(f'config {args.config} cannot be read: {message}') from error
+        raise ConfigError(f'config {path} cannot be read: {message}') from error
+
+
+def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Apply to a config what :func:`add_common_arguments` added.
+
+    Args:
+        cfg (Config): Gets ``launcher`` and ``work_dir``, and the --cfg-options.
+        args (argparse.Namespace): Parsed arguments, with ``config``.
+
+    Raises:
+        ConfigError: An override does not fit the config.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f'--cfg-options: {error}') from error
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    return cfg
 
 
 def check_before_run(cfg: Config, training: bool) -> None:
-    """Find the mistakes that can be found before anything is built or written.
+    """Find the mistakes that can be found before anything is written.
 
     Args:
         cfg (Config): The run's config.
@@ -105,9 +139,10 @@ def check_before_run(cfg: Config, training: bool) -> None:
     Raises:
         ConfigError: What is wrong, and what to do.
     """
-    check_distilled(cfg, training)
-    check_data(cfg, ('train', 'val') if training else ('test',))
     check_work_dir(cfg.work_dir)
+    check_data(cfg, ('train', 'val') if training else ('test',))
+    check_model(cfg, training)
+    check_checkpoint(cfg)
 
 
 def prepare_launch(cfg: Config) -> None:
@@ -131,3 +166,37 @@ def prepare_launch(cfg: Config) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config, on one process or as one of several."""
+    setup_cache_size_limit_of_dynamo()
+    prepare_launch(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train what a config says, as the arguments of train.py ask.
+
+    Args:
+        cfg (Config): The run's config.
+        args (argparse.Namespace): With what the two ``add_..._arguments`` add.
+
+    Raises:
+        ConfigError: A mistake that can be found before anything is written.
+    """
+    apply_common_arguments(cfg, args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ConfigError(
+                f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_before_run(cfg, training=True)
+    build_runner(cfg).train()

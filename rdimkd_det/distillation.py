@@ -159,7 +159,8 @@ def _build_loss(tap: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimK
     }
     for name, value in measured.items():
         given = loss.get(name, value)
-        if given != value and (isinstance(given, Sequence) or {given} != set(value)):
+        of_each_level = isinstance(value, list) and all(given == number for number in value)
+        if given != value and not of_each_level:
             raise ConfigError(
                 f"RdimKDLoss at '{tap}': {name}={given} contradicts the model, which has {value}; "
                 f'leave it out, it is filled in.'

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from torch import Tensor, nn
 
 from .checkpoints import load_checkpoint_safely
@@ -131,35 +132,45 @@ class Teacher:
         return outputs
 
 
-def read_detector_config(config: str | dict) -> ConfigDict:
-    """Model config of a detector; of a distilled one, its student's.
+def read_config(config: str | dict, who: str) -> Config:
+    """Read a config file.
 
     Args:
-        config (str | dict): Path, ``'mmdet::...'``, or a config with a ``model``.
+        config (str | dict): Path, ``'mmdet::...'`` for a file that ships with MMDetection, or the
+            config itself.
+        who (str): Whose config it is, for the message.
+
+    Raises:
+        TeacherConfigError: There is no such file.
+        ConfigError: It is neither a name nor a config.
+    """
+    if isinstance(config, Mapping) or isinstance(config, Config):
+        return config if isinstance(config, Config) else Config(dict(config))
+    if not isinstance(config, (str, Path)):
+        raise ConfigError(f'{who}: config must be a path or a config with a model, got {config!r}.')
+    name = str(config)
+    try:
+        # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
+        return get_config(name) if '::' in name else Config.fromfile(name)
+    except OSError as error:
+        raise TeacherConfigError(f'{who}: config {name} cannot be read: {error}') from error
+
+
+def read_detector_config(config: str | dict) -> ConfigDict:
+    """Model config of a teacher; of a distilled detector, its student's.
+
+    Args:
+        config (str | dict): As :func:`read_config` takes it.
 
     Raises:
         TeacherConfigError: There is no such file.
         ConfigError: No detector with a backbone is in it.
     """
-    if isinstance(config, (str, Path)):
-        # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
-        from mmengine.hub import get_config
-
-        name = str(config)
-        try:
-            config = get_config(name) if '::' in name else Config.fromfile(name)
-        except (FileNotFoundError, OSError) as error:
-            raise TeacherConfigError(f'teacher: config {name} cannot be read: {error}') from error
-    else:
-        name = 'the teacher config'
-    if not isinstance(config, Mapping) and not isinstance(config, Config):
-        raise ConfigError(
-            f'teacher: config must be a path or a config with a model, got {config!r}.'
-        )
-    model = config.get('model')
+    model = read_config(config, 'teacher').get('model')
     if isinstance(model, Mapping) and 'student' in model:
         model = model['student']
     if not isinstance(model, Mapping) or 'backbone' not in model:
+        name = config if isinstance(config, str) else 'the teacher config'
         raise ConfigError(f'teacher: {name} holds no detector: model.backbone is missing.')
     return ConfigDict(copy.deepcopy(dict(model)))
 

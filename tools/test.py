@@ -6,13 +6,9 @@ from pathlib import Path
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from rdimkd_det import ConfigError, cli
-from rdimkd_det.checks import check_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,17 +29,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    setup_cache_size_limit_of_dynamo()
-    cfg = cli.load_config(args)
-    cli.check_before_run(cfg, training=False)
-    check_checkpoint(args.checkpoint)
+    cfg = cli.read_config_file(args.config)
+    cli.apply_common_arguments(cfg, args)
     cfg.load_from = args.checkpoint
+    cli.check_before_run(cfg, training=False)
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         add_test_time_augmentation(cfg)
-    cli.prepare_launch(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = cli.build_runner(cfg)
     if args.out is not None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -1,0 +1,138 @@
+"""``distill_config``: a distilled training from any two detector configs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from .errors import ConfigError
+from .teacher import Teacher, read_config
+
+PROJECTIONS = {
+    'pca': 'PCAProjection',
+    'autoencoder': 'AutoencoderProjection',
+    'random': 'RandomProjection',
+    'identity': 'IdentityProjection',
+}
+CUSTOM_IMPORTS = {'imports': ['rdimkd_det'], 'allow_failed_imports': False}
+
+
+def distill_config(
+    student: str | Config,
+    teacher: str | Config,
+    checkpoint: str,
+    projection: str = 'pca',
+    dim: int | float | None = None,
+    tap: str | Sequence[str] = 'neck',
+    hook: Mapping | None = None,
+    **loss_options,
+) -> Config:
+    """Make the config of a distilled training out of a student's and a teacher's.
+
+    Args:
+        student (str | Config): Config of the student's plain training: a path, ``'mmdet::...'``
+            or a Config, which is left as it is.
+        teacher (str | Config): Config of the teacher.
+        checkpoint (str): Path or URL of the teacher's weights.
+        projection (str): 'pca', 'autoencoder', 'random' or 'identity'. Defaults to 'pca'.
+        dim (int | float, optional): Number of directions d; for 'pca' also the share of variance
+            to keep. Defaults to half of the teacher's channels.
+        tap (str | Sequence[str]): Path, or paths, of the matched modules. Defaults to 'neck'.
+        hook (Mapping, optional): Options of ``DistillHook``.
+        **loss_options: Further options of ``RdimKDLoss``, e.g. ``loss_weight=2.0``.
+
+    Returns:
+        Config: The student's config with a distilled model and ``DistillHook``.
+
+    Raises:
+        ConfigError: A config cannot be read, or an option does not exist.
+
+    Example:
+        >>> from rdimkd_det import distill_config
+        >>> cfg = distill_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+        ...                      'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        ...                      'retinanet_r50.pth', loss_weight=2.0)
+        >>> cfg.model.losses.neck.projection.dim
+        128
+    """
+    taps = [tap] if isinstance(tap, str) else list(tap)
+    student_cfg = student.copy() if isinstance(student, Config) else read_config(student, 'student')
+    if not isinstance(student_cfg.get('model'), Mapping):
+        raise ConfigError(f'student: {student} has no model.')
+    losses = {
+        path: {
+            'type': 'RdimKDLoss',
+            'projection': projection_config(projection, dim, path, teacher, checkpoint),
+            **loss_options,
+        }
+        for path in taps
+    }
+    student_cfg.model = ConfigDict(
+        type='RdimKDDistiller',
+        student=student_cfg.model,
+        teacher=dict(config=_reference(teacher), checkpoint=str(checkpoint)),
+        losses=losses,
+    )
+    student_cfg.custom_hooks = [
+        *(student_cfg.get('custom_hooks') or []),
+        dict(type='DistillHook', **(hook or {})),
+    ]
+    student_cfg.custom_imports = _with_import(student_cfg.get('custom_imports'))
+    return student_cfg
+
+
+def projection_config(
+    projection: str, dim: int | float | None, tap: str, teacher: str | Config, checkpoint: str
+) -> dict:
+    """Config of one tap's projection; see :func:`distill_config` for the arguments."""
+    if projection not in PROJECTIONS:
+        raise ConfigError(
+            f'projection must be one of {", ".join(PROJECTIONS)}, got {projection!r}.'
+        )
+    if projection == 'identity':
+        return {'type': PROJECTIONS[projection]}
+    if dim is None:
+        levels = Teacher(teacher, checkpoint, [tap]).probe()[tap]
+        dim = max(1, min(level.channels for level in levels) // 2)
+    return {'type': PROJECTIONS[projection], 'dim': dim}
+
+
+def write_config(path: str, student: str, distilled: Config) -> None:
+    """Write a distilled config as a person would: the student's file as base, and the additions.
+
+    Args:
+        path (str): File to write.
+        student (str): The student's config, a path or ``'mmdet::...'``.
+        distilled (Config): What :func:`distill_config` made of it.
+    """
+    directory = Path(path).absolute().parent
+    base = student if '::' in student else os.path.relpath(student, directory)
+    model = distilled.model.to_dict()
+    imports = distilled.custom_imports
+    hooks = repr(distilled.custom_hooks[-1].to_dict())
+    earlier = '*_base_.custom_hooks, ' if len(distilled.custom_hooks) > 1 else ''
+    source = (
+        f'_base_ = [{base!r}]\n'
+        f'custom_imports = {imports!r}\n'
+        f'custom_hooks = [{earlier}{hooks}]\n'
+        f"model = dict(_delete_=True, type='RdimKDDistiller', student={{{{_base_.model}}}},\n"
+        f'    teacher={model["teacher"]!r},\n'
+        f'    losses={model["losses"]!r})\n'
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f'.{Path(path).name}.part'
+    temporary.write_text(source)
+    os.replace(temporary, path)
+
+
+def _reference(teacher: str | Config) -> str | dict:
+    return teacher if isinstance(teacher, (str, Path)) else {'model': teacher.model.to_dict()}
+
+
+def _with_import(custom_imports: Mapping | None) -> dict:
+    given = (custom_imports or {}).get('imports') or []
+    names = [given] if isinstance(given, str) else list(given)
+    return {**CUSTOM_IMPORTS, **(custom_imports or {}), 'imports': [*names, 'rdimkd_det']}

@@ -1,0 +1,57 @@
+"""Distil any detector into any other: two configs and the teacher's checkpoint, no config to write."""
+
+import argparse
+
+from rdimkd_det import cli, distill_config
+from rdimkd_det.wrapping import PROJECTIONS, write_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Distil a detector into another.')
+    parser.add_argument('config', metavar='STUDENT_CONFIG', help="path or 'mmdet::...'")
+    parser.add_argument('teacher', metavar='TEACHER_CONFIG', help="path or 'mmdet::...'")
+    parser.add_argument('checkpoint', metavar='TEACHER_CHECKPOINT', help='path or URL')
+    parser.add_argument('--projection', choices=sorted(PROJECTIONS), default='pca')
+    parser.add_argument(
+        '--dim',
+        type=cli.number,
+        help="directions d; for pca also a share of variance. Defaults to half of the teacher's "
+        'channels',
+    )
+    parser.add_argument('--normalize', choices=['standardize', 'teacher', 'none'])
+    parser.add_argument('--loss-weight', type=cli.number, default=1.0, help='Defaults to 1')
+    parser.add_argument(
+        '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"
+    )
+    parser.add_argument(
+        '--save-config', metavar='F', help='write the config to F instead of training'
+    )
+    cli.add_common_arguments(parser)
+    cli.add_training_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    options = {}
+    if args.normalize:
+        options['normalize'] = None if args.normalize == 'none' else args.normalize
+    cfg = distill_config(
+        args.config,
+        args.teacher,
+        args.checkpoint,
+        projection=args.projection,
+        dim=args.dim,
+        tap=args.tap,
+        loss_weight=args.loss_weight,
+        **options,
+    )
+    if args.save_config:
+        write_config(args.save_config, args.config, cfg)
+        print(f'wrote {args.save_config}; train with: python tools/train.py {args.save_config}')
+        return
+    cli.train(cfg, args)
+
+
+if __name__ == '__main__':
+    cli.run(main)
