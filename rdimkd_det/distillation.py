@@ -1,12 +1,13 @@
-"""``Distillation``: all that one teacher adds to a student, in one child module."""
+"""``Distillation``: what a teacher adds to a student, in one child module."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from mmdet.registry import MODELS
+from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -25,13 +26,16 @@ class Distillation(nn.Module):
         teacher (dict): ``config`` and ``checkpoint`` of the teacher.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of a loss. The
             teacher is tapped at the same path unless the entry has a ``teacher_module``.
+        name (str): Set apart in the names of the losses, where there are several teachers.
+            Defaults to ''.
 
     Raises:
         ConfigError: Anything in the two that cannot work: see the message.
     """
 
-    def __init__(self, student: nn.Module, teacher: dict, losses: dict) -> None:
+    def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
+        self.name = name
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
         self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))
@@ -43,10 +47,13 @@ class Distillation(nn.Module):
         for tap, loss in losses.items():
             where = f"RdimKDLoss at '{tap}'"
             pairs = match_levels(
-                student_levels[tap], teacher_levels[self.teacher_taps[tap]], where
+                student_levels[tap],
+                teacher_levels[self.teacher_taps[tap]],
+                where,
+                nearest=loss.get('resize') is not None,
             )
             self.level_pairs[tap] = pairs
-            self.losses[_key(tap)] = _build_loss(tap, loss, pairs)
+            self.losses[_key(tap)] = _build_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
         if not self.active:
             # Off means off: gradient clipping and DDP do not even see the adapters.
             self.requires_grad_(False)
@@ -59,7 +66,26 @@ class Distillation(nn.Module):
     @property
     def active(self) -> bool:
         """bool: Whether any loss has a weight, so that the teacher must run."""
-        return any(loss.loss_weight > 0 for loss in self.losses.values())
+        return any(loss.active for loss in self.losses.values())
+
+    @property
+    def wanted(self) -> bool:
+        """bool: Whether any loss has a weight at some time of its schedule."""
+        return any(max(loss.level_weights) > 0 for loss in self.losses.values())
+
+    @property
+    def parts(self) -> list[Distillation]:
+        """list[Distillation]: One per teacher: itself."""
+        return [self]
+
+    def set_factor(self, factor: float) -> None:
+        """Scale every loss weight, as a schedule asks.
+
+        Args:
+            factor (float): 0 or more.
+        """
+        for loss in self.losses.values():
+            loss.factor = factor
 
     def items(self) -> list[tuple[str, RdimKDLoss]]:
         """Each tap with its loss."""
@@ -84,13 +110,18 @@ class Distillation(nn.Module):
         }
 
     def forward(
-        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: Mapping[str, list[Tensor]]
+        self,
+        student_outputs: Mapping[str, list[Tensor]],
+        teacher_feats: Mapping[str, list[Tensor]],
+        task_loss: Callable[[], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses of all taps and levels.
 
         Args:
             student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
             teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
+            task_loss (Callable, optional): Gives the student's own loss, 0-dim; called once in a
+                training with ``loss_weight='auto'``.
 
         Returns:
             dict[str, Tensor]: 'loss_rdimkd_<tap>_s<stride>': 0-dim loss.
@@ -100,11 +131,17 @@ class Distillation(nn.Module):
         """
         losses = {}
         for tap, loss in self.items():
-            feats = [
-                crop_to_common(student_outputs[tap][student.index], teacher)
-                for (student, _), teacher in zip(self.level_pairs[tap], teacher_feats[tap])
-            ]
-            losses.update(loss(*zip(*feats)))
+            maps = student_outputs[tap]
+            feats = [(maps[s.index], t) for (s, _), t in zip(self.level_pairs[tap], teacher_feats[tap])]
+            if loss.resize is None:
+                feats = [crop_to_common(student, teacher) for student, teacher in feats]
+            student_feats, teacher_maps = zip(*feats)
+            if loss.needs_auto_weight and task_loss is not None:
+                distances = loss.distances(student_feats, teacher_maps)
+                balance = gradient_balance(task_loss(), sum(distances.values()), maps)
+                loss.auto_weight.copy_(loss.auto_share * balance)
+                log(f"RdimKD: loss_weight='auto' at '{tap}' is {float(loss.auto_weight):.4g}")
+            losses.update(loss(student_feats, teacher_maps))
         _check_finite(losses)
         return losses
 
@@ -137,6 +174,94 @@ class Distillation(nn.Module):
         return lines
 
 
+class SeveralTeachers(nn.ModuleList):
+    """The ``Distillation`` of each of several teachers, used as one.
+
+    Args:
+        parts (Sequence[Distillation]): One per teacher.
+    """
+
+    @property
+    def parts(self) -> list[Distillation]:
+        """list[Distillation]: One per teacher."""
+        return list(self)
+
+    @property
+    def taps(self) -> list[str]:
+        """list[str]: The tapped paths of the student, each once."""
+        return list(dict.fromkeys(tap for part in self for tap in part.taps))
+
+    @property
+    def active(self) -> bool:
+        """bool: Whether any teacher must run."""
+        return any(part.active for part in self)
+
+    def teacher_feats(self, inputs: Tensor, data_samples: Sequence | None) -> list[dict]:
+        """:meth:`Distillation.teacher_feats` of each active teacher."""
+        return [part.teacher_feats(inputs, data_samples) if part.active else None for part in self]
+
+    def forward(
+        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
+    ) -> dict[str, Tensor]:
+        """Losses of all teachers, see :meth:`Distillation.forward`."""
+        losses = {}
+        for part, feats in zip(self, teacher_feats):
+            if feats is None:
+                losses.update(part.zero_losses())
+            else:
+                losses.update(part(student_outputs, feats, task_loss))
+        return losses
+
+    def zero_losses(self) -> dict[str, Tensor]:
+        """:meth:`Distillation.zero_losses` of all teachers."""
+        return {name: loss for part in self for name, loss in part.zero_losses().items()}
+
+
+def build_distillation(
+    student: nn.Module, teacher: dict | Sequence[dict], losses: dict
+) -> Distillation | SeveralTeachers:
+    """Build what one teacher, or each of several, adds to a student.
+
+    Args:
+        student (nn.Module): The student detector.
+        teacher (dict | Sequence[dict]): ``config`` and ``checkpoint``; of several teachers each may
+            have a ``name`` (default 't0', 't1', ...) and ``losses`` of its own.
+        losses (dict): The losses of the teachers that have none of their own.
+    """
+    if isinstance(teacher, Mapping):
+        return Distillation(student, teacher, losses)
+    parts = []
+    for number, entry in enumerate(teacher):
+        entry = dict(entry)
+        name, own_losses = entry.pop('name', f't{number}'), entry.pop('losses', losses)
+        parts.append(Distillation(student, entry, own_losses, name))
+    if len({part.name for part in parts}) < len(parts):
+        raise ConfigError('RdimKDDistiller: the names of the teachers must differ.')
+    return SeveralTeachers(parts)
+
+
+def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """How many times the task's gradient at feature maps is larger than that of a distance.
+
+    Args:
+        task (Tensor): Task loss, 0-dim.
+        distance (Tensor): Distillation loss, 0-dim.
+        maps (Sequence[Tensor]): Feature maps that both were computed from.
+
+    Returns:
+        Tensor: 0-dim ratio of the two gradients' norms, the same on every rank; 1 if either is 0.
+    """
+    squares = torch.stack([_squared_gradient(loss, maps) for loss in (task, distance)])
+    all_reduce(squares, 'mean')
+    ratio = (squares[0] / squares[1]).sqrt()
+    return ratio if ratio.isfinite() and ratio > 0 else torch.ones_like(ratio)
+
+
+def _squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    grads = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
+    return sum((grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(()))
+
+
 def _key(tap: str) -> str:
     return tap.replace('.', '_')  # nn.ModuleDict takes no dots
 
@@ -151,25 +276,37 @@ def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
     return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
 
 
-def _build_loss(tap: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
-    measured = {
+def _build_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
+    strides = [student.stride for student, _ in pairs]
+    filled_in = {
         'student_channels': [student.channels for student, _ in pairs],
         'teacher_channels': [teacher.channels for _, teacher in pairs],
         'num_levels': len(pairs),
     }
-    for name, value in measured.items():
+    for name, value in filled_in.items():
         given = loss.get(name, value)
-        of_each_level = isinstance(value, list) and all(given == number for number in value)
-        if given != value and not of_each_level:
+        if given != value and (isinstance(value, int) or {given} != set(value)):
             raise ConfigError(
-                f"RdimKDLoss at '{tap}': {name}={given} contradicts the model, which has {value}; "
-                f'leave it out, it is filled in.'
+                f"RdimKDLoss at '{where}': {name}={given} contradicts the models, which have "
+                f'{value}; leave it out, it is filled in.'
             )
-    names = [f'{tap}_s{student.stride}' for student, _ in pairs]
+    filled_in['level_names'] = [f'{where}_s{stride}' for stride in strides]
+    if isinstance(loss.get('loss_weight'), Mapping):
+        filled_in['loss_weight'] = _weights_by_stride(where, loss['loss_weight'], strides)
     try:
-        return MODELS.build({**loss, **measured, 'level_names': names})
+        return MODELS.build({**loss, **filled_in})
     except (ConfigError, KeyError, TypeError) as error:
-        raise ConfigError(f"loss at '{tap}': {error.args[0]}") from error
+        raise ConfigError(f"loss at '{where}': {error.args[0]}") from error
+
+
+def _weights_by_stride(where: str, weights: Mapping, strides: list[int]) -> list[float]:
+    weights = {int(stride): weight for stride, weight in weights.items()}
+    if weights.keys() != set(strides):
+        raise ConfigError(
+            f"RdimKDLoss at '{where}': loss_weight has strides {sorted(weights)}, the common levels "
+            f'have {strides}; give one weight for each, 0 to leave a level out.'
+        )
+    return [weights[stride] for stride in strides]
 
 
 def _check_finite(losses: Mapping[str, Tensor]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 
 from mmdet.registry import MODELS
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .distillation import Distillation
+from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
 from .teacher import TeacherConfigError
@@ -28,11 +28,14 @@ class RdimKDDistiller:
 
     Args:
         student (dict | nn.Module): Config of the student detector, or the built one.
-        teacher (dict): ``config`` (path, ``'mmdet::...'`` or a config) and ``checkpoint`` (path or
-            URL) of the teacher.
+        teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
+            ``checkpoint`` (path or URL) of the teacher. Of several teachers, each may have a
+            ``name`` (it goes into the names of its losses) and ``losses`` of its own.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
             teacher is tapped at the same path unless the entry says ``teacher_module='...'``.
+        inherit (Sequence[str]): Paths of modules that start from the (first) teacher's weights when
+            training starts, e.g. ``['neck', 'bbox_head']``. Defaults to none.
 
     Returns:
         nn.Module: The student.
@@ -42,18 +45,19 @@ class RdimKDDistiller:
             that is not there is an error only once training starts: testing needs none.
     """
 
-    def __new__(cls, student=None, teacher=None, losses=None):
+    def __new__(cls, student=None, teacher=None, losses=None, inherit=()):
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student comes this way
             return super().__new__(cls)
         arguments = {'student': student, 'teacher': teacher, 'losses': losses}
         for name, value in arguments.items():
-            if not value or not isinstance(value, (Mapping, nn.Module)):
+            kinds = {'student': (Mapping, nn.Module), 'teacher': (Mapping, list, tuple)}
+            if not value or not isinstance(value, kinds.get(name, Mapping)):
                 raise ConfigError(
                     f'RdimKDDistiller: model.{name} must be a dict, got {value!r}; a distilled '
                     f"model is dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
                 )
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
-        return _attach(detector, teacher, losses)
+        return _attach(detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit)
 
     def __init__(self, *args, **kwargs) -> None:
         """The detector is built already; Python calls this after ``__new__`` all the same."""
@@ -76,7 +80,8 @@ class RdimKDDistiller:
         teacher_feats = distill.teacher_feats(batch_inputs, batch_data_samples)
         with record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
-        return {**losses, **distill(student_outputs, teacher_feats)}
+        task_loss = partial(_total, self, losses)
+        return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
 
 
 def distilled_student(model: nn.Module) -> RdimKDDistiller:
@@ -96,15 +101,20 @@ def distilled_student(model: nn.Module) -> RdimKDDistiller:
     return model
 
 
-def _attach(detector: nn.Module, teacher: dict, losses: dict) -> nn.Module:
+def _total(detector: nn.Module, losses: dict[str, Tensor]) -> Tensor:
+    return detector.parse_losses(losses)[0]
+
+
+def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[str]) -> nn.Module:
     if isinstance(detector, RdimKDDistiller):
         raise ConfigError('RdimKDDistiller: the student is a distilled model already.')
     try:
-        distill = Distillation(detector, teacher, losses)
+        distill = build_distillation(detector, teacher, losses)
     except TeacherConfigError as error:
         distill = _WithoutTeacher(error)
     detector.__class__ = _distilling_class(type(detector))
     detector.distill = distill
+    distill.inherit = list(inherit)
     # mmengine walks the modules itself and calls these hooks, as torch does, EMA's copies included.
     detector._register_state_dict_hook(_hide_distillation)
     detector.register_load_state_dict_post_hook(_miss_no_distillation)

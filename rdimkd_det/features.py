@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import log2
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
 
 
 def match_levels(
-    student: Sequence[Level], teacher: Sequence[Level], where: str
+    student: Sequence[Level], teacher: Sequence[Level], where: str, nearest: bool = False
 ) -> list[tuple[Level, Level]]:
     """Pair the levels of one stride, whatever their index; of several, the last.
 
@@ -135,22 +136,27 @@ def match_levels(
         student (Sequence[Level]): Student's levels.
         teacher (Sequence[Level]): Teacher's levels.
         where (str): The taps, for the message.
+        nearest (bool): Whether, without any common stride, levels may meet whose strides differ
+            by a factor of at most 2. Their maps must then be resized. Defaults to False.
 
     Returns:
         list[tuple[Level, Level]]: Student's and teacher's level, by ascending stride.
 
     Raises:
-        ConfigError: No stride is common.
+        ConfigError: No levels meet.
     """
     of_student = {level.stride: level for level in student}
     of_teacher = {level.stride: level for level in teacher}
-    common = sorted(of_student.keys() & of_teacher.keys())
-    if not common:
+    pairs = [(stride, stride) for stride in sorted(of_student.keys() & of_teacher.keys())]
+    if not pairs and nearest:
+        closest = {s: min(of_teacher, key=lambda t: abs(log2(t / s))) for s in sorted(of_student)}
+        pairs = [(s, t) for s, t in closest.items() if abs(log2(t / s)) <= 1]
+    if not pairs:
         raise ConfigError(
             f'{where}: no level has a common stride: the student has strides '
             f'{sorted(of_student)}, the teacher {sorted(of_teacher)}.'
         )
-    return [(of_student[stride], of_teacher[stride]) for stride in common]
+    return [(of_student[s], of_teacher[t]) for s, t in pairs]
 
 
 def crop_to_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,54 +11,97 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from .calibration import calibration_batches, fit_projections, preserved_random_state
+from .checkpoints import load_checkpoint_safely
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
+from .inheritance import inherit_weights
+from .schedule import build_schedule
 
 
 @HOOKS.register_module()
 class DistillHook(Hook):
-    """Fits the projections before training; saves and restores the distillation state.
+    """Prepares distillation before training, schedules its weight, keeps its state in checkpoints.
 
     Args:
         calibration_images (int): Training images, on all ranks together, from which projections
             learn. Defaults to 256.
         seed (int): Seed of the choice of these images. Defaults to 0.
+        schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
+            ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as
+            they are. Defaults to None.
 
     Raises:
-        ConfigError: ``calibration_images`` is below 1, or the model is not a distilled one.
+        ConfigError: ``calibration_images`` is below 1, or the schedule has no sense.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, calibration_images: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, calibration_images: int = 256, seed: int = 0, schedule: dict | None = None
+    ) -> None:
         if isinstance(calibration_images, bool) or not isinstance(calibration_images, int):
             calibration_images = 0
         if calibration_images < 1:
             raise ConfigError('DistillHook: calibration_images must be a whole number of 1 or more.')
         self.calibration_images = calibration_images
         self.seed = seed
+        self.schedule = build_schedule(schedule)
 
     def before_train(self, runner: Runner) -> None:
-        """Load the teacher, fit what is not fitted, make all ranks equal, and tell the levels.
+        """Load the teachers, fit what is not fitted, make all ranks equal, and tell the levels.
 
         Args:
             runner (Runner): The runner, its model initialised and a checkpoint resumed.
         """
         model = distilled_student(runner.model)
-        distill = model.distill
-        if distill.active:
-            distill.teacher.build()
-            if not all(loss.fitted for _, loss in distill.items()):
-                self._fit(runner, model)
-        _broadcast(distill)
-        _update_averaged_models(runner, distill)
-        runner.logger.info('RdimKD: teacher %s', distill.teacher.checkpoint)
-        runner.logger.info('RdimKD: %s', distill.bridge)
-        for line in distill.describe():
-            runner.logger.info('RdimKD: %s', line)
+        self._apply_schedule(runner, model.distill)
+        for part in model.distill.parts:
+            if not self.schedule.stopped(self._time(runner)) and part.wanted:
+                part.teacher.build()
+                if not all(loss.fitted for _, loss in part.items()):
+                    self._fit(runner, model, part)
+        if model.distill.inherit and not runner._resume:
+            self._inherit(runner, model)
+        _broadcast(model.distill)
+        _update_averaged_models(runner, model.distill)
+        for part in model.distill.parts:
+            for line in part.describe():
+                runner.logger.info('RdimKD: %s', line)
 
-    def _fit(self, runner: Runner, model: RdimKDDistiller) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Set the weight of this iteration; free the teachers once it is 0 for good.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Index of the batch in the epoch.
+            data_batch (dict, optional): The batch.
+        """
+        if self.schedule.constant:
+            return
+        distill = distilled_student(runner.model).distill
+        factor = self._apply_schedule(runner, distill)
+        runner.message_hub.update_scalar('train/rdimkd_factor', factor)
+        if self.schedule.stopped(self._time(runner)):
+            for part in distill.parts:
+                if part.teacher.built:
+                    part.teacher.release()
+                    runner.logger.info('RdimKD: distillation is over, the teacher is freed')
+
+    def _apply_schedule(self, runner: Runner, distill: Distillation) -> float:
+        end = runner.max_iters / (self._epoch_length(runner) if self.schedule.by_epoch else 1)
+        factor = self.schedule.factor(self._time(runner), end)
+        for part in distill.parts:
+            part.set_factor(factor)
+        return factor
+
+    def _time(self, runner: Runner) -> float:
+        return runner.iter / (self._epoch_length(runner) if self.schedule.by_epoch else 1)
+
+    def _epoch_length(self, runner: Runner) -> int:
+        return len(runner.train_dataloader)
+
+    def _fit(self, runner: Runner, model: RdimKDDistiller, part: Distillation) -> None:
         runner.logger.info(
             'RdimKD: fitting the projections on %d training images', self.calibration_images
         )
@@ -66,7 +109,13 @@ class DistillHook(Hook):
             batches = calibration_batches(
                 runner.train_dataloader, self.calibration_images, self.seed
             )
-            fit_projections(model.distill, model.data_preprocessor, batches)
+            fit_projections(part, model.data_preprocessor, batches)
+
+    def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
+        teacher = model.distill.parts[0].teacher
+        weights = load_checkpoint_safely(teacher.checkpoint, who='teacher')
+        for path, count in inherit_weights(model, weights, model.distill.inherit).items():
+            runner.logger.info("RdimKD: '%s' starts from the teacher: %d tensors", path, count)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Store the state beside the student's.

@@ -6,6 +6,7 @@ import math
 from typing import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from .errors import ConfigError
 from .projections import Projection
 
 NORMALIZE_MODES = (None, 'teacher', 'standardize')
+RESIZE_MODES = (None, 'student', 'teacher')
 
 
 @MODELS.register_module()
@@ -39,7 +41,13 @@ class RdimKDLoss(nn.Module):
         normalize (str, optional): ``'standardize'`` compares directions of unit deviation,
             ``'teacher'`` divides by the teacher's deviation in the subspace, ``None`` leaves the
             scale as it is. Defaults to 'standardize'.
-        loss_weight (float): Factor of every level's loss, 0 or more. Defaults to 1.0.
+        loss_weight (float | Sequence[float] | str): Factor of every level's loss, or one factor per
+            level, 0 or more. ``'auto'`` is set once, at the first training batch, so that the
+            gradient of distillation at the student's maps is ``auto_share`` of the task's there;
+            that takes ``RdimKDDistiller``. Defaults to 1.0.
+        auto_share (float): See ``loss_weight='auto'``. Defaults to 1.0.
+        resize (str, optional): Which of two maps of different size is resized (bilinearly) to the
+            other's: 'student' or 'teacher'. None makes a difference an error. Defaults to None.
         level_names (Sequence[str], optional): Names of the levels, in the keys of the losses and
             in messages. Defaults to '0', '1', ...
         momentum (float): Weight of a new batch in the running scale of ``normalize='teacher'``,
@@ -66,7 +74,9 @@ class RdimKDLoss(nn.Module):
         teacher_channels: int | Sequence[int],
         num_levels: int,
         normalize: str | None = 'standardize',
-        loss_weight: float = 1.0,
+        loss_weight: float | Sequence[float] | str = 1.0,
+        auto_share: float = 1.0,
+        resize: str | None = None,
         level_names: Sequence[str] | None = None,
         momentum: float = 0.05,
     ) -> None:
@@ -75,21 +85,31 @@ class RdimKDLoss(nn.Module):
             raise ConfigError(
                 f'RdimKDLoss: normalize must be one of {NORMALIZE_MODES}, got {normalize!r}.'
             )
-        if not 0 < momentum <= 1:
-            raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
+        if resize not in RESIZE_MODES:
+            raise ConfigError(f'RdimKDLoss: resize must be one of {RESIZE_MODES}, got {resize!r}.')
+        for name, value in (('momentum', momentum), ('auto_share', auto_share)):
+            if not 0 < value <= (1 if name == 'momentum' else math.inf):
+                raise ConfigError(f'RdimKDLoss: {name} must be above 0, got {value!r}.')
         self.num_levels = num_levels
         self.student_channels = _per_level('student_channels', student_channels, num_levels)
         self.teacher_channels = _per_level('teacher_channels', teacher_channels, num_levels)
         self.level_names = list(level_names or map(str, range(num_levels)))
         self.normalize = normalize
-        self.loss_weight = _check_weight(loss_weight)
+        self.loss_weight = loss_weight
+        self.auto = isinstance(loss_weight, str) and loss_weight == 'auto'
+        self.level_weights = [1.0] * num_levels if self.auto else _weights(loss_weight, num_levels)
+        self.auto_share = auto_share
+        self.resize = resize
         self.momentum = momentum
+        # What a schedule makes of the weights.
+        self.factor = 1.0
         self.projections = nn.ModuleList(self._build_projections(projection))
         self.adapters = nn.ModuleList(
             nn.Identity() if c_s == c_t else _adapter(c_s, c_t, level)
             for level, (c_s, c_t) in enumerate(zip(self.student_channels, self.teacher_channels))
         )
         self.register_buffer('teacher_variance', torch.full((num_levels,), math.nan))
+        self.register_buffer('auto_weight', torch.tensor(math.nan if self.auto else 1.0))
 
     def _build_projections(self, projection: dict | Sequence[Projection]) -> list[Projection]:
         if not isinstance(projection, dict):
@@ -114,6 +134,16 @@ class RdimKDLoss(nn.Module):
         """bool: Whether every projection has its basis."""
         return all(p.fitted for p in self.projections)
 
+    @property
+    def active(self) -> bool:
+        """bool: Whether any level has a weight."""
+        return self.factor > 0 and any(weight > 0 for weight in self.level_weights)
+
+    @property
+    def needs_auto_weight(self) -> bool:
+        """bool: Whether ``loss_weight='auto'`` is still to be set."""
+        return self.auto and bool(self.auto_weight.isnan())
+
     def forward(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
     ) -> dict[str, Tensor]:
@@ -121,16 +151,33 @@ class RdimKDLoss(nn.Module):
 
         Args:
             student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
-            teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W) of the same levels and
-                sizes; no gradient flows into them.
+            teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W) of the same levels and,
+                without ``resize``, sizes; no gradient flows into them.
 
         Returns:
-            dict[str, Tensor]: 'loss_rdimkd_<level name>': 0-dim float32 loss of each level.
+            dict[str, Tensor]: 'loss_rdimkd_<level name>': 0-dim float32 loss of each level, times
+            its weight.
 
         Raises:
             ValueError: The maps do not have the announced number, channels or sizes.
-            RuntimeError: A projection has not been fitted.
+            RuntimeError: A projection has not been fitted, or 'auto' not been set.
         """
+        if self.needs_auto_weight:
+            raise RuntimeError(
+                "RdimKDLoss: loss_weight='auto' compares with the task's gradient, which only "
+                'RdimKDDistiller sees; give a number.'
+            )
+        distances = self.distances(student_feats, teacher_feats)
+        common = self.auto_weight * self.factor if self.auto else self.factor
+        return {
+            name: weight * common * distance
+            for weight, (name, distance) in zip(self.level_weights, distances.items())
+        }
+
+    def distances(
+        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """As :meth:`forward`, before the weights."""
         if not len(student_feats) == len(teacher_feats) == self.num_levels:
             raise ValueError(
                 f'RdimKDLoss: expected {self.num_levels} levels, got {len(student_feats)} maps of '
@@ -139,16 +186,20 @@ class RdimKDLoss(nn.Module):
         # Half precision is for the networks; the sums over a whole feature map are not.
         with torch.autocast(student_feats[0].device.type, enabled=False):
             return {
-                f'loss_rdimkd_{name}': self.loss_weight * self._level_loss(level, student, teacher)
+                f'loss_rdimkd_{name}': self._distance(level, student, teacher)
                 for level, (name, student, teacher) in enumerate(
                     zip(self.level_names, student_feats, teacher_feats)
                 )
             }
 
-    def _level_loss(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         self._check_maps(level, student, teacher)
         basis, adapter = self.projections[level].basis, self.adapters[level]
         student, teacher = _at_least_float(student), _at_least_float(teacher.detach())
+        if self.resize == 'student':
+            student = _resize(student, like=teacher)
+        elif self.resize == 'teacher':
+            teacher = _resize(teacher, like=student)
         basis = basis.to(student.dtype)
         if self.normalize is None and isinstance(adapter, nn.Identity):
             return functional.rdimkd_loss(student, teacher, basis)
@@ -182,8 +233,12 @@ class RdimKDLoss(nn.Module):
                     f'{who}: {shapes}: expected (N, {channels}, H, W) of the {side}; '
                     f'set {side}_channels to what the model gives.'
                 )
-        if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
-            raise ValueError(f'{who}: {shapes} differ in batch or size; resize one of them.')
+        if student.shape[0] != teacher.shape[0]:
+            raise ValueError(f'{who}: {shapes} differ in batch size.')
+        if self.resize is None and student.shape[2:] != teacher.shape[2:]:
+            raise ValueError(
+                f"{who}: {shapes} differ in size; set resize='student' or resize='teacher'."
+            )
         if not self.projections[level].fitted:
             raise RuntimeError(
                 f"{who}: {type(self.projections[level]).__name__} learns its basis from the "
@@ -239,10 +294,23 @@ def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> lis
     return per_level
 
 
-def _check_weight(loss_weight: float) -> float:
-    number = isinstance(loss_weight, (int, float)) and not isinstance(loss_weight, bool)
-    if not number or not 0 <= loss_weight < math.inf:
+def _resize(feats: Tensor, like: Tensor) -> Tensor:
+    if feats.shape[2:] == like.shape[2:]:
+        return feats
+    return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)
+
+
+def _weights(loss_weight: float | Sequence[float], num_levels: int) -> list[float]:
+    listed = isinstance(loss_weight, Sequence) and not isinstance(loss_weight, str)
+    weights = list(loss_weight) if listed else [loss_weight] * num_levels
+    if len(weights) != num_levels or not all(map(_is_weight, weights)):
         raise ConfigError(
-            f'RdimKDLoss: loss_weight must be a number of 0 or more, got {loss_weight!r}.'
+            f"RdimKDLoss: loss_weight must be a number of 0 or more, a list of {num_levels} (one "
+            f"per level), or 'auto'; got {loss_weight!r}."
         )
-    return float(loss_weight)
+    return [float(weight) for weight in weights]
+
+
+def _is_weight(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf

@@ -1,0 +1,54 @@
+"""``inherit``: modules of the student that start from the teacher's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .features import find_module
+
+
+@torch.no_grad()
+def inherit_weights(
+    student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
+) -> dict[str, int]:
+    """Copy the teacher's weights into modules of the student.
+
+    Args:
+        student (nn.Module): The student detector, changed in place.
+        weights (Mapping[str, Tensor]): The teacher's state dict, its head included.
+        paths (Sequence[str]): Paths of modules, e.g. 'neck' or 'bbox_head.cls_convs'.
+
+    Returns:
+        dict[str, int]: Path to the number of tensors copied.
+
+    Raises:
+        ConfigError: A module is missing, or one of its tensors has no equal in the teacher; names
+            the tensors with both shapes. Nothing has been copied then.
+    """
+    copies = {}
+    for path in paths:
+        own = {f'{path}.{key}': value for key, value in find_module(student, path).state_dict().items()}
+        differing = [
+            f'{key} {tuple(value.shape)} from {_shape(weights.get(key))}'
+            for key, value in own.items()
+            if key not in weights or weights[key].shape != value.shape
+        ]
+        if differing:
+            raise ConfigError(
+                f"inherit '{path}': {len(differing)} of {len(own)} tensors cannot be copied "
+                f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}); '
+                f'name the parts of it that agree.'
+            )
+        copies[path] = own
+    for own in copies.values():
+        for key, value in own.items():
+            value.copy_(weights[key])
+    return {path: len(own) for path, own in copies.items()}
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return 'nothing' if tensor is None else str(tuple(tensor.shape))

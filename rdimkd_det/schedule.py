@@ -1,0 +1,98 @@
+"""How the weight of distillation changes over a training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import ConfigError
+
+DECAYS = (None, 'linear', 'cosine')
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor on every loss weight: linear warm-up, a plateau, decay to 0, stop.
+
+    All times are in epochs (``by_epoch``, fractions allowed) or in iterations.
+
+    Args:
+        warmup (float): Time over which the factor grows from 0 to 1. Defaults to 0.
+        decay (str, optional): 'linear' or 'cosine'; None keeps the factor at 1 until ``stop``.
+            Defaults to None.
+        decay_begin (float): Time at which the decay starts. Defaults to 0.
+        stop (float, optional): Time from which the factor is 0 for good, where the decay ends.
+            Defaults to the end of training.
+        by_epoch (bool): Whether times are in epochs. Defaults to True.
+
+    Raises:
+        ConfigError: A time is negative or out of order, or the decay is unknown.
+
+    Example:
+        >>> from rdimkd_det.schedule import Schedule
+        >>> schedule = Schedule(warmup=1, decay='linear', decay_begin=2, stop=4)
+        >>> [schedule.factor(time, end=6) for time in (0, 0.5, 1, 3, 4, 5)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+
+    warmup: float = 0
+    decay: str | None = None
+    decay_begin: float = 0
+    stop: float | None = None
+    by_epoch: bool = True
+
+    def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise ConfigError(f'DistillHook: decay must be one of {DECAYS}, got {self.decay!r}.')
+        for name in ('warmup', 'decay_begin', 'stop'):
+            time = getattr(self, name)
+            if time is not None and (not isinstance(time, (int, float)) or time < 0):
+                raise ConfigError(f'DistillHook: {name} must be 0 or more, got {time!r}.')
+        if self.stop is not None and self.stop < max(self.warmup, self.decay_begin):
+            raise ConfigError(
+                f'DistillHook: stop={self.stop} comes before the warm-up ends ({self.warmup}) or '
+                f'the decay begins ({self.decay_begin}).'
+            )
+
+    def factor(self, time: float, end: float) -> float:
+        """The factor at a time.
+
+        Args:
+            time (float): Epochs or iterations done.
+            end (float): Length of the training.
+
+        Returns:
+            float: From 0 to 1.
+        """
+        stop = end if self.stop is None else self.stop
+        if self.stop is not None and time >= stop:
+            return 0.0
+        warm = min(1.0, time / self.warmup) if self.warmup else 1.0
+        if self.decay is None or time <= self.decay_begin:
+            return warm
+        done = min(1.0, (time - self.decay_begin) / max(stop - self.decay_begin, 1e-12))
+        left = 1 - done if self.decay == 'linear' else (1 + math.cos(math.pi * done)) / 2
+        return warm * left
+
+    @property
+    def constant(self) -> bool:
+        """bool: Whether the factor is always 1."""
+        return not self.warmup and self.decay is None and self.stop is None
+
+    def stopped(self, time: float) -> bool:
+        """Whether the factor is 0 for good."""
+        return self.stop is not None and time >= self.stop
+
+
+def build_schedule(options: dict | None) -> Schedule:
+    """Build a schedule from a config entry.
+
+    Raises:
+        ConfigError: It has an unknown option.
+    """
+    try:
+        return Schedule(**(options or {}))
+    except TypeError as error:
+        raise ConfigError(
+            f'DistillHook: schedule takes {", ".join(Schedule.__dataclass_fields__)}; {error}.'
+        ) from error
