@@ -16,8 +16,7 @@ model = dict(
     type='RdimKDDistiller',
     student={{_base_.model}},
     teacher=dict(
-        config='mmdet::fcos/'
-        'fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
+        config='mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
         checkpoint='https://download.openmmlab.com/mmdetection/v2.0/fcos/'
         'fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_1x_coco/'
         'fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_1x_coco-0a0d75a8.pth',

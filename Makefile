@@ -1,0 +1,32 @@
+# STACK=openmmlab (default) or onedl; PYTHON selects the interpreter; ARGS go to pytest or the demo.
+STACK ?= openmmlab
+PYTHON ?= python3
+VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
+PY := $(VENV)/bin/python
+
+.PHONY: help setup demo test smoke lint format
+help:
+	@echo 'make demo    train teacher, plain and RdimKD student on digits; table and report'
+	@echo 'make test    all tests; ARGS="-k losses" for some'
+	@echo 'make smoke   a quick representative set of the tests'
+	@echo 'make lint    ruff; make format mends what it can'
+	@echo 'make setup   only make the environment, $(VENV)'
+	@echo 'STACK=onedl  with each: the OneDL distribution, in .venv-onedl'
+
+setup:
+	@$(PYTHON) tools/bootstrap.py $(VENV) $(STACK)
+
+demo: setup
+	@$(PY) tools/demo.py $(ARGS)
+
+test: setup
+	@$(PY) -m pytest $(ARGS)
+
+smoke: setup
+	@$(PY) -m pytest -m smoke $(ARGS)
+
+lint: setup
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+format: setup
+	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .

@@ -1,0 +1,37 @@
+"""Package metadata. Neither MMDetection distribution is required: see the extras."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'rdimkd_det/version.py').read_text()).group(1)
+
+DEMO = ['matplotlib', 'rich', 'scikit-learn']
+EXTRAS = {
+    # mmengine 0.10.7 imports pkg_resources at run time, which setuptools 81 removes.
+    'openmmlab': ['torch', 'setuptools<81', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
+    'onedl': [
+        'torch',
+        'onedl-mmengine==0.10.12',
+        'onedl-mmcv==2.3.6',
+        'onedl-mmdetection==3.5.1',
+    ],
+    'demo': DEMO,
+    'dev': [*DEMO, 'pytest', 'ruff'],
+}
+
+setup(
+    name='rdimkd_det',
+    version=VERSION,
+    description='RdimKD feature distillation (arXiv 2312.08700) for MMDetection',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['rdimkd_det', 'rdimkd_det.*']),
+    python_requires='>=3.9',
+    # Nothing: an existing MMDetection environment keeps its packages.
+    install_requires=[],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Evaluate on several GPUs (or CPU processes); the environment is that of dist_train.sh.
+set -euo pipefail
+if [ $# -lt 3 ]; then
+  echo 'usage: dist_test.sh CONFIG CHECKPOINT NUM_PROCESSES [options of test.py]' >&2
+  exit 2
+fi
+config=$1 checkpoint=$2 processes=$3
+shift 3
+exec python -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+  --nproc_per_node="$processes" \
+  "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

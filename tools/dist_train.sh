@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train on several GPUs (or CPU processes) of one or more machines.
+# Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment, as torchrun means them.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+  echo 'usage: dist_train.sh CONFIG NUM_PROCESSES [options of train.py]' >&2
+  exit 2
+fi
+config=$1 processes=$2
+shift 2
+exec python -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+  --nproc_per_node="$processes" \
+  "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"
