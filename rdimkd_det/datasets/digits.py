@@ -1,0 +1,430 @@
+"""Detection images in COCO format, composed of the real handwritten digits of scikit-learn.
+
+scikit-learn ships 1,797 handwritten digits of 8x8 pixels. Each image here shows a few of them,
+enlarged, rotated and coloured, on a textured background with distractor lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from rdimkd_det.errors import ConfigError
+
+VERSION = '1.0'  # goes up when the same options give other images
+DESCRIPTION = 'rdimkd_det digits: handwritten digits of scikit-learn, composed for detection'
+SPLITS = ('train', 'val')
+VAL_SHARE = 0.2  # of the handwritten digits
+MAX_ANGLE = 15.0  # degrees
+GROWTH = 1.3  # a digit's box is at most this much larger than its size: rotation and soft edge
+MAX_OVERLAP = 0.1  # of the smaller of two boxes
+MAX_COVER = 0.4  # of the image, by the most digits at the smallest size, so that they find room
+MIN_CONTRAST = 50  # grey levels between a digit and nine tenths of what is around and under it
+PLACE_TRIES, LAYOUT_TRIES, COLOUR_TRIES = 100, 20, 10
+
+Box = tuple[int, int, int, int]  # x, y, w, h in pixels
+
+
+@dataclass(frozen=True)
+class DigitsOptions:
+    """What a digits data set looks like; equal options give byte-identical files.
+
+    Args:
+        image_size (tuple[int, int]): Width and height in pixels. Defaults to (96, 96).
+        num_train (int): Number of training images. Defaults to 3000.
+        num_val (int): Number of validation images. Defaults to 300.
+        digits_per_image (tuple[int, int]): Fewest and most digits. Defaults to (1, 4).
+        digit_size (tuple[int, int]): Smallest and largest side of a digit's square tile before
+            rotation, in pixels. Defaults to (12, 44).
+        seed (int): Seed of the images and of the split of the digits. Defaults to 0.
+
+    Raises:
+        ConfigError: An option is out of range, or the digits do not fit into the image.
+    """
+
+    image_size: tuple[int, int] = (96, 96)
+    num_train: int = 3000
+    num_val: int = 300
+    digits_per_image: tuple[int, int] = (1, 4)
+    digit_size: tuple[int, int] = (12, 44)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        width, height = self.image_size
+        (fewest, most), (smallest, largest) = self.digits_per_image, self.digit_size
+        needed = int(np.ceil(GROWTH * largest))
+        cover = most * (GROWTH * smallest) ** 2 / max(width * height, 1)
+        counts = f'{self.num_train} and {self.num_val}'
+        _require(
+            min(self.num_train, self.num_val) >= 1,
+            f'num_train and num_val must be at least 1, got {counts}.',
+        )
+        _require(self.seed >= 0, f'seed must not be negative, got {self.seed}.')
+        _require(
+            1 <= fewest <= most,
+            f'digits_per_image must be 1 <= fewest <= most, got {fewest} and {most}.',
+        )
+        _require(
+            8 <= smallest <= largest,
+            f'digit_size must be 8 <= smallest <= largest, got {smallest} and {largest}.',
+        )
+        _require(
+            min(width, height) >= needed,
+            f'digits of {largest} pixels need an image_size of at least {needed}x{needed}, '
+            f'got {width}x{height}.',
+        )
+        _require(
+            cover <= MAX_COVER,
+            f'{most} digits of {smallest} pixels or more are too many for a {width}x{height} '
+            'image; enlarge image_size or lower digits_per_image.',
+        )
+
+
+def make_digits(
+    out_dir: str | Path,
+    options: DigitsOptions | None = None,
+    force: bool = False,
+    on_image: Callable[[], None] | None = None,
+) -> Path:
+    """Make the data set, or leave it when it is there with the same options.
+
+    It is written next to ``out_dir`` and moved in when complete.
+
+    Args:
+        out_dir (str | Path): Where ``train/``, ``val/`` and ``annotations/`` go.
+        options (DigitsOptions, optional): Defaults to ``DigitsOptions()``.
+        force (bool): Replace a digits data set of other options. Defaults to False.
+        on_image (Callable, optional): Called after each image. Defaults to None.
+
+    Returns:
+        Path: The directory of the data set.
+
+    Raises:
+        ConfigError: ``out_dir`` cannot be written, or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> options = DigitsOptions(num_train=2, num_val=1)
+        >>> out = make_digits(tempfile.mkdtemp() + '/digits', options)
+        >>> sorted(path.name for path in out.iterdir())
+        ['annotations', 'train', 'val']
+    """
+    options = options or DigitsOptions()
+    target = Path(out_dir).resolve()  # a link is followed, not replaced
+    # The host is in the name because the process numbers of another host say nothing here.
+    prefix = f'.{target.name}.making-{socket.gethostname()}-'
+    work = target.parent / f'{prefix}{os.getpid()}'
+    try:
+        _remove_stale(target.parent, prefix)
+        if is_made(target, options):
+            return target
+        _check_target(target, force)
+        (work / 'new' / 'annotations').mkdir(parents=True)
+        _write_splits(work / 'new', options, on_image)
+        _move_in(work, target)
+    except OSError as error:
+        raise ConfigError(f'cannot write {target}: {error.strerror or error}.') from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def is_made(out_dir: str | Path, options: DigitsOptions) -> bool:
+    """Whether a complete data set with these options and of this version is there."""
+    info = _read_info(Path(out_dir))
+    return (
+        info.get('version') == VERSION
+        and info.get('options') == json.loads(json.dumps(asdict(options)))
+        and all(_num_images(Path(out_dir) / split) == _count(options, split) for split in SPLITS)
+    )
+
+
+def load_sources(seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Load the handwritten digits and split them, class by class, into train and val.
+
+    Args:
+        seed (int): Seed of the split. Defaults to 0.
+
+    Returns:
+        tuple: Images (1797, 8, 8) in 0..1, labels (1797,), and the indices of each split.
+    """
+    from sklearn.datasets import load_digits  # a second of import, not needed when all is made
+
+    digits = load_digits()
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(len(SPLITS),)))
+    indices = {split: [] for split in SPLITS}
+    for label in range(10):
+        members = rng.permutation(np.flatnonzero(digits.target == label))
+        num_val = round(VAL_SHARE * len(members))
+        indices['val'].extend(members[:num_val])
+        indices['train'].extend(members[num_val:])
+    images = digits.images.astype(np.float32) / 16
+    return images, digits.target, {split: np.array(each) for split, each in indices.items()}
+
+
+def image_rngs(seed: int, split: str, index: int) -> tuple[np.random.Generator, ...]:
+    """Random numbers of one image, whatever the number of images: (background, digits)."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index))
+    return tuple(np.random.default_rng(child) for child in sequence.spawn(2))
+
+
+def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Draw soft blotches, grain and distractor lines.
+
+    Args:
+        rng (np.random.Generator): Source of randomness.
+        size (tuple[int, int]): Width and height.
+
+    Returns:
+        np.ndarray: BGR image (H, W, 3), uint8.
+    """
+    width, height = size
+    cells = rng.integers(2, 12, 2)
+    blotches = rng.normal(0, rng.uniform(4, 18), (*cells, 3)).astype(np.float32)
+    canvas = cv2.resize(blotches, size, interpolation=cv2.INTER_CUBIC)
+    canvas += rng.uniform(30, 225, 3).astype(np.float32)
+    canvas += rng.normal(0, rng.uniform(1, 7), (height, width, 1)).astype(np.float32)
+    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    for _ in range(rng.integers(2, 7)):
+        # Two or three points: straight strokes and hooks, the parts that digits are made of.
+        points = rng.uniform((0, 0), size, (rng.integers(2, 4), 2)).astype(np.int32)
+        colour, thickness = rng.integers(0, 256, 3).tolist(), int(rng.integers(1, 3))
+        cv2.polylines(image, [points], False, colour, thickness, cv2.LINE_AA)
+    return image
+
+
+def render_digit(digit: np.ndarray, size: float, angle: float) -> np.ndarray:
+    """Enlarge and rotate a digit, and cut it to its ink.
+
+    Args:
+        digit (np.ndarray): Image (8, 8) in 0..1.
+        size (float): Side of the 8x8 tile after enlarging, in pixels.
+        angle (float): Rotation in degrees.
+
+    Returns:
+        np.ndarray: Opacity (h, w) in 0..1, with ink on each of its four sides.
+    """
+    padded = np.pad(digit, 2)  # room for the corners of a rotated tile
+    scale, side = size / len(digit), int(np.ceil(size / len(digit) * len(padded)))
+    centre = (len(padded) - 1) / 2
+    matrix = cv2.getRotationMatrix2D((centre, centre), angle, scale)
+    matrix[:, 2] += (side - 1) / 2 - centre
+    grey = cv2.warpAffine(padded, matrix, (side, side), flags=cv2.INTER_CUBIC)
+    # The grey of the 8x8 original is coverage: a steep ramp around its half gives back an edge.
+    alpha = np.clip((grey - 0.25) / 0.5, 0, 1)
+    alpha[alpha < 0.1] = 0  # nobody sees it, and the box would have to hold it
+    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+    return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def pick_colour(rng: np.random.Generator, patch: np.ndarray) -> np.ndarray | None:
+    """Pick a BGR colour that stands out from a patch (h, w, 3), or None if there is none."""
+    grey = cv2.cvtColor(patch, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    colours = rng.integers(0, 256, (COLOUR_TRIES, 3), dtype=np.uint8)
+    colours = np.concatenate([colours, np.uint8([[0, 0, 0], [255, 255, 255]])])
+    levels = cv2.cvtColor(colours[None], cv2.COLOR_BGR2GRAY)[0]
+    for colour, level in zip(colours, levels):
+        if np.percentile(np.abs(grey - level), 10) >= MIN_CONTRAST:
+            return colour
+    return None
+
+
+def overlap(box: Box, other: Box) -> float:
+    """Intersection of two boxes (x, y, w, h) as a share of the smaller one."""
+    w, h = (
+        max(min(box[i] + box[i + 2], other[i] + other[i + 2]) - max(box[i], other[i]), 0)
+        for i in (0, 1)
+    )
+    return w * h / min(box[2] * box[3], other[2] * other[3])
+
+
+def add_digit(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    digit: np.ndarray,
+    boxes: list[Box],
+    options: DigitsOptions,
+) -> Box | None:
+    """Draw one digit into the image, where there is room and contrast.
+
+    Args:
+        rng (np.random.Generator): Source of randomness.
+        image (np.ndarray): BGR image (H, W, 3), uint8, changed in place.
+        digit (np.ndarray): Image (8, 8) in 0..1.
+        boxes (list[Box]): Boxes (x, y, w, h) that are taken.
+        options (DigitsOptions): With the range of sizes.
+
+    Returns:
+        Box | None: The box (x, y, w, h), or None if no place was found.
+    """
+    smallest, largest = options.digit_size
+    for _ in range(PLACE_TRIES):
+        size = rng.integers(smallest, largest + 1)
+        alpha = render_digit(digit, size, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
+        h, w = alpha.shape
+        x, y = (int(rng.integers(0, n - m + 1)) for n, m in zip(options.image_size, (w, h)))
+        if any(overlap((x, y, w, h), other) > MAX_OVERLAP for other in boxes):
+            continue
+        colour = pick_colour(rng, image[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2])
+        if colour is not None:
+            region, alpha = image[y : y + h, x : x + w], alpha[..., None]
+            region[:] = np.rint(region * (1 - alpha) + colour * alpha)
+            return x, y, w, h
+    return None
+
+
+def compose(
+    split: str, index: int, sources: tuple, options: DigitsOptions
+) -> tuple[np.ndarray, list[tuple[int, Box]]]:
+    """Compose one image.
+
+    Args:
+        split (str): 'train' or 'val'.
+        index (int): Number of the image in its split, from 0.
+        sources (tuple): What :func:`load_sources` returns.
+        options (DigitsOptions): The options.
+
+    Returns:
+        tuple: BGR image (H, W, 3), uint8, and a list of (source, box (x, y, w, h)).
+    """
+    images, _, indices = sources
+    background_rng, rng = image_rngs(options.seed, split, index)
+    background = draw_background(background_rng, options.image_size)
+    fewest, most = options.digits_per_image
+    for _ in range(LAYOUT_TRIES):
+        image, placed = background.copy(), []
+        for source in rng.choice(indices[split], rng.integers(fewest, most + 1)):
+            box = add_digit(rng, image, images[source], [b for _, b in placed], options)
+            if box is not None:
+                placed.append((int(source), box))
+        if len(placed) >= fewest:
+            return image, placed
+    raise ConfigError(
+        f'found no room for {fewest} digits in {split} image {index + 1}; '
+        'enlarge image_size or lower digit_size.'
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _write_splits(root: Path, options: DigitsOptions, on_image: Callable | None) -> None:
+    sources = load_sources(options.seed)
+    for split in SPLITS:
+        (root / split).mkdir()
+        coco = _empty_coco(options)
+        for index in range(_count(options, split)):
+            image, placed = compose(split, index, sources, options)
+            name = f'{index + 1:06d}.png'
+            (root / split / name).write_bytes(cv2.imencode('.png', image)[1].tobytes())
+            _add_to_coco(coco, name, options.image_size, placed, sources[1])
+            if on_image is not None:
+                on_image()
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+
+
+def _empty_coco(options: DigitsOptions) -> dict:
+    return {
+        'info': {
+            'description': DESCRIPTION,
+            'version': VERSION,
+            'seed': options.seed,
+            'options': asdict(options),
+        },
+        'images': [],
+        'annotations': [],
+        'categories': [{'id': label + 1, 'name': str(label)} for label in range(10)],
+    }
+
+
+def _add_to_coco(
+    coco: dict, name: str, size: tuple[int, int], placed: list, labels: np.ndarray
+) -> None:
+    image_id = len(coco['images']) + 1
+    coco['images'].append({'id': image_id, 'file_name': name, 'width': size[0], 'height': size[1]})
+    for source, box in placed:
+        coco['annotations'].append(
+            {
+                'id': len(coco['annotations']) + 1,
+                'image_id': image_id,
+                'category_id': int(labels[source]) + 1,
+                'bbox': list(box),
+                'area': box[2] * box[3],
+                'iscrowd': 0,
+                'source': source,  # which of the handwritten digits of scikit-learn
+            }
+        )
+
+
+def _count(options: DigitsOptions, split: str) -> int:
+    return getattr(options, f'num_{split}')
+
+
+def _num_images(folder: Path) -> int:
+    return sum(1 for _ in folder.glob('*.png'))
+
+
+def _read_info(target: Path) -> dict:
+    """Read the info of a data set of ours, or {} if there is none."""
+    try:
+        infos = [
+            json.loads((target / 'annotations' / f'{split}.json').read_text())['info']
+            for split in SPLITS
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return infos[0] if infos[0] == infos[1] and infos[0]['description'] == DESCRIPTION else {}
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    # Never delete what is not ours, force or not.
+    _require(
+        bool(_read_info(target)),
+        f'{target} exists and is not a digits data set; choose another place.',
+    )
+    _require(
+        force,
+        f'{target} holds digits made with other options, or incomplete; --force replaces them.',
+    )
+
+
+def _remove_stale(parent: Path, prefix: str) -> None:
+    """Remove what runs that died on this host have left."""
+    for path in parent.iterdir() if parent.is_dir() else ():
+        pid = path.name[len(prefix) :] if path.name.startswith(prefix) else ''
+        if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _move_in(work: Path, target: Path) -> None:
+    old = work / 'old'
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(work / 'new', target)
+    except BaseException:
+        if old.exists():
+            os.replace(old, target)
+        raise

@@ -1,0 +1,91 @@
+"""Make the embedded data set: handwritten digits to detect, in COCO format."""
+
+import argparse
+import sys
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rdimkd_det.datasets.digits import DigitsOptions, is_made, make_digits
+from rdimkd_det.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        exit_with(message)
+
+
+def exit_with(message: str, status: int = 2) -> None:
+    """Print one line to stderr and end the process."""
+    print(f'make_digits: {" ".join(message.split())}', file=sys.stderr)
+    sys.exit(status)
+
+
+def image_size(text: str) -> tuple:
+    """Read '96' or '128x96'."""
+    sides = text.split('x')
+    if len(sides) > 2:
+        raise ValueError(text)
+    return int(sides[0]), int(sides[-1])
+
+
+def parse_args() -> argparse.Namespace:
+    default = DigitsOptions()
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--out', default='data/digits', help='directory of the data set')
+    parser.add_argument(
+        '--image-size', type=image_size, default='96x96', metavar='WxH', help='in pixels'
+    )
+    parser.add_argument('--num-train', type=int, default=default.num_train, help='images')
+    parser.add_argument('--num-val', type=int, default=default.num_val, help='images')
+    pair = dict(type=int, nargs=2, metavar=('MIN', 'MAX'))
+    parser.add_argument(
+        '--digits-per-image', default=default.digits_per_image, help='number of digits', **pair
+    )
+    parser.add_argument(
+        '--digit-size', default=default.digit_size, help='size of a digit in pixels', **pair
+    )
+    parser.add_argument('--seed', type=int, default=default.seed, help='seed of everything')
+    parser.add_argument(
+        '--force', action='store_true', help='replace a digits data set of other options'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    options = DigitsOptions(
+        image_size=args.image_size,
+        num_train=args.num_train,
+        num_val=args.num_val,
+        digits_per_image=tuple(args.digits_per_image),
+        digit_size=tuple(args.digit_size),
+        seed=args.seed,
+    )
+    was_made = is_made(args.out, options)
+    start = time.monotonic()
+    columns = (
+        TextColumn('making digits'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=was_made or not sys.stdout.isatty()) as progress:
+        task = progress.add_task('', total=options.num_train + options.num_val)
+        make_digits(args.out, options, args.force, lambda: progress.advance(task))
+    if was_made:
+        print(f'{args.out} is there already, made with these options.')
+        return
+    print(
+        f'{args.out}: {options.num_train} train and {options.num_val} val images made '
+        f'in {time.monotonic() - start:.0f} s.'
+    )
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except ConfigError as error:
+        exit_with(str(error))
+    except KeyboardInterrupt:
+        exit_with('interrupted, nothing was left behind.', status=130)
