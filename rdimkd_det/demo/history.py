@@ -1,0 +1,118 @@
+"""Reads what mmengine logged about a training, all its resumed parts together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+AP_KEYS = {'ap': 'coco/bbox_mAP', 'ap50': 'coco/bbox_mAP_50', 'ap75': 'coco/bbox_mAP_75'}
+
+
+@dataclass
+class History:
+    """Scalars of one training, as if it had never been interrupted.
+
+    Args:
+        train (dict[int, dict]): Iteration to the scalars logged there.
+        val (dict[int, dict]): Epoch to the metrics of its validation.
+    """
+
+    train: dict[int, dict] = field(default_factory=dict)
+    val: dict[int, dict] = field(default_factory=dict)
+
+    @property
+    def iterations(self) -> int:
+        """int: The last logged iteration; 0 before the first."""
+        return max(self.train, default=0)
+
+    def metrics(self, epoch: int | None = None) -> dict[str, float] | None:
+        """AP, AP50 and AP75 in [0, 1].
+
+        Args:
+            epoch (int, optional): Defaults to the last validated one.
+
+        Returns:
+            dict[str, float] | None: With the keys 'ap', 'ap50', 'ap75'; None if not validated.
+        """
+        epoch = max(self.val, default=None) if epoch is None else epoch
+        if epoch not in self.val:
+            return None
+        # Without a single detection mmdet logs no metric at all.
+        return {name: self.val[epoch].get(key, 0.0) for name, key in AP_KEYS.items()}
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Iterations and values of one logged scalar."""
+        points = [(step, line[key]) for step, line in sorted(self.train.items()) if key in line]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def losses(self, prefix: str = 'loss_rdimkd_') -> list[str]:
+        """Names of the logged losses with a prefix, the finest stride first."""
+        names = {key for line in self.train.values() for key in line if key.startswith(prefix)}
+        return sorted(names, key=lambda name: (len(name), name))
+
+    @property
+    def pace(self) -> float | None:
+        """float | None: Seconds per iteration as logged, without validation."""
+        return self.seconds(self.iterations) / self.iterations if self.train else None
+
+    def seconds(self, iterations: int) -> float:
+        """Training time, validation and repeated parts left out.
+
+        Args:
+            iterations (int): Iterations of the whole training.
+
+        Returns:
+            float: Seconds, from the logged time of an iteration.
+        """
+        total, previous, pace = 0.0, 0, 0.0
+        for step, pace in zip(*self.series('time')):
+            total += pace * (step - previous)
+            previous = step
+        return total + pace * (iterations - previous)  # the end of an epoch is not logged
+
+
+def read_history(work_dir: Path, skip: Container[str] = ()) -> History:
+    """Merge the scalars of all parts of a training; of repeated iterations the later ones count.
+
+    Args:
+        work_dir (Path): mmengine's work directory, with one folder per start.
+        skip (Container[str]): Names of folders to leave out.
+
+    Returns:
+        History: Empty if nothing has been logged.
+    """
+    history = History()
+    for part in list_parts(work_dir):
+        if part not in skip:
+            _add_part(history, list(_lines(work_dir / part / 'vis_data' / 'scalars.json')))
+    return history
+
+
+def list_parts(work_dir: Path) -> list[str]:
+    """Names of the folders that mmengine made for each start, in order of time."""
+    return sorted(path.parent.name for path in Path(work_dir).glob('*/vis_data'))
+
+
+def _add_part(history: History, lines: list[dict]) -> None:
+    train = [line for line in lines if 'loss' in line]
+    if train:  # it went on from a checkpoint before its first line: what came after is void
+        first = min(line['step'] for line in train)
+        epoch = min(line['epoch'] for line in train)
+        history.train = {step: line for step, line in history.train.items() if step < first}
+        history.val = {step: line for step, line in history.val.items() if step < epoch}
+    for line in lines:
+        (history.train if 'loss' in line else history.val)[line['step']] = line
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the line that was being written when the process was killed
+            continue
+        if isinstance(line, dict) and 'step' in line:
+            yield line

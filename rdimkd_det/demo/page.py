@@ -1,0 +1,95 @@
+"""An HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from html import escape
+
+# Nothing may be fetched, even if a drawing asked for it.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+CSS = """
+:root { color-scheme: light dark; --text: #1d2330; --soft: #5c6475; --page: #ffffff;
+  --card: #f5f6f9; --line: #dde1ea; --accent: #2f7fe0; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e9f0; --soft: #9aa3b5; --page: #14171e; --card: #1d212b; --line: #313747;
+    --accent: #6aa8f7; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 3rem; background: var(--page);
+  color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.5rem 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
+h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 0.3rem; }
+p { margin: 0.4rem 0; max-width: 46rem; }
+.soft, figcaption { color: var(--soft); font-size: 0.88rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.4rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { color: var(--soft); font-size: 0.85rem; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr.rdimkd td { font-weight: 600; }
+tr.mean td { border-top: 1px solid var(--soft); }
+.charts { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
+.charts svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; background: var(--card); border-radius: 8px; padding: 0.9rem; min-width: 0; }
+.examples { display: grid; gap: 1rem; max-width: 54rem; }
+.row { display: grid; gap: 0.5rem; grid-template-columns: repeat(3, 1fr); }
+.row div { font-size: 0.8rem; color: var(--soft); }
+.boxes { display: block; width: 100%; border-radius: 4px; }
+.boxes rect { fill: none; stroke-width: 1; }
+.boxes rect.halo { stroke: #10131a; stroke-width: 2; stroke-dasharray: none; }
+.boxes text { font: 700 6.5px system-ui, sans-serif; paint-order: stroke; stroke: #10131a;
+  stroke-width: 1.6px; stroke-linejoin: round; }
+.boxes .below { dominant-baseline: hanging; }
+.truth rect { stroke: #ffffff; } .truth text { fill: #ffffff; }
+.right rect { stroke: #46e08a; } .right text { fill: #46e08a; }
+.wrong rect { stroke: #ff7a66; stroke-dasharray: 3 2; } .wrong text { fill: #ff9a8a; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+code { font-size: 0.9em; }
+@media (max-width: 34rem) {
+  body { padding: 1rem 0.8rem 2rem; }
+  th, td { padding: 0.4rem 0.25rem; font-size: 0.8rem; }
+  th { font-size: 0.72rem; }
+  td:first-child, td:last-child, th:last-child { white-space: normal; }
+  figure { padding: 0.6rem; }
+  .row { gap: 0.3rem; }
+  .boxes text { font-size: 12px; }
+  .boxes .score { display: none; }
+}
+"""
+
+
+def page(title: str, sections: list[str]) -> str:
+    """Put sections into a page.
+
+    Args:
+        title (str): Plain text.
+        sections (list[str]): HTML.
+
+    Returns:
+        str: The whole file.
+    """
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{escape(title)}</title>\n<style>{CSS}</style></head>\n<body>\n'
+        f'<h1>{escape(title)}</h1>\n' + '\n'.join(sections) + '\n</body></html>\n'
+    )
+
+
+def section(title: str, *content: str) -> str:
+    """A headed section of HTML parts."""
+    return f'<section><h2>{escape(title)}</h2>\n' + '\n'.join(content) + '\n</section>'
+
+
+def paragraph(text: str, css_class: str = 'soft') -> str:
+    """A paragraph of plain text."""
+    return f'<p class="{css_class}">{escape(text)}</p>'
+
+
+def definitions(entries: dict[str, object]) -> str:
+    """A list of names and values, plain text both."""
+    items = [f'<dt>{escape(name)}</dt><dd>{escape(str(it))}</dd>' for name, it in entries.items()]
+    return f'<dl>{"".join(items)}</dl>'

@@ -1,0 +1,128 @@
+"""Shows running trainings: bars on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from .history import read_history
+from .training import Training
+
+LINE_INTERVAL = 30.0  # seconds
+
+
+class Status:
+    """Where a training is.
+
+    Args:
+        training (Training): The running training.
+        ended (bool): Whether it has its result. Defaults to False.
+    """
+
+    def __init__(self, training: Training, ended: bool = False) -> None:
+        self.run = training.run
+        self.step = self.run.iterations if ended else training.step()
+        self.epoch = min(self.step // self.run.epoch_length + 1, self.run.epochs)
+        history = read_history(self.run.work_dir)
+        metrics = history.metrics()
+        self.num_validated = len(history.val)
+        self.ap = '' if metrics is None else f'AP {metrics["ap"]:.3f}'
+        pace = training.pace(self.step) or history.pace or self.run.guessed_pace
+        self.seconds_left = pace * (self.run.iterations - self.step)
+
+
+class Bars:
+    """One bar per running training."""
+
+    def __init__(self, console: Console) -> None:
+        columns = [
+            TextColumn('{task.description}'),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn('epoch {task.fields[epoch]}'),
+            TextColumn('[bold]{task.fields[ap]}'),
+            TimeElapsedColumn(),
+            TextColumn('{task.fields[left]}'),
+        ]
+        # No thread of its own: trainings are forked from this process.
+        self.progress = Progress(*columns, console=console, auto_refresh=False)
+        self.tasks = {}
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def update(self, statuses: Sequence[Status]) -> None:
+        """Show where the trainings are.
+
+        Args:
+            statuses (Sequence[Status]): Of all that run or have just ended.
+        """
+        for status in statuses:
+            fields = _fields(status)
+            if status.run not in self.tasks:
+                total = status.run.iterations
+                self.tasks[status.run] = self.progress.add_task(status.run.title, total, **fields)
+            self.progress.update(self.tasks[status.run], completed=status.step, **fields)
+        self.progress.refresh()
+
+
+class Lines:
+    """A line per training after each epoch, and at least every half minute."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.shown = {}
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to clean up."""
+
+    def update(self, statuses: Sequence[Status]) -> None:
+        """See :meth:`Bars.update`."""
+        for status in statuses:
+            now, state = time.monotonic(), (status.num_validated, status.step)
+            shown, at = self.shown.get(status.run, (None, 0.0))
+            due = shown is None or shown[0] != state[0] or now - at >= LINE_INTERVAL
+            if due and shown != state:
+                self.shown[status.run] = (state, now)
+                self.console.print(_line(status), soft_wrap=True, highlight=False)
+
+
+def progress_display(console: Console) -> Bars | Lines:
+    """The display that suits where the output goes."""
+    return Bars(console) if console.is_terminal else Lines(console)
+
+
+def format_time(seconds: float) -> str:
+    """A duration for people, e.g. '40 s', '12 min' or '1 h 05 min'."""
+    if seconds < 90:
+        return f'{max(seconds, 0):.0f} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02d} min'
+
+
+def _fields(status: Status) -> dict[str, str]:
+    ended = status.step >= status.run.iterations
+    left = '' if ended else f'{format_time(status.seconds_left)} left'
+    return {'epoch': f'{status.epoch}/{status.run.epochs}', 'ap': status.ap, 'left': left}
+
+
+def _line(status: Status) -> str:
+    run, fields = status.run, _fields(status)
+    parts = [f'epoch {fields["epoch"]}', f'iteration {status.step}/{run.iterations}']
+    return f'{run.title}: ' + ', '.join([*parts, *filter(None, [fields['ap'], fields['left']])])

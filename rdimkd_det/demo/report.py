@@ -1,0 +1,166 @@
+"""The last stage: the table, ``results.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+
+from rich.console import Console
+
+from .detections import IOU_THRESHOLD, NUM_CANDIDATES, SCORE_THRESHOLD, Example, find_examples
+from .figures import draw_ap, draw_example, draw_losses
+from .history import History, read_history
+from .page import definitions, page, paragraph, section
+from .plan import DemoOptions, Run
+from .results import COLUMNS, Row, collect_rows, describe_machine, gain, show_table, summarise
+from .state import read_json, write_json, write_text
+
+TITLE = 'RdimKD on handwritten digits'
+
+
+def make_report(options: DemoOptions, runs: Sequence[Run], command: str, console: Console) -> None:
+    """Print the table; write the report unless it is there, made of these runs.
+
+    Args:
+        options (DemoOptions): The demo's options.
+        runs (Sequence[Run]): Its trainings, all finished.
+        command (str): Its command line.
+        console (Console): Where to print.
+    """
+    rows = collect_rows(runs)
+    report, results = options.work_dir / 'report.html', options.work_dir / 'results.json'
+    digest = _digest(runs)
+    if not (report.is_file() and read_json(results).get('digest') == digest):
+        with console.status('writing the report ...'):
+            provenance = {
+                'date': datetime.now().astimezone().isoformat(timespec='seconds'),
+                'command': command,
+                'seeds': list(options.seeds),
+                'machine': describe_machine(),
+                'digest': digest,
+            }
+            first = {run.kind: run.checkpoint for run in runs[1:3]}
+            examples = find_examples(options.data, first)
+            write_text(report, build_page(rows, runs, examples, provenance))
+            write_json(results, summarise(rows, provenance))  # last: it vouches for the report
+    show_table(rows, console)
+    console.print(_verdict(rows), highlight=False, soft_wrap=True)
+    console.print(f'Report: {report}', highlight=False, soft_wrap=True)
+
+
+def _digest(runs: Sequence[Run]) -> str:
+    """Stands for these very trainings, not only for their settings."""
+    made = [f'{run.digest} {run.checkpoint.stat().st_mtime_ns}' for run in runs]
+    return hashlib.sha256('\n'.join(made).encode()).hexdigest()
+
+
+def build_page(
+    rows: Sequence[Row], runs: Sequence[Run], examples: Sequence[Example], provenance: dict
+) -> str:
+    """The report as one HTML file.
+
+    Args:
+        rows (Sequence[Row]): The table.
+        runs (Sequence[Run]): The trainings, the teacher first.
+        examples (Sequence[Example]): Val images to show.
+        provenance (dict): Date, command, seeds and machine.
+
+    Returns:
+        str: HTML without any reference to another file.
+    """
+    seed = runs[1].seed
+    facts = {
+        'date': provenance['date'],
+        'command': provenance['command'],
+        'seeds of the students': ', '.join(map(str, provenance['seeds'])),
+        **provenance['machine'],
+    }
+    return page(
+        TITLE,
+        [
+            paragraph(_verdict(rows), css_class='verdict'),
+            section('Results', _table(rows), paragraph(
+                'AP is COCO AP, from 0 to 1, on the val images after the last epoch. Parameters '
+                'are those of the detector as it is used; training time leaves out validation.')),
+            section('Training', _charts(runs)),
+            section('Detections', paragraph(
+                f'Of the first {NUM_CANDIDATES} val images those where the two students (seed '
+                f'{seed}) differ most, whichever is better, by the F1 of their detections with a '
+                f'score of {SCORE_THRESHOLD} or more. Green: right class and an IoU of '
+                f'{IOU_THRESHOLD} or more; red and dashed: wrong.'), _gallery(examples)),
+            section('How this was made', definitions(facts)),
+        ],
+    )  # fmt: skip
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    difference = gain(rows)
+    seeds = sum(row.kind == 'rdimkd' and row.seed is not None for row in rows)
+    over = '' if seeds == 1 else f', in the mean of {seeds} seeds'
+    return (
+        f'The student that learned from the teacher as well (RdimKD) is {abs(difference):.3f} AP '
+        f'{"above" if difference >= 0 else "below"} the plain student{over}; the two differ in '
+        f'nothing else.'
+    )
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = ''.join(f'<th>{escape(column)}</th>' for column in COLUMNS)
+    body = ''
+    for row in rows:
+        mean = ' mean' if row.kind != 'teacher' and row.seed is None else ''
+        cells = ''.join(f'<td>{escape(cell)}</td>' for cell in row.cells)
+        body += f'<tr class="{row.kind}{mean}">{cells}</tr>\n'
+    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _charts(runs: Sequence[Run]) -> str:
+    histories = [(run, read_history(run.work_dir)) for run in runs]
+    (teacher, teacher_history), *students = histories
+    lines = {
+        kind: [_ap_line(history) for run, history in students if run.kind == kind]
+        for kind in ('plain', 'rdimkd')
+    }
+    distilled = next(history for run, history in students if run.kind == 'rdimkd')
+    levels = {_level_title(name): distilled.series(name) for name in distilled.losses()}
+    ap = draw_ap(lines, teacher_history.metrics(teacher.epochs)['ap'])
+    captions = (
+        'AP of the students after each epoch.',
+        f'Distillation loss of the RdimKD student (seed {runs[1].seed}) at each level of the FPN.',
+    )
+    figures = [
+        f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
+        for svg, caption in zip((ap, draw_losses(levels)), captions)
+    ]
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _ap_line(history: History) -> tuple[list[int], list[float]]:
+    epochs = sorted(history.val)
+    return epochs, [history.metrics(epoch)['ap'] for epoch in epochs]
+
+
+def _level_title(loss_name: str) -> str:
+    tap, _, stride = loss_name.replace('loss_rdimkd_', '').rpartition('_s')
+    return f'{tap}, stride {stride}'
+
+
+def _gallery(examples: Sequence[Example]) -> str:
+    figures = []
+    for example in examples:
+        total = len(example.truths)
+        plain, rdimkd = (
+            f'{name}: {example.num_right(kind)} of {total} right'
+            for name, kind in (('plain', 'plain'), ('RdimKD', 'rdimkd'))
+        )
+        cells = [('ground truth', None), (plain, 'plain'), (rdimkd, 'rdimkd')]
+        pictures = ''.join(
+            f'<div>{draw_example(example, kind)}{escape(caption)}</div>' for caption, kind in cells
+        )
+        name = escape(example.path.name)
+        figures.append(
+            f'<figure><div class="row">{pictures}</div><figcaption>{name}</figcaption></figure>'
+        )
+    return f'<div class="examples">{"".join(figures)}</div>'

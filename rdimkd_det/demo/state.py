@@ -1,0 +1,68 @@
+"""What survives a kill: files that are whole or absent, and locks that die with their holders."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there completely or not at all.
+
+    Args:
+        path (Path): The file; its directory must exist.
+        text (str): Its content.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with temporary.open('w', encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a dict as JSON, completely or not at all."""
+    write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def read_json(path: Path) -> dict:
+    """Read a dict from JSON; an empty one where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def lock_directory(directory: Path, patience: float = 0.0) -> IO | None:
+    """Take a directory for this process and those that inherit the lock.
+
+    The system releases it when the last process that holds it has ended, however it ended.
+
+    Args:
+        directory (Path): Made if missing.
+        patience (float): Seconds to wait for the present holder to end. Defaults to 0.
+
+    Returns:
+        IO | None: The open lock file, to be closed or passed on; None if another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / '.lock').open('a')
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError:
+            if time.monotonic() >= deadline:
+                lock.close()
+                return None
+        time.sleep(0.2)
