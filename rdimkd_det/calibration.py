@@ -52,6 +52,30 @@ class ChannelCovariance:
 
 
 @torch.no_grad()
+def teacher_covariances(
+    distill: Distillation, preprocessor: nn.Module, batches: Iterable
+) -> dict[str, list[Tensor]]:
+    """Channel covariance of the teacher's maps at every tap and level, in one pass.
+
+    Args:
+        distill (Distillation): The teacher and its taps.
+        preprocessor (nn.Module): The student's data preprocessor.
+        batches (Iterable): Batches as the training data loader gives them.
+
+    Returns:
+        dict[str, list[Tensor]]: Tap to a covariance (C, C), float64, for each level.
+    """
+    sums: dict[str, list[ChannelCovariance]] = {}
+    for batch in batches:
+        data = preprocessor(batch, True)
+        for tap, levels in distill.teacher_feats(data['inputs'], data['data_samples']).items():
+            if tap not in sums:
+                sums[tap] = [ChannelCovariance(maps.shape[1], maps.device) for maps in levels]
+            for covariance, maps in zip(sums[tap], levels):
+                covariance.update(maps)
+    return {tap: [level.compute() for level in levels] for tap, levels in sums.items()}
+
+
 def fit_projections(distill: Distillation, preprocessor: nn.Module, batches: Iterable) -> None:
     """Fit every projection of every tap in one pass over the batches.
 
@@ -60,21 +84,10 @@ def fit_projections(distill: Distillation, preprocessor: nn.Module, batches: Ite
         preprocessor (nn.Module): The student's data preprocessor.
         batches (Iterable): Batches as the training data loader gives them.
     """
-    covariances = None
-    for batch in batches:
-        data = preprocessor(batch, True)
-        feats = distill.teacher_feats(data['inputs'], data['data_samples'])
-        if covariances is None:
-            covariances = {
-                tap: [ChannelCovariance(maps.shape[1], maps.device) for maps in levels]
-                for tap, levels in feats.items()
-            }
-        for tap, levels in feats.items():
-            for covariance, maps in zip(covariances[tap], levels):
-                covariance.update(maps)
+    covariances = teacher_covariances(distill, preprocessor, batches)
     for tap, loss in distill.items():
         for projection, covariance in zip(loss.projections, covariances[tap]):
-            projection.fit(covariance.compute())
+            projection.fit(covariance)
 
 
 def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> Iterator:

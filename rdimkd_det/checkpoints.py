@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 
@@ -33,9 +34,13 @@ def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
     except FileNotFoundError:
         raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
     except pickle.UnpicklingError as error:
+        # PyTorch's own message begins with how to switch the protection off.
+        refused = re.search(r'(?:GLOBAL|class) ([\w.]+)', str(error))
+        if refused is None:
+            raise ConfigError(f'{who}: file {path} is no checkpoint, or is damaged.') from error
         raise ConfigError(
             f'{who}: checkpoint {path} holds more than plain data and is not loaded, since '
-            f'unpickling it could run code ({_first_line(error)}).'
+            f'unpickling it could run code (it asks for {refused[1]}).'
         ) from error
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ConfigError(

@@ -50,12 +50,21 @@ def check_model(cfg: Config, training: bool) -> None:
         built = MODELS.build(model)
     except ConfigError:
         raise
-    except (ImportError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ImportError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ConfigError(
             f'config {cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
         ) from error
     if training and distilled:
-        distilled_student(built).distill.teacher.build()
+        for part in distilled_student(built).distill.parts:
+            if part.wanted:
+                part.teacher.build()
 
 
 def check_entries(model: Mapping, filename: str) -> None:
@@ -69,8 +78,8 @@ def check_entries(model: Mapping, filename: str) -> None:
         ConfigError: ``student``, ``teacher`` or ``losses`` is missing, or a loss or projection is
             unknown.
     """
-    for name in ('student', 'teacher', 'losses'):
-        if not isinstance(model.get(name), Mapping) or not model[name]:
+    for name, kinds in (('student', Mapping), ('teacher', (Mapping, list)), ('losses', Mapping)):
+        if not isinstance(model.get(name), kinds) or not model[name]:
             raise ConfigError(
                 f'config {filename}: model.{name} is missing; a distilled model is '
                 f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
@@ -88,8 +97,10 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
         ConfigError: It is the other way round.
     """
     hooks = [hook for hook in cfg.get('custom_hooks') or () if isinstance(hook, Mapping)]
-    has_hook = any(getattr(kind, '__name__', kind) == 'DistillHook'
-                   for kind in (hook.get('type') for hook in hooks))
+    has_hook = any(
+        getattr(kind, '__name__', kind) == 'DistillHook'
+        for kind in (hook.get('type') for hook in hooks)
+    )
     if distilled and not has_hook:
         raise ConfigError(
             f"config {cfg.filename}: custom_hooks has no dict(type='DistillHook'), which fits the "

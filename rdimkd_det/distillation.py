@@ -132,7 +132,9 @@ class Distillation(nn.Module):
         losses = {}
         for tap, loss in self.items():
             maps = student_outputs[tap]
-            feats = [(maps[s.index], t) for (s, _), t in zip(self.level_pairs[tap], teacher_feats[tap])]
+            feats = [
+                (maps[s.index], t) for (s, _), t in zip(self.level_pairs[tap], teacher_feats[tap])
+            ]
             if loss.resize is None:
                 feats = [crop_to_common(student, teacher) for student, teacher in feats]
             student_feats, teacher_maps = zip(*feats)
@@ -259,7 +261,9 @@ def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> 
 
 def _squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
     grads = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
-    return sum((grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(()))
+    return sum(
+        (grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(())
+    )
 
 
 def _key(tap: str) -> str:
@@ -285,7 +289,7 @@ def _build_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> Rdi
     }
     for name, value in filled_in.items():
         given = loss.get(name, value)
-        if given != value and (isinstance(value, int) or {given} != set(value)):
+        if given != value and (isinstance(value, int) or any(given != own for own in value)):
             raise ConfigError(
                 f"RdimKDLoss at '{where}': {name}={given} contradicts the models, which have "
                 f'{value}; leave it out, it is filled in.'

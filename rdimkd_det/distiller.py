@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 
 from mmdet.registry import MODELS
 from mmengine.model import is_model_wrapper
@@ -57,7 +57,9 @@ class RdimKDDistiller:
                     f"model is dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
                 )
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
-        return _attach(detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit)
+        return _attach(
+            detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit
+        )
 
     def __init__(self, *args, **kwargs) -> None:
         """The detector is built already; Python calls this after ``__new__`` all the same."""
@@ -93,7 +95,7 @@ def distilled_student(model: nn.Module) -> RdimKDDistiller:
     model = model.module if is_model_wrapper(model) else model
     if not isinstance(model, RdimKDDistiller):
         raise ConfigError(
-            f"DistillHook: the model is a plain {type(model).__name__}; make it model=dict("
+            f'DistillHook: the model is a plain {type(model).__name__}; make it model=dict('
             f"type='RdimKDDistiller', student=..., teacher=..., losses=...), or drop the hook."
         )
     if isinstance(model.distill, _WithoutTeacher):
@@ -121,7 +123,7 @@ def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[
     return detector
 
 
-@lru_cache(maxsize=None)
+@cache
 def _distilling_class(detector_class: type) -> type:
     name = f'RdimKD{detector_class.__name__}'
     attributes = {'__module__': __name__, '__doc__': detector_class.__doc__}

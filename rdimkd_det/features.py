@@ -44,9 +44,10 @@ def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str
         dict[str, list[Tensor]]: Filled during the block: tap to its feature maps (N, C, H, W).
     """
     outputs: dict[str, list[Tensor]] = {}
+    modules = {tap: find_module(network, tap) for tap in taps}
     handles = [
-        find_module(network, tap).register_forward_hook(partial(_record, outputs, tap))
-        for tap in taps
+        module.register_forward_hook(partial(_record, outputs, tap))
+        for tap, module in modules.items()
     ]
     try:
         yield outputs

@@ -7,8 +7,7 @@ All of them compare two feature maps in the subspace spanned by the columns of a
 from __future__ import annotations
 
 import torch
-import torch.distributed.nn.functional as autograd_dist
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce
 from torch import Tensor
 
 # The floor under a variance, relative to the teacher's mean variance in the subspace: directions
@@ -108,18 +107,18 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
         4.0
     """
     dims = (0, 2)
+    teacher = teacher.detach()
     # Second moments about a fixed point near the mean: one pass, no cancellation, and exact
     # whichever point is taken, so that it needs no gradient.
     centers = torch.stack([student.detach().mean(dims), teacher.mean(dims)])
     all_reduce(centers, 'mean')
     s = student - centers[0][:, None]
-    t = teacher.detach() - centers[1][:, None]
+    t = teacher - centers[1][:, None]
     count = s.new_full((s.shape[1],), s.shape[0] * s.shape[2])
     sums = torch.stack(
         [count, s.sum(dims), t.sum(dims), (s * s).sum(dims), (t * t).sum(dims), (s * t).sum(dims)]
     )
-    if get_world_size() > 1:
-        sums = autograd_dist.all_reduce(sums)
+    sums = _SumOverRanks.apply(sums)
     mean_s, mean_t, square_s, square_t, product = sums[1:] / sums[0]
     var_s = square_s - mean_s.square()
     var_t = square_t - mean_t.square()
@@ -127,3 +126,19 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
     eps = RELATIVE_EPS * var_t.mean() + ABSOLUTE_EPS
     inv_s, inv_t = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
     return (var_s * inv_s.square() + var_t * inv_t.square() - 2 * cov * inv_s * inv_t).mean()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over the ranks, through which gradients flow back from every rank to every other."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        values = values.clone()
+        all_reduce(values, 'sum')
+        return values
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        all_reduce(gradient, 'sum')
+        return gradient

@@ -43,7 +43,9 @@ class DistillHook(Hook):
         if isinstance(calibration_images, bool) or not isinstance(calibration_images, int):
             calibration_images = 0
         if calibration_images < 1:
-            raise ConfigError('DistillHook: calibration_images must be a whole number of 1 or more.')
+            raise ConfigError(
+                'DistillHook: calibration_images must be a whole number of 1 or more.'
+            )
         self.calibration_images = calibration_images
         self.seed = seed
         self.schedule = build_schedule(schedule)

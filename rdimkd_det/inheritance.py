@@ -31,7 +31,9 @@ def inherit_weights(
     """
     copies = {}
     for path in paths:
-        own = {f'{path}.{key}': value for key, value in find_module(student, path).state_dict().items()}
+        own = {
+            f'{path}.{key}': value for key, value in find_module(student, path).state_dict().items()
+        }
         differing = [
             f'{key} {tuple(value.shape)} from {_shape(weights.get(key))}'
             for key, value in own.items()

@@ -87,13 +87,18 @@ class RdimKDLoss(nn.Module):
             )
         if resize not in RESIZE_MODES:
             raise ConfigError(f'RdimKDLoss: resize must be one of {RESIZE_MODES}, got {resize!r}.')
-        for name, value in (('momentum', momentum), ('auto_share', auto_share)):
-            if not 0 < value <= (1 if name == 'momentum' else math.inf):
-                raise ConfigError(f'RdimKDLoss: {name} must be above 0, got {value!r}.')
+        if not 0 < momentum <= 1:
+            raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
+        if not 0 < auto_share < math.inf:
+            raise ConfigError(f'RdimKDLoss: auto_share must be above 0, got {auto_share!r}.')
         self.num_levels = num_levels
         self.student_channels = _per_level('student_channels', student_channels, num_levels)
         self.teacher_channels = _per_level('teacher_channels', teacher_channels, num_levels)
         self.level_names = list(level_names or map(str, range(num_levels)))
+        if len(self.level_names) != num_levels:
+            raise ConfigError(
+                f'RdimKDLoss: level_names must be {num_levels} names, got {self.level_names}.'
+            )
         self.normalize = normalize
         self.loss_weight = loss_weight
         self.auto = isinstance(loss_weight, str) and loss_weight == 'auto'
@@ -241,7 +246,7 @@ class RdimKDLoss(nn.Module):
             )
         if not self.projections[level].fitted:
             raise RuntimeError(
-                f"{who}: {type(self.projections[level]).__name__} learns its basis from the "
+                f'{who}: {type(self.projections[level]).__name__} learns its basis from the '
                 f"teacher's features and has not been fitted; DistillHook does that before training."
             )
 
@@ -305,7 +310,7 @@ def _weights(loss_weight: float | Sequence[float], num_levels: int) -> list[floa
     weights = list(loss_weight) if listed else [loss_weight] * num_levels
     if len(weights) != num_levels or not all(map(_is_weight, weights)):
         raise ConfigError(
-            f"RdimKDLoss: loss_weight must be a number of 0 or more, a list of {num_levels} (one "
+            f'RdimKDLoss: loss_weight must be a number of 0 or more, a list of {num_levels} (one '
             f"per level), or 'auto'; got {loss_weight!r}."
         )
     return [float(weight) for weight in weights]

@@ -52,7 +52,8 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def _set_basis(self, basis: Tensor) -> None:
-        self.basis = basis.to(self.basis)
+        # Contiguous, as a checkpoint gives it back: a resumed run rounds its products alike.
+        self.basis = basis.to(self.basis).contiguous()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # The number of directions of a fitted basis is known from its checkpoint only.
@@ -208,12 +209,15 @@ class AutoencoderProjection(Projection):
     @torch.enable_grad()
     def _learn_basis(self, covariance: Tensor) -> Tensor:
         # On the CPU, where a seed means the same numbers on every machine.
-        covariance = (covariance / covariance.trace()).cpu()
+        tiny = torch.finfo(covariance.dtype).tiny  # a level that never varies has trace 0
+        covariance = (covariance / covariance.trace().clamp(min=tiny)).cpu()
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.dim, self.num_channels)
-        encoder = torch.randn(shape, generator=generator, dtype=torch.float64)
-        encoder = (encoder / self.num_channels**0.5).requires_grad_()
-        decoder = encoder.detach().t().contiguous().requires_grad_()
+        draw = torch.randn(self.num_channels, self.dim, generator=generator, dtype=torch.float64)
+        # Drawn where the features vary: what the encoder has of directions without variance at
+        # the start gets no gradient, and would stay in the subspace to the end.
+        start = torch.linalg.qr(covariance @ draw).Q.contiguous()
+        encoder = start.t().clone(memory_format=torch.contiguous_format).requires_grad_()
+        decoder = start.requires_grad_()
         optimizer = torch.optim.LBFGS(
             [encoder, decoder],
             max_iter=self.max_iters,

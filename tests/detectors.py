@@ -1,0 +1,143 @@
+"""Small real detectors from MMDetection's own config files, and batches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmdet
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
+CHANNEL_KEYS = ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels')
+
+register_all_modules(init_default_scope=True)
+
+
+def small_config(
+    name: str, depth: int | None = None, base_channels: int = 8, channels: int = 32, **model
+) -> Config:
+    """A config that ships with MMDetection, with random weights and few channels.
+
+    ResNets and Swins become narrow, with the neck to match; other backbones stay as they are.
+
+    Args:
+        name: Path below mmdet's configs, e.g. 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'.
+        depth: Depth of the ResNet, if another than the file's.
+        base_channels: Channels of the backbone's stem.
+        channels: Channels of the FPN and of the heads.
+        **model: Merged into ``model`` at the end, e.g. ``neck=dict(num_outs=3)``.
+    """
+    config = Config.fromfile(CONFIGS / name)
+    _without_pretrained(config.model)
+    backbone, neck = config.model.backbone, config.model.get('neck')
+    if backbone.type in ('ResNet', 'SwinTransformer') and neck is not None:
+        if backbone.type == 'ResNet':
+            backbone.update(depth=depth or backbone.depth, base_channels=base_channels)
+            width = base_channels * (1 if backbone.depth < 50 else 4)
+        else:
+            width = 3 * base_channels
+            backbone.update(embed_dims=width)
+        neck.in_channels = [width * 2**stage for stage in backbone.out_indices]
+        _narrow(config.model, neck.out_channels, channels)
+    config.merge_from_dict({'model': model})
+    return config
+
+
+def _without_pretrained(node: object) -> None:
+    for child in _children(node):
+        if (child.get('init_cfg') or {}).get('type') == 'Pretrained':
+            child['init_cfg'] = None
+        child.pop('pretrained', None)
+
+
+def _narrow(model: dict, old: int, new: int) -> None:
+    for child in _children({key: part for key, part in model.items() if key != 'backbone'}):
+        child.update({key: new for key in CHANNEL_KEYS if child.get(key) == old})
+        if 'fc_out_channels' in child:
+            child['fc_out_channels'] = new
+        if 'stacked_convs' in child:
+            child['stacked_convs'] = 1
+
+
+def _children(node: object):
+    if isinstance(node, dict):
+        yield node
+        node = node.values()
+    if not isinstance(node, (str, int, float, type(None))):
+        for child in list(node):
+            yield from _children(child)
+
+
+def random_batch(
+    num: int = 2,
+    size: tuple[int, int] | Sequence[tuple[int, int]] = (96, 128),
+    num_boxes: int = 2,
+    seed: int = 0,
+    num_classes: int = 80,
+) -> dict:
+    """What a data loader gives: uint8 images (3, H, W) and their data samples.
+
+    Args:
+        num: Number of images.
+        size: (H, W) of all, or one per image, in place of ``num``.
+        num_boxes: Boxes in each image.
+        seed: Seed of images and boxes.
+        num_classes: Labels are below.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [size] * num if isinstance(size[0], int) else list(size)
+    batch = {'inputs': [], 'data_samples': []}
+    for index, (height, width) in enumerate(sizes):
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        limit = torch.tensor([width, height])
+        corner = torch.rand(num_boxes, 2, generator=generator) * limit / 2
+        extent = (0.2 + 0.3 * torch.rand(num_boxes, 2, generator=generator)) * limit
+        sample = DetDataSample(
+            metainfo={
+                'img_id': index,
+                'img_path': f'{index}.png',
+                'img_shape': (height, width),
+                'ori_shape': (height, width),
+                'scale_factor': (1.0, 1.0),
+                'flip': False,
+                'flip_direction': None,
+            }
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=HorizontalBoxes(torch.cat([corner, corner + extent], 1)),
+            labels=torch.randint(num_classes, (num_boxes,), generator=generator),
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0, dtype=torch.long)
+        )
+        batch['inputs'].append(image)
+        batch['data_samples'].append(sample)
+    return batch
+
+
+def teacher_files(folder: Path, config: Config, seed: int = 1) -> tuple[str, str]:
+    """Write a detector's config file and a checkpoint with random weights.
+
+    Args:
+        folder: Where to.
+        config: The detector's config.
+        seed: Seed of the weights.
+
+    Returns:
+        Paths of the config and the checkpoint.
+    """
+    config_file, checkpoint = str(folder / 'teacher.py'), str(folder / 'teacher.pth')
+    config.dump(config_file)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MODELS.build(config.model)
+        model.init_weights()
+    torch.save({'state_dict': model.state_dict(), 'meta': {'seed': seed}}, checkpoint)
+    return config_file, checkpoint

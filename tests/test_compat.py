@@ -1,0 +1,128 @@
+import copy
+import pickle
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+
+from rdimkd_det import compat
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Makes the given distributions the installed ones."""
+
+    def install(*names):
+        def version(name):
+            if name not in names:
+                raise PackageNotFoundError(name)
+            return '1.0'
+
+        monkeypatch.setattr(compat, 'version', version)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    'names, expected', [(compat.OPENMMLAB, 'openmmlab'), (compat.ONEDL, 'onedl')]
+)
+def test_distribution__one(installed, names, expected):
+    installed(*names)
+    assert compat.check_distribution() == expected
+
+
+@pytest.mark.parametrize(
+    'names, message',
+    [
+        ((), r'not installed: mmcv, mmdet, mmengine missing.*rdimkd_det\[onedl\]'),
+        (compat.OPENMMLAB[:2], 'not installed: mmdet missing'),
+        (compat.ONEDL[1:], 'not installed: onedl-mmengine missing'),
+        (compat.OPENMMLAB + compat.ONEDL, 'two MMDetection distributions .* over each other'),
+        (('mmengine', *compat.ONEDL), r'mmengine \(OpenMMLab\) and onedl-mmengine, onedl-mmcv'),
+    ],
+    ids=['none', 'part of openmmlab', 'part of onedl', 'both', 'mixed'],
+)
+def test_distribution__not_one(installed, names, message):
+    installed(*names)
+    with pytest.raises(ImportError, match=message):
+        compat.check_distribution()
+
+
+def test_checkpoint_types__mmengine_run(tmp_path):
+    history = HistoryBuffer([0.5, 0.25], [1, 1])
+    hub = {
+        'log_scalars': {'train/loss': history},
+        'runtime_info': {'iter': 3, 'numpy': np.float64(2.5), 'seed': np.int64(7)},
+        'arrays': [np.arange(6, dtype=kind).reshape(2, 3) for kind in ('f4', 'f8', 'i4', 'i8')],
+    }
+    torch.save({'message_hub': hub, 'weights': torch.ones(2)}, tmp_path / 'epoch_1.pth')
+    loaded = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['message_hub']
+    buffer = loaded['log_scalars']['train/loss']
+    assert isinstance(buffer, HistoryBuffer)
+    assert buffer.current() == 0.25 and buffer.mean() == 0.375 and buffer.min() == 0.25
+    assert loaded['runtime_info'] == hub['runtime_info']
+    assert all(np.array_equal(*pair) for pair in zip(loaded['arrays'], hub['arrays']))
+
+
+class Asks:
+    """Pickles as a call of ``getattr``, which opens every door."""
+
+    def __init__(self, owner, name):
+        self.call = getattr, (owner, name)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    'owner, name', [(HistoryBuffer, '__init__'), (HistoryBuffer, '__class__'), (np.ndarray, 'min')]
+)
+def test_checkpoint_types__no_other_attribute(tmp_path, owner, name):
+    torch.save({'x': Asks(owner, name)}, tmp_path / 'w.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'w.pth', weights_only=True)
+
+
+def test_checkpoint_types__getattr_itself_stays():
+    assert getattr is __builtins__['getattr']
+    assert ConfigDict(a=1).a == 1
+
+
+def distilled():
+    student = {'type': 'FCOS', 'backbone': {'type': 'ResNet', 'init_cfg': None}}
+    return ConfigDict(type='RdimKDDistiller', student=student, teacher={'config': 'x'})
+
+
+def test_student_in_config__of_a_distilled_model():
+    config = distilled()
+    assert config.backbone.type == 'ResNet'
+    assert config['backbone'] is config.student.backbone
+    config.backbone.init_cfg = {'type': 'Pretrained'}
+    assert config.student.backbone.init_cfg.type == 'Pretrained'
+    assert config.type == 'RdimKDDistiller'
+
+
+def test_student_in_config__only_what_the_student_has():
+    with pytest.raises(AttributeError, match='neck'):
+        _ = distilled().neck
+    with pytest.raises(KeyError, match='neck'):
+        _ = distilled()['neck']
+    with pytest.raises(AttributeError, match='backbone'):
+        _ = ConfigDict(type='RdimKDDistiller').backbone
+
+
+def test_student_in_config__keys_do_not_change():
+    config = distilled()
+    assert config.backbone
+    assert set(config) == {'type', 'student', 'teacher'}
+    assert 'backbone' not in config and config.get('backbone') is None
+    assert copy.deepcopy(config).backbone == config.backbone
+
+
+def test_student_in_config__not_in_other_configs():
+    other = ConfigDict(type='Wrapper', student={'backbone': {'type': 'ResNet'}})
+    with pytest.raises(AttributeError, match='backbone'):
+        _ = other.backbone

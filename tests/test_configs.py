@@ -1,0 +1,107 @@
+"""Every config that the project ships loads, builds and survives a dump."""
+
+from functools import cache
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from runs import REPOSITORY
+
+from rdimkd_det import PCAProjection, RdimKDDistiller
+
+CONFIGS = REPOSITORY / 'configs'
+FILES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+)
+MAIN = {
+    'rdimkd_fcos_r50_r18.py',
+    'digits/fcos_r18.py',
+    'digits/fcos_r50_teacher.py',
+    'digits/rdimkd_fcos_r50_r18.py',
+}
+DISTILLED = [name for name in FILES if name.split('/')[-1].startswith('rdimkd_')]
+
+
+def recipe(name: str):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    """Paths in configs are relative to the repository, where tools are called from."""
+    monkeypatch.chdir(REPOSITORY)
+
+
+@cache
+def read(name: str) -> Config:
+    """The config of a file; not to be changed. Inheriting from mmdet's files takes a second."""
+    return Config.fromfile(CONFIGS / name)
+
+
+def without_pretrained(node):
+    """A config's part without ``init_cfg``: nothing that could reach for the network."""
+    if isinstance(node, dict):
+        return type(node)(
+            {key: without_pretrained(part) for key, part in node.items() if key != 'init_cfg'}
+        )
+    return type(node)(map(without_pretrained, node)) if isinstance(node, (list, tuple)) else node
+
+
+def test_configs__are_found():
+    assert set(FILES) >= MAIN
+    assert len(DISTILLED) >= 2
+
+
+@pytest.mark.parametrize('name', [name if name in MAIN else recipe(name) for name in FILES])
+def test_config__builds_and_is_stable_under_dump(name, tmp_path):
+    config = read(name)
+    config.dump(tmp_path / 'dumped.py')
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == config.to_dict()
+    model = MODELS.build(without_pretrained(config.model))
+    assert isinstance(model, RdimKDDistiller) == (name in DISTILLED)
+    if name in DISTILLED:
+        assert model.distill.active and not model.distill.teacher.built
+        assert len(model.distill.describe()) >= 3
+        assert [hook['type'] for hook in config.custom_hooks].count('DistillHook') == 1
+
+
+@pytest.mark.smoke
+def test_flagship__levels_and_projection():
+    config = read('rdimkd_fcos_r50_r18.py')
+    model = MODELS.build(without_pretrained(config.model))
+    pairs = model.distill.level_pairs['neck']
+    assert [(s.stride, t.stride) for s, t in pairs] == [(n, n) for n in (8, 16, 32, 64, 128)]
+    assert all(s.channels == t.channels == 256 for s, t in pairs)
+    projections = model.distill.losses['neck'].projections
+    assert [(type(p), p.dim) for p in projections] == [(PCAProjection, 128)] * 5
+    # A caffe-BGR teacher under a torchvision-RGB student.
+    assert model.distill.bridge.flip_channels
+    assert config.model.teacher.checkpoint.startswith('https://download.openmmlab.com/')
+
+
+@pytest.mark.smoke
+def test_digits__students_differ_in_distillation_only():
+    plain, distilled = read('digits/fcos_r18.py'), read('digits/rdimkd_fcos_r50_r18.py')
+    assert distilled.model.student == plain.model
+    assert set(distilled.model) == {'type', 'student', 'teacher', 'losses'}
+    assert distilled.model.type == 'RdimKDDistiller'
+    of_distillation = {'model', 'custom_hooks', 'custom_imports'}
+    rest = [
+        {key: value for key, value in config.to_dict().items() if key not in of_distillation}
+        for config in (plain, distilled)
+    ]
+    assert rest[0] == rest[1]
+    assert not plain.get('custom_hooks')
+
+
+def test_digits__teacher_is_the_one_that_is_trained():
+    teacher = read('digits/rdimkd_fcos_r50_r18.py').model.teacher
+    config = Config.fromfile(teacher.config)
+    assert (REPOSITORY / teacher.config) == CONFIGS / 'digits/fcos_r50_teacher.py'
+    assert teacher.checkpoint.endswith(f'/epoch_{config.train_cfg.max_epochs}.pth')
+    levels = MODELS.build(read('digits/rdimkd_fcos_r50_r18.py').model).distill.level_pairs['neck']
+    assert [(s.stride, s.channels, t.channels) for s, t in levels] == [
+        (8, 128, 128),
+        (16, 128, 128),
+        (32, 128, 128),
+    ]

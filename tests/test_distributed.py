@@ -1,0 +1,67 @@
+"""Two processes on a CPU do what one does."""
+
+import pytest
+import torch
+import two_processes
+from runs import (
+    distilled,
+    fcos,
+    load,
+    run_config,
+    run_tool,
+    trained_losses,
+    write_data,
+    write_teacher,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Data set and teacher, and what two processes make of them."""
+    folder = tmp_path_factory.mktemp('distributed')
+    write_data(folder / 'data')
+    write_teacher(folder / 'teacher')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def of_two_processes(folder):
+    done = run_tool(two_processes.__file__, folder, processes=2)
+    assert done.returncode == 0, done.stderr
+    return load(folder / 'two_processes.pt')
+
+
+@pytest.mark.parametrize('normalize', two_processes.NORMALIZE)
+def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_processes, normalize):
+    """Gradients with BatchNorm in eval, an adapter at each level, and bases of PCA."""
+    found, expected = of_two_processes[normalize], two_processes.first_step(folder, normalize)
+    assert found.keys() == expected.keys()
+    assert 'distill.losses.neck.adapters.2.weight' in found and 'backbone.conv1.weight' in found
+    largest = max(value.nan_to_num().abs().max() for value in expected.values())
+    for name, value in expected.items():
+        # A standardised direction does not feel an adapter's bias: that gradient is noise.
+        scale = max(value.nan_to_num().abs().max(), 0.02 * largest)
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=1e-5 * float(scale), equal_nan=True, msg=name
+        )
+    for level in range(3):
+        assert found[f'distill.losses.neck.projections.{level}.basis'].shape == (24, 8)
+
+
+def test_train__two_processes_by_torchrun(folder):
+    work_dir = folder / 'run'
+    config = run_config(folder / 'data', work_dir, distilled(fcos(), write_teacher(folder / 't')))
+    config.train_dataloader.batch_size = 2
+    config.train_cfg.max_epochs = 1
+    config.train_cfg.val_interval = 1
+    config.dump(folder / 'config.py')
+    done = run_tool('train.py', folder / 'config.py', '--launcher', 'pytorch', processes=2)
+    assert done.returncode == 0, done.stderr
+    lines = trained_losses(work_dir)
+    assert len(lines) == 2 and all(line['loss_rdimkd_neck_s8'] > 0.1 for line in lines)
+    checkpoint = load(work_dir / 'epoch_1.pth')
+    assert checkpoint['meta']['iter'] == 2
+    assert not any('distill' in key or key.startswith('module') for key in checkpoint['state_dict'])
+    assert checkpoint['distill']['losses.neck.projections.0.basis'].shape == (24, 8)

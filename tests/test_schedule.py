@@ -1,0 +1,45 @@
+"""The factor on the loss weights over a training."""
+
+import pytest
+
+from rdimkd_det import ConfigError
+from rdimkd_det.schedule import Schedule, build_schedule
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        (dict(), [1, 1, 1, 1, 1]),
+        (dict(warmup=4), [0, 0.5, 1, 1, 1]),
+        (dict(stop=6), [1, 1, 1, 0, 0]),
+        (dict(decay='linear'), [1, 0.75, 0.5, 0.25, 0]),
+        (dict(decay='linear', decay_begin=4), [1, 1, 1, 0.5, 0]),
+        (dict(decay='cosine', stop=4), [1, 0.5, 0, 0, 0]),
+        (dict(warmup=4, decay='linear', decay_begin=4, stop=8), [0, 0.5, 1, 0.5, 0]),
+    ],
+)
+def test_factor__literal(options, expected):
+    schedule = Schedule(**options)
+    factors = [schedule.factor(time, end=8) for time in (0, 2, 4, 6, 8)]
+    assert factors == pytest.approx(expected, abs=1e-12)
+
+
+def test_stopped__only_for_good():
+    assert [Schedule(stop=3).stopped(time) for time in (0, 2.9, 3, 5)] == [False, False, True, True]
+    assert not Schedule(decay='linear').stopped(100)
+    assert not Schedule(warmup=5).stopped(0)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(decay='exponential'), "decay must be one of .* got 'exponential'"),
+        (dict(warmup=-1), 'warmup must be 0 or more, got -1'),
+        (dict(stop='late'), "stop must be 0 or more, got 'late'"),
+        (dict(warmup=3, stop=2), r'stop=2 comes before the warm-up ends \(3\)'),
+        (dict(warm_up=3), 'schedule takes warmup, decay, .*warm_up'),
+    ],
+)
+def test_build_schedule__bad_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(options)

@@ -1,0 +1,232 @@
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from torch import nn
+
+from rdimkd_det import ConfigError
+from rdimkd_det.teacher import Teacher, TeacherConfigError, load_strictly, read_detector_config
+
+FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+RETINANET = 'retinanet/retinanet_r18_fpn_1x_coco.py'
+SWIN = 'swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py'
+
+
+@pytest.fixture
+def files(tmp_path, small_config, teacher_files):
+    return teacher_files(tmp_path, small_config(FCOS, depth=18))
+
+
+def edit(checkpoint, change):
+    """Change the weights in a checkpoint file."""
+    content = torch.load(checkpoint, weights_only=True)
+    change(content['state_dict'])
+    torch.save(content, checkpoint)
+
+
+def full_detector(files):
+    model = MODELS.build(read_detector_config(files[0]))
+    model.load_state_dict(torch.load(files[1], weights_only=True)['state_dict'])
+    return model.eval()
+
+
+def test_call__maps_of_the_whole_detector(files):
+    images = torch.randn(2, 3, 70, 100)
+    feats = Teacher(*files, taps=['neck', 'backbone'])(images)
+    detector = full_detector(files)
+    with torch.no_grad():
+        expected = {'backbone': detector.backbone(images), 'neck': detector.extract_feat(images)}
+    for tap, maps in expected.items():
+        assert len(feats[tap]) == len(maps)
+        assert all(torch.equal(a, b) for a, b in zip(feats[tap], maps))
+    assert not any(maps.requires_grad for maps in feats['neck'])
+
+
+def test_call__gradient_mode_is_the_callers(files):
+    images = torch.randn(1, 3, 64, 64, requires_grad=True)
+    assert not Teacher(*files, taps=['neck'])(images)['neck'][0].requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_build__on_first_use_frozen_and_without_head(files):
+    teacher = Teacher(*files, taps=['neck'])
+    assert not teacher.built
+    teacher(torch.randn(1, 3, 64, 64))
+    network = teacher._network
+    assert teacher.built and not hasattr(network, 'bbox_head')
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not any(module.training for module in network.modules())
+    teacher.release()
+    assert not teacher.built
+
+
+def test_build__backbone_tap_builds_no_neck(files):
+    teacher = Teacher(*files, taps=['backbone'])
+    teacher.build()
+    assert [name for name, _ in teacher._network.named_children()] == ['backbone']
+
+
+def test_teacher__is_a_guest(files):
+    teacher = Teacher(*files, taps=['neck'])
+    teacher.build()
+    assert not isinstance(teacher, nn.Module)
+    assert copy.deepcopy(teacher) is teacher
+    owner = nn.Linear(2, 2)
+    owner.teacher = teacher
+    assert set(owner.state_dict()) == {'weight', 'bias'}
+    assert copy.deepcopy(owner).teacher is teacher
+
+
+def test_teacher__drop_path_is_off(tmp_path, small_config, teacher_files):
+    config = small_config(SWIN, backbone={'drop_path_rate': 0.9, 'drop_rate': 0.5})
+    files = teacher_files(tmp_path, config)
+    student = small_config(FCOS, depth=18).model
+    loss = {'type': 'RdimKDLoss', 'projection': {'type': 'IdentityProjection'}}
+    student = MODELS.build(
+        {
+            'type': 'RdimKDDistiller',
+            'student': student,
+            'teacher': {'config': files[0], 'checkpoint': files[1]},
+            'losses': {'neck': loss},
+        }
+    )
+    teacher, images = student.distill.teacher, torch.randn(1, 3, 70, 100)
+    first = teacher(images)['neck']
+    student.train()
+    second = teacher(images)['neck']
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    # The same network in train mode does differ: the test sees what it looks for.
+    with torch.no_grad():
+        third = teacher._network.train()(images)
+    assert not torch.equal(first[0], third[0])
+
+
+def test_teacher__takes_no_random_numbers(files):
+    random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    teacher = Teacher(*files, taps=['neck'])
+    teacher.build_preprocessor()
+    teacher.probe()
+    teacher(torch.zeros(1, 3, 64, 64))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize('name', [FCOS, SWIN])
+def test_probe__needs_no_weights(small_config, name):
+    teacher = Teacher({'model': small_config(name).model}, 'none.pth', taps=['neck'])
+    levels = teacher.probe()['neck']
+    assert [level.stride for level in levels] == [8, 16, 32, 64, 128]
+    assert {level.channels for level in levels} == {32} and not teacher.built
+
+
+def test_load__other_architecture(tmp_path, files, small_config, teacher_files):
+    (tmp_path / 'r50').mkdir()
+    _, other = teacher_files(tmp_path / 'r50', small_config(FCOS, depth=50))
+    with pytest.raises(ConfigError) as caught:
+        Teacher(files[0], other, taps=['neck']).build()
+    own = full_detector(files).state_dict()
+    theirs = torch.load(other, weights_only=True)['state_dict']
+    own, theirs = (
+        {key: value.shape for key, value in weights.items() if key[:4] in ('back', 'neck')}
+        for weights in (own, theirs)
+    )
+    common = own.keys() & theirs.keys()
+    matching = sum(own[key] == theirs[key] for key in common)
+    message = str(caught.value)
+    assert f'{matching} of {len(own)} keys match' in message
+    assert f'{len(own.keys() - theirs.keys())} missing' in message
+    assert f'{len(theirs.keys() - own.keys())} unexpected (' in message
+    assert f'{len(common) - matching} of another shape (' in message
+    assert other in message and files[0] in message and '\n' not in message
+
+
+def test_load__one_key_missing(files):
+    edit(files[1], lambda weights: weights.pop('neck.fpn_convs.1.conv.bias'))
+    teacher = Teacher(*files, taps=['neck'])
+    with pytest.raises(ConfigError, match=r'1 missing \(neck.fpn_convs.1.conv.bias\); 0 unexp'):
+        teacher.build()
+    assert not teacher.built
+    Teacher(*files, taps=['backbone']).build()  # which does not run the neck
+
+
+def test_load__one_key_unexpected(files):
+    edit(files[1], lambda weights: weights.update({'neck.extra': torch.ones(1)}))
+    with pytest.raises(ConfigError, match=r'0 missing; 1 unexpected \(neck.extra\); 0 of anoth'):
+        Teacher(*files, taps=['neck']).build()
+
+
+def test_load__one_shape_differs(files):
+    edit(
+        files[1], lambda weights: weights.update({'backbone.conv1.weight': torch.ones(4, 3, 7, 7)})
+    )
+    shapes = r'1 of another shape \(backbone.conv1.weight \(4, 3, 7, 7\) for \(8, 3, 7, 7\)\)'
+    with pytest.raises(ConfigError, match=shapes):
+        Teacher(*files, taps=['neck']).build()
+
+
+def test_load__head_and_old_counters_do_not_count(files):
+    def change(weights):
+        for key in list(weights):
+            if key.startswith('bbox_head') or key.endswith('num_batches_tracked'):
+                del weights[key]
+
+    edit(files[1], change)
+    Teacher(*files, taps=['neck']).build()
+
+
+def test_load_strictly__few_names_of_many():
+    network = nn.ModuleDict({'backbone': nn.ModuleList(nn.Linear(1, 1) for _ in range(4))})
+    with pytest.raises(ConfigError, match=r'0 of 8 keys match; 8 missing \(([\w.]+, ){3}\.\.\.\)'):
+        load_strictly(network, {}, 'x.pth', 'x.py')
+
+
+def test_checkpoint__missing_only_when_training_starts(files):
+    teacher = Teacher(files[0], 'none.pth', taps=['neck'])
+    teacher.probe()
+    with pytest.raises(ConfigError, match=r'teacher: checkpoint none.pth does not exist'):
+        teacher.build()
+
+
+def test_checkpoint__not_a_name(files):
+    with pytest.raises(ConfigError, match=r'needs a checkpoint.*got None'):
+        Teacher(files[0], None, taps=['neck'])
+
+
+def test_config__not_there():
+    with pytest.raises(TeacherConfigError, match=r'config none.py cannot be read'):
+        Teacher('none.py', 'w.pth', taps=['neck'])
+    with pytest.raises(TeacherConfigError, match=r'config mmdet::fcos/none.py cannot be read'):
+        Teacher('mmdet::fcos/none.py', 'w.pth', taps=['neck'])
+
+
+@pytest.mark.parametrize('config', [{}, {'model': {'type': 'FCOS'}}, {'model': None}])
+def test_config__holds_no_detector(config):
+    with pytest.raises(ConfigError, match=r'holds no detector: model.backbone is missing'):
+        read_detector_config(config)
+
+
+def test_config__neither_name_nor_config():
+    with pytest.raises(ConfigError, match='must be a path or a config with a model, got 3'):
+        read_detector_config(3)
+
+
+def test_config__shipped_with_mmdet():
+    model = read_detector_config(f'mmdet::{RETINANET}')
+    assert model.type == 'RetinaNet' and model.backbone.depth == 18
+
+
+def test_config__of_a_distilled_detector_is_its_students(small_config):
+    student = small_config(FCOS, depth=18)
+    distilled = {'model': {'type': 'RdimKDDistiller', 'student': student.model}}
+    assert read_detector_config(distilled) == read_detector_config(student)
+
+
+def test_config__is_a_copy(small_config):
+    config = small_config(FCOS, depth=18)
+    read_detector_config(config).backbone.depth = 50
+    assert config.model.backbone.depth == 18

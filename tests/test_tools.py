@@ -1,0 +1,371 @@
+"""The command lines, at work and with every mistake that a user can make."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from runs import (
+    call_tool,
+    distilled,
+    fcos,
+    hidden,
+    load,
+    run_config,
+    run_tool,
+    trained_losses,
+    write_data,
+    write_teacher,
+)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Folder with a data set, a teacher, and configs of a distilled and a plain student."""
+    folder = tmp_path_factory.mktemp('files')
+    data = write_data(folder / 'data')
+    teacher = write_teacher(folder / 'teacher')
+    config = run_config(data, folder / 'unused', distilled(fcos(), teacher), max_epochs=1)
+    config.dump(folder / 'distilled.py')
+    run_config(data, folder / 'unused', fcos(), max_epochs=1).dump(folder / 'plain.py')
+    return folder
+
+
+@pytest.fixture
+def config(files, tmp_path):
+    """Writes a config like distilled.py, changed as ``change(config)`` says; returns its path."""
+
+    def config(change) -> Path:
+        teacher = {
+            'config': str(files / 'teacher/teacher.py'),
+            'checkpoint': str(files / 'teacher/teacher.pth'),
+        }
+        cfg = run_config(files / 'data', tmp_path / 'work', distilled(fcos(), teacher))
+        content = cfg.to_dict()
+        change(content)
+        path = tmp_path / 'changed.json'
+        path.write_text(json.dumps(content))
+        return path
+
+    return config
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Calls a tool that must end with one line, status 2 and nothing written; returns the line."""
+
+    def refused(tool, *args, work_dir=None):
+        work_dir = work_dir or tmp_path / 'work'
+        before = sorted(work_dir.rglob('*'))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(tool, *args, '--work-dir', work_dir)
+        assert stopped.value.code == 2
+        assert sorted(work_dir.rglob('*')) == before
+        return one_line(tool, capsys.readouterr().err)
+
+    return refused
+
+
+def one_line(tool: str, stderr: str) -> str:
+    lines = stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f'{tool}: '), stderr
+    return lines[0]
+
+
+class Payload:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def malicious(files, tmp_path):
+    """Path of a checkpoint that holds good weights and a payload; and the proof that it ran."""
+    weights = load(files / 'teacher/teacher.pth')['state_dict']
+    proof, path = tmp_path / 'payload_ran', tmp_path / 'malicious.pth'
+    torch.save(dict(state_dict=weights, meta=dict(), payload=Payload(proof)), path)
+    yield path
+    assert not proof.exists()
+    torch.load(path, weights_only=False)
+    assert proof.exists()  # it would have
+
+
+# At work
+
+
+@pytest.mark.slow
+def test_tools__train_resume_and_test(files, tmp_path):
+    """One story of five commands: each needs the one before."""
+    work_dir = tmp_path / 'run'
+    done = run_tool(
+        'train.py',
+        files / 'distilled.py',
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        'optim_wrapper.optimizer.lr=0.002',
+        'model.losses.neck.loss_weight=0.5',
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'Traceback' not in done.stderr
+    checkpoint = load(work_dir / 'epoch_1.pth')
+    assert checkpoint['optimizer']['param_groups'][0]['lr'] == 0.002
+    losses = trained_losses(work_dir)
+    assert len(losses) == 2 and 0.3 < losses[0]['loss_rdimkd_neck_s8'] < 1.5
+
+    # --resume goes on where it was: epoch 2 only.
+    call_tool(
+        'train.py',
+        files / 'distilled.py',
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+    )
+    resumed = load(work_dir / 'epoch_2.pth')
+    assert resumed['meta']['iter'] == 4 and len(trained_losses(work_dir)) == 2
+    basis = 'losses.neck.projections.0.basis'
+    assert torch.equal(resumed['distill'][basis], checkpoint['distill'][basis])
+
+    # Testing needs no teacher.
+    with hidden(str(files / 'teacher')):
+        done = run_tool(
+            'test.py',
+            files / 'distilled.py',
+            work_dir / 'epoch_2.pth',
+            '--work-dir',
+            tmp_path / 'test',
+            '--out',
+            tmp_path / 'results/found.pkl',
+            '--show-dir',
+            'painted',
+        )
+    assert done.returncode == 0, done.stderr
+    assert 'Average Precision' in done.stdout
+    found = pickle.loads((tmp_path / 'results/found.pkl').read_bytes())
+    assert len(found) == 8 and all(len(sample['pred_instances']['scores']) for sample in found)
+    assert len(list((tmp_path / 'test').glob('*/painted/*.png'))) == 8
+
+    # The plain config takes the same checkpoint and finds the same.
+    call_tool(
+        'test.py',
+        files / 'plain.py',
+        work_dir / 'epoch_2.pth',
+        '--work-dir',
+        tmp_path / 'plain',
+        '--out',
+        tmp_path / 'plain.pkl',
+    )
+    plain = pickle.loads((tmp_path / 'plain.pkl').read_bytes())
+    for one, other in zip(found, plain):
+        for key in ('bboxes', 'scores', 'labels'):
+            torch.testing.assert_close(one['pred_instances'][key], other['pred_instances'][key])
+
+    call_tool(
+        'test.py',
+        files / 'distilled.py',
+        work_dir / 'epoch_2.pth',
+        '--work-dir',
+        tmp_path / 'tta',
+        '--tta',
+        '--out',
+        tmp_path / 'tta.pkl',
+    )
+    averaged = pickle.loads((tmp_path / 'tta.pkl').read_bytes())
+    assert len(averaged) == 8
+    assert len(averaged[0]['pred_instances']['scores']) > len(found[0]['pred_instances']['scores'])
+
+
+def test_train__auto_scale_lr_needs_base_batch_size(refused, files):
+    line = refused('train.py', files / 'distilled.py', '--auto-scale-lr')
+    assert 'base_batch_size' in line
+
+
+# Mistakes
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_mistake__no_such_config(refused, tool):
+    checkpoint = ['none.pth'] if tool == 'test.py' else []
+    assert refused(tool, 'no/such.py', *checkpoint) == f'{tool}: config no/such.py not found.'
+
+
+def test_mistake__config_that_fails(refused, tmp_path):
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    line = refused('train.py', tmp_path / 'broken.py')
+    assert 'broken.py cannot be read: SyntaxError' in line
+
+
+@pytest.mark.slow
+def test_mistake__in_a_process_of_its_own(files, malicious, tmp_path):
+    """No import prints a second line, either."""
+    work_dir = tmp_path / 'work'
+    teacher = f'model.teacher.checkpoint={malicious}'
+    done = run_tool(
+        'train.py', files / 'distilled.py', '--work-dir', work_dir, '--cfg-options', teacher
+    )
+    assert done.returncode == 2
+    assert 'could run code' in one_line('train.py', done.stderr)
+    done = run_tool('test.py', files / 'plain.py', malicious, '--work-dir', work_dir)
+    assert done.returncode == 2
+    assert 'could run code' in one_line('test.py', done.stderr)
+    assert not work_dir.exists()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('missing', ['student', 'teacher', 'losses'])
+def test_mistake__part_of_model_missing(refused, config, missing):
+    line = refused('train.py', config(lambda cfg: cfg['model'].pop(missing)))
+    assert f'model.{missing} is missing' in line
+
+
+def test_mistake__no_model(refused, config):
+    assert 'has no model' in refused('train.py', config(lambda cfg: cfg.pop('model')))
+
+
+def of_loss(**changes):
+    return lambda cfg: cfg['model']['losses']['neck'].update(changes)
+
+
+def pca(dim):
+    return of_loss(projection=dict(type='PCAProjection', dim=dim))
+
+
+def of_teacher(**changes):
+    return lambda cfg: cfg['model']['teacher'].update(changes)
+
+
+def tapped_at(tap):
+    return lambda cfg: cfg['model'].update(losses={tap: cfg['model']['losses']['neck']})
+
+
+@pytest.mark.parametrize(
+    'change, expected',
+    [
+        (of_loss(type='RdimKdLoss'), "unknown type 'RdimKdLoss'; did you mean 'RdimKDLoss'?"),
+        (of_loss(type='Zebra'), "unknown type 'Zebra'; there are RdimKDLoss."),
+        (of_loss(projection=dict(type='PCAProjektion', dim=8)), "did you mean 'PCAProjection'?"),
+        (of_loss(projection=dict(dim=8)), 'must be a dict with a type'),
+        (of_loss(normalize='teachr'), "normalize must be one of (None, 'teacher', 'standardize')"),
+        (of_loss(loss_weight=-1), 'loss_weight must be a number of 0 or more'),
+        (pca(0), "dim must be a whole number from 1 to the teacher's 24 channels, got 0"),
+        (pca(-4), "the teacher's 24 channels, got -4"),
+        (pca(25), "the teacher's 24 channels, got 25"),
+        (pca('many'), "the teacher's 24 channels, got 'many'"),
+        (of_loss(student_channels=99), 'student_channels=99 contradicts the model'),
+        (tapped_at('nck'), "'data_preprocessor', 'backbone', 'neck', 'bbox_head'"),
+        (
+            of_loss(teacher_module='backbone.layer1'),
+            'the student has strides [8, 16, 32], the teacher [4]',
+        ),
+        (of_teacher(checkpoint=None), 'teacher: needs a checkpoint'),
+        (of_teacher(checkpoint='no.pth'), 'teacher: checkpoint no.pth does not exist'),
+        (of_teacher(config='no.py'), 'teacher: config no.py cannot be read'),
+        (lambda cfg: cfg['model']['student'].update(type='FCO'), 'FCO is not in'),
+        (lambda cfg: cfg.update(custom_hooks=[]), "custom_hooks has no dict(type='DistillHook')"),
+        (lambda cfg: cfg.update(model=cfg['model']['student']), 'the model is a plain FCOS'),
+    ],
+)
+def test_mistake__in_config(refused, config, change, expected):
+    assert expected in refused('train.py', config(change))
+
+
+def test_mistake__teacher_checkpoint_truncated(refused, config, files, tmp_path):
+    content = (files / 'teacher/teacher.pth').read_bytes()
+    for size in (0, 10, len(content) // 2, len(content) - 10):
+        (tmp_path / 'cut.pth').write_bytes(content[:size])
+        line = refused('train.py', config(of_teacher(checkpoint=str(tmp_path / 'cut.pth'))))
+        assert 'cut.pth cannot be read, it is damaged, incomplete' in line
+
+
+def test_mistake__teacher_checkpoint_is_another_file(refused, config, files, tmp_path):
+    (tmp_path / 'text.pth').write_text('<html>404 Not Found</html>')
+    line = refused('train.py', config(of_teacher(checkpoint=str(tmp_path / 'text.pth'))))
+    assert 'text.pth' in line
+    torch.save(dict(epoch=3), tmp_path / 'empty.pth')
+    line = refused('train.py', config(of_teacher(checkpoint=str(tmp_path / 'empty.pth'))))
+    assert 'empty.pth holds no state_dict' in line
+
+
+@pytest.mark.smoke
+def test_mistake__teacher_checkpoint_of_another_architecture(refused, config, tmp_path):
+    other = write_teacher(tmp_path / 'other', fpn_channels=40)['checkpoint']
+    line = refused('train.py', config(of_teacher(checkpoint=other)))
+    keys = [key for key in load(other)['state_dict'] if not key.startswith('bbox_head.')]
+    assert f'{len(keys) - 12} of {len(keys)} keys match' in line
+    assert '12 of another shape (neck.fpn_convs.0.conv.bias (40,) for (24,), ' in line
+    weights = load(other)['state_dict']
+    weights = {f'x{key}' if 'layer1' in key else key: value for key, value in weights.items()}
+    torch.save(weights, tmp_path / 'renamed.pth')
+    line = refused('train.py', config(of_teacher(checkpoint=str(tmp_path / 'renamed.pth'))))
+    assert 'missing (backbone.layer1.0.bn1.bias, ' in line
+
+
+@pytest.mark.smoke
+def test_mistake__checkpoint_that_would_execute_code(refused, config, files, malicious, tmp_path):
+    for tool, *args in (
+        ('train.py', config(of_teacher(checkpoint=str(malicious)))),
+        ('train.py', files / 'distilled.py', '--resume', malicious),
+        ('test.py', files / 'distilled.py', malicious),
+    ):
+        line = refused(tool, *args)
+        assert 'malicious.pth holds more than plain data' in line and 'could run code' in line
+    # The newest checkpoint of the work directory, resumed from without naming it.
+    work_dir = tmp_path / 'begun'
+    work_dir.mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(malicious))
+    line = refused('train.py', files / 'distilled.py', '--resume', work_dir=work_dir)
+    assert 'malicious.pth holds more than plain data' in line
+
+
+def test_mistake__checkpoint_missing(refused, files):
+    for tool, *args in (
+        ('train.py', files / 'distilled.py', '--resume', 'no.pth'),
+        ('test.py', files / 'distilled.py', 'no.pth'),
+    ):
+        assert 'checkpoint no.pth does not exist' in refused(tool, *args)
+
+
+@pytest.mark.parametrize(
+    'root, help',
+    [
+        ('data/digits_gone/', 'tools/make_digits.py'),
+        ('data/coco_gone/', 'https://cocodataset.org'),
+        ('elsewhere/', 'train_dataloader.dataset.data_root'),
+    ],
+)
+def test_mistake__data_missing(refused, config, root, help):
+    path = config(lambda cfg: cfg['train_dataloader']['dataset'].update(data_root=root))
+    line = refused('train.py', path)
+    assert f'{root}annotations.json does not exist' in line and help in line
+
+
+@pytest.mark.smoke
+def test_mistake__work_dir_not_writable(refused, files, tmp_path):
+    (tmp_path / 'file').write_text('kept')
+    for tool, *args in (
+        ('train.py', files / 'distilled.py'),
+        ('test.py', files / 'plain.py', files / 'teacher/teacher.pth'),
+    ):
+        line = refused(tool, *args, work_dir=tmp_path / 'file/below')
+        assert 'file/below cannot be written' in line
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_mistake__out_is_no_pickle(refused, files):
+    line = refused('test.py', files / 'plain.py', files / 'teacher/teacher.pth', '--out', 'x.json')
+    assert '--out must be a .pkl file, got x.json' in line
+
+
+def test_mistake__launcher_without_torchrun(refused, files, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    line = refused('train.py', files / 'distilled.py', '--launcher', 'pytorch')
+    assert 'is for torchrun' in line

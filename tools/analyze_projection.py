@@ -1,0 +1,82 @@
+"""Show how many directions of the teacher's feature maps hold which share of their variance."""
+
+import argparse
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rdimkd_det import ConfigError, cli
+from rdimkd_det.calibration import calibration_batches, teacher_covariances
+from rdimkd_det.checks import check_data
+from rdimkd_det.distiller import distilled_student
+
+
+SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Analyse the teacher's feature maps.")
+    parser.add_argument('config', help='a distilled config')
+    parser.add_argument('--images', type=int, default=256, help='training images. Defaults to 256')
+    parser.add_argument('--out', default='spectrum.png', help='picture. Defaults to spectrum.png')
+    args = parser.parse_args()
+    cfg = cli.read_config_file(args.config)
+    spectra = measure(cfg, args.images)
+    print_table(spectra)
+    draw(spectra, args.out)
+    print(f'wrote {args.out}')
+
+
+def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
+    """Cumulative shares of variance (C,) of each level, by descending eigenvalue."""
+    if num_images < 1:
+        raise ConfigError(f'--images must be 1 or more, got {num_images}.')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    check_data(cfg, ['train'])
+    model = distilled_student(MODELS.build(cfg.model))
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    spectra = {}
+    for part in model.distill.parts:
+        batches = calibration_batches(loader, num_images, seed=0)
+        for tap, levels in teacher_covariances(part, model.data_preprocessor, batches).items():
+            names = part.losses[tap.replace('.', '_')].level_names
+            for name, covariance in zip(names, levels):
+                values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+                spectra[name] = values.cumsum(0) / values.sum()
+    return spectra
+
+
+def print_table(spectra: dict[str, Tensor]) -> None:
+    """Print the d that keeps each share, per level."""
+    table = Table(title='directions d that keep a share of the variance')
+    for column in ('level', 'channels', *(f'{share:.0%}' for share in SHARES)):
+        table.add_column(column, justify='right')
+    for name, shares in spectra.items():
+        dims = [str(int((shares < share).sum()) + 1) for share in SHARES]
+        table.add_row(name, str(len(shares)), *dims)
+    Console().print(table)
+
+
+def draw(spectra: dict[str, Tensor], path: str) -> None:
+    """Draw the share of variance over d, one curve per level."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for name, shares in spectra.items():
+        axes.plot(range(1, len(shares) + 1), shares.cpu(), label=name)
+    axes.set(xlabel='directions d', ylabel='share of variance', xscale='log', ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == '__main__':
+    cli.run(main)
