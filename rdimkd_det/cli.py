@@ -36,6 +36,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ConfigError as error:
         exit_with(' '.join(str(error).split()))
+    except FloatingPointError as error:
+        exit_with(str(error), status=1)
     except KeyboardInterrupt:
         exit_with('interrupted.', status=130)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
@@ -93,3 +94,22 @@ def show_student_in_config() -> None:
         return raise_key_error(self, name)
 
     ConfigDict.__missing__ = __missing__
+
+
+@cache
+def make_positional_encoding_contiguous() -> None:
+    """Let the DETR family run on current PyTorch.
+
+    The detectors of mmdet (3.3.0, OneDL 3.5.1) call ``view`` on a permuted positional encoding,
+    and torch 2.13 lays out its strides so that this fails. Not done at import, since it imports
+    all of mmdet's models.
+    """
+    from mmdet.models.layers import SinePositionalEncoding
+
+    forward = SinePositionalEncoding.forward
+
+    @wraps(forward)
+    def contiguous_forward(self, *args, **kwargs):
+        return forward(self, *args, **kwargs).contiguous()
+
+    SinePositionalEncoding.forward = contiguous_forward

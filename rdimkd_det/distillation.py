@@ -161,8 +161,8 @@ class Distillation(nn.Module):
         }
 
     def describe(self) -> list[str]:
-        """One line per level: stride, channels, adapter, d and the variance kept."""
-        lines = []
+        """The teacher, its input, and one line per level: stride, channels, d, variance kept."""
+        lines = [f'teacher {self.teacher.checkpoint}, its input by {self.bridge}']
         for tap, loss in self.items():
             for (student, teacher), projection in zip(self.level_pairs[tap], loss.projections):
                 adapter = '' if student.channels == teacher.channels else ' (1x1 adapter)'

@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
+from .compat import make_positional_encoding_contiguous
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
@@ -56,6 +57,7 @@ class RdimKDDistiller:
                     f'RdimKDDistiller: model.{name} must be a dict, got {value!r}; a distilled '
                     f"model is dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
                 )
+        make_positional_encoding_contiguous()
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
         return _attach(
             detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit

@@ -79,7 +79,9 @@ class Teacher:
 
     def build_preprocessor(self) -> nn.Module:
         """Build the teacher's own data preprocessor, for the ``InputBridge``."""
-        return MODELS.build(self.model['data_preprocessor'])
+        # Without one, or without its type, a detector takes mmengine's base class.
+        preprocessor = self.model.get('data_preprocessor') or {}
+        return MODELS.build({'type': 'BaseDataPreprocessor', **preprocessor})
 
     def probe(self) -> dict[str, list[Level]]:
         """Strides and channels at the taps, without weights or memory for them."""

@@ -52,7 +52,8 @@ def small_config(
 
 def _without_pretrained(node: object) -> None:
     for child in _children(node):
-        if (child.get('init_cfg') or {}).get('type') == 'Pretrained':
+        init_cfg = child.get('init_cfg')
+        if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
             child['init_cfg'] = None
         child.pop('pretrained', None)
 

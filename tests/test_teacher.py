@@ -185,6 +185,15 @@ def test_load_strictly__few_names_of_many():
         load_strictly(network, {}, 'x.pth', 'x.py')
 
 
+def test_preprocessor__is_the_configs_own(small_config):
+    config = small_config(FCOS, depth=18)
+    built = Teacher({'model': config.model}, 'none.pth', taps=['neck']).build_preprocessor()
+    assert built.mean.flatten().tolist() == pytest.approx(config.model.data_preprocessor.mean)
+    del config.model.data_preprocessor
+    built = Teacher({'model': config.model}, 'none.pth', taps=['neck']).build_preprocessor()
+    assert type(built).__name__ == 'BaseDataPreprocessor'  # which InputBridge refuses
+
+
 def test_checkpoint__missing_only_when_training_starts(files):
     teacher = Teacher(files[0], 'none.pth', taps=['neck'])
     teacher.probe()
