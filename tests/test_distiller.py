@@ -150,6 +150,13 @@ def test_teacher__built_in_training_only(build, teacher):
     assert model.distill.teacher.built
 
 
+def test_teacher__built_without_drawing_random_numbers(build):
+    model = build()
+    before = torch.get_rng_state()
+    model.distill.teacher.build()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize('gone', ['config', 'checkpoint'])
 def test_teacher__file_gone(build, teacher, gone):
     expected = build().eval()

@@ -7,7 +7,7 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         config='configs/digits/fcos_r50_teacher.py',
-        checkpoint='work_dirs/digits/fcos_r50_teacher/epoch_12.pth',
+        checkpoint='work_dirs/digits/fcos_r50_teacher/epoch_8.pth',
     ),
     losses=dict(
         neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=64), loss_weight=1.0)
