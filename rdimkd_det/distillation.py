@@ -6,15 +6,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from mmdet.registry import MODELS
-from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .balance import gradient_balance
 from .bridge import InputBridge
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .losses import RdimKDLoss
+from .tap_loss import build_tap_loss
 from .teacher import Teacher
 
 
@@ -53,7 +53,7 @@ class Distillation(nn.Module):
                 nearest=loss.get('resize') is not None,
             )
             self.level_pairs[tap] = pairs
-            self.losses[_key(tap)] = _build_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
+            self.losses[_key(tap)] = build_tap_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
         if not self.active:
             # Off means off: gradient clipping and DDP do not even see the adapters.
             self.requires_grad_(False)
@@ -148,7 +148,7 @@ class Distillation(nn.Module):
         return losses
 
     def zero_losses(self) -> dict[str, Tensor]:
-        """A loss of exactly 0 for each level with an adapter, so that DDP finds no unused parameter.
+        """A loss of exactly 0 per level with an adapter, so that DDP finds none unused.
 
         Returns:
             dict[str, Tensor]: As :meth:`forward` gives; empty without adapters.
@@ -242,30 +242,6 @@ def build_distillation(
     return SeveralTeachers(parts)
 
 
-def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """How many times the task's gradient at feature maps is larger than that of a distance.
-
-    Args:
-        task (Tensor): Task loss, 0-dim.
-        distance (Tensor): Distillation loss, 0-dim.
-        maps (Sequence[Tensor]): Feature maps that both were computed from.
-
-    Returns:
-        Tensor: 0-dim ratio of the two gradients' norms, the same on every rank; 1 if either is 0.
-    """
-    squares = torch.stack([_squared_gradient(loss, maps) for loss in (task, distance)])
-    all_reduce(squares, 'mean')
-    ratio = (squares[0] / squares[1]).sqrt()
-    return ratio if ratio.isfinite() and ratio > 0 else torch.ones_like(ratio)
-
-
-def _squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    grads = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
-    return sum(
-        (grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(())
-    )
-
-
 def _key(tap: str) -> str:
     return tap.replace('.', '_')  # nn.ModuleDict takes no dots
 
@@ -278,39 +254,6 @@ def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
             f'{sorted(teacher)}.'
         )
     return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
-
-
-def _build_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
-    strides = [student.stride for student, _ in pairs]
-    filled_in = {
-        'student_channels': [student.channels for student, _ in pairs],
-        'teacher_channels': [teacher.channels for _, teacher in pairs],
-        'num_levels': len(pairs),
-    }
-    for name, value in filled_in.items():
-        given = loss.get(name, value)
-        if given != value and (isinstance(value, int) or any(given != own for own in value)):
-            raise ConfigError(
-                f"RdimKDLoss at '{where}': {name}={given} contradicts the models, which have "
-                f'{value}; leave it out, it is filled in.'
-            )
-    filled_in['level_names'] = [f'{where}_s{stride}' for stride in strides]
-    if isinstance(loss.get('loss_weight'), Mapping):
-        filled_in['loss_weight'] = _weights_by_stride(where, loss['loss_weight'], strides)
-    try:
-        return MODELS.build({**loss, **filled_in})
-    except (ConfigError, KeyError, TypeError) as error:
-        raise ConfigError(f"loss at '{where}': {error.args[0]}") from error
-
-
-def _weights_by_stride(where: str, weights: Mapping, strides: list[int]) -> list[float]:
-    weights = {int(stride): weight for stride, weight in weights.items()}
-    if weights.keys() != set(strides):
-        raise ConfigError(
-            f"RdimKDLoss at '{where}': loss_weight has strides {sorted(weights)}, the common levels "
-            f'have {strides}; give one weight for each, 0 to leave a level out.'
-        )
-    return [weights[stride] for stride in strides]
 
 
 def _check_finite(losses: Mapping[str, Tensor]) -> None:

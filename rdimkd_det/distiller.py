@@ -11,10 +11,10 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from .compat import make_positional_encoding_contiguous
+from .config_files import MissingConfigError
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
-from .teacher import TeacherConfigError
 
 
 @MODELS.register_module()
@@ -114,7 +114,7 @@ def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[
         raise ConfigError('RdimKDDistiller: the student is a distilled model already.')
     try:
         distill = build_distillation(detector, teacher, losses)
-    except TeacherConfigError as error:
+    except MissingConfigError as error:
         distill = _WithoutTeacher(error)
     detector.__class__ = _distilling_class(type(detector))
     detector.distill = distill

@@ -247,7 +247,7 @@ class RdimKDLoss(nn.Module):
         if not self.projections[level].fitted:
             raise RuntimeError(
                 f'{who}: {type(self.projections[level]).__name__} learns its basis from the '
-                f"teacher's features and has not been fitted; DistillHook does that before training."
+                f"teacher's features and is not fitted; DistillHook does that before training."
             )
 
     def extra_repr(self) -> str:

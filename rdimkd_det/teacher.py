@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from .checkpoints import load_checkpoint_safely
+from .config_files import read_detector_config
 from .errors import ConfigError
 from .features import Level, probe_levels, record_outputs
-
-
-class TeacherConfigError(ConfigError):
-    """The teacher's config is not there. Training cannot go on; testing does not care."""
 
 
 class FeatureExtractor(nn.Module):
@@ -53,7 +48,7 @@ class Teacher:
         taps (Sequence[str]): Paths of the tapped modules.
 
     Raises:
-        TeacherConfigError: The config cannot be read.
+        MissingConfigError: The config cannot be read.
         ConfigError: It has no backbone, or the checkpoint is not a name.
     """
 
@@ -132,49 +127,6 @@ class Teacher:
         with record_outputs(self._network, self.taps) as outputs:
             self._network(inputs)
         return outputs
-
-
-def read_config(config: str | dict, who: str) -> Config:
-    """Read a config file.
-
-    Args:
-        config (str | dict): Path, ``'mmdet::...'`` for a file that ships with MMDetection, or the
-            config itself.
-        who (str): Whose config it is, for the message.
-
-    Raises:
-        TeacherConfigError: There is no such file.
-        ConfigError: It is neither a name nor a config.
-    """
-    if isinstance(config, Mapping) or isinstance(config, Config):
-        return config if isinstance(config, Config) else Config(dict(config))
-    if not isinstance(config, (str, Path)):
-        raise ConfigError(f'{who}: config must be a path or a config with a model, got {config!r}.')
-    name = str(config)
-    try:
-        # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
-        return get_config(name) if '::' in name else Config.fromfile(name)
-    except OSError as error:
-        raise TeacherConfigError(f'{who}: config {name} cannot be read: {error}') from error
-
-
-def read_detector_config(config: str | dict) -> ConfigDict:
-    """Model config of a teacher; of a distilled detector, its student's.
-
-    Args:
-        config (str | dict): As :func:`read_config` takes it.
-
-    Raises:
-        TeacherConfigError: There is no such file.
-        ConfigError: No detector with a backbone is in it.
-    """
-    model = read_config(config, 'teacher').get('model')
-    if isinstance(model, Mapping) and 'student' in model:
-        model = model['student']
-    if not isinstance(model, Mapping) or 'backbone' not in model:
-        name = config if isinstance(config, str) else 'the teacher config'
-        raise ConfigError(f'teacher: {name} holds no detector: model.backbone is missing.')
-    return ConfigDict(copy.deepcopy(dict(model)))
 
 
 def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from .config_files import read_config
 from .errors import ConfigError
-from .teacher import Teacher, read_config
+from .teacher import Teacher
 
 PROJECTIONS = {
     'pca': 'PCAProjection',

@@ -93,7 +93,9 @@ def test_pair__trains_one_step(student, teacher, tmp_path):
 
     model.eval()
     with torch.no_grad():
-        predictions = model(**model.data_preprocessor(batch(with_masks), training=False), mode='predict')
+        predictions = model(
+            **model.data_preprocessor(batch(with_masks), training=False), mode='predict'
+        )
     assert len(predictions) == 2 and 'pred_instances' in predictions[0]
 
 

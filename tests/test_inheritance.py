@@ -16,21 +16,24 @@ def test_inherit_weights__copies_what_is_named():
     assert copied == {'neck.fpn_convs': 6}
     for key, value in student.neck.fpn_convs.state_dict().items():
         assert torch.equal(value, teacher[f'neck.fpn_convs.{key}'])
-    assert all(torch.equal(value, head[key]) for key, value in student.bbox_head.state_dict().items())
+    assert all(
+        torch.equal(value, head[key]) for key, value in student.bbox_head.state_dict().items()
+    )
 
 
 def test_inherit_weights__refuses_other_shapes_and_copies_nothing():
     student, teacher = MODELS.build(fcos()), MODELS.build(fcos(base_channels=16)).state_dict()
     before = {key: value.clone() for key, value in student.state_dict().items()}
     with pytest.raises(
-        ConfigError, match=r"inherit 'neck': 3 of 12 .*weight \(16, 16, 1, 1\) from \(16, 32, 1, 1\)"
+        ConfigError,
+        match=r"inherit 'neck': 3 of 12 .*weight \(16, 16, 1, 1\) from \(16, 32, 1, 1\)",
     ):
         inherit_weights(student, teacher, ['bbox_head', 'neck'])
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
 def test_inherit_weights__lists_modules():
-    with pytest.raises(ConfigError, match="tap 'head'.*'bbox_head'"):
+    with pytest.raises(ConfigError, match=r"tap 'head'.*'bbox_head'"):
         inherit_weights(MODELS.build(fcos()), {}, ['head'])
 
 

@@ -345,7 +345,7 @@ def test_forward__maps_that_do_not_fit(student, teacher, message):
 def test_forward__not_fitted():
     loss = build(projection={'type': 'PCAProjection', 'dim': 2})
     assert not loss.fitted
-    with pytest.raises(RuntimeError, match=r'at 0: PCAProjection learns .* has not been fitted'):
+    with pytest.raises(RuntimeError, match=r'at 0: PCAProjection learns .* is not fitted'):
         loss(pyramid(6), pyramid(6))
 
 

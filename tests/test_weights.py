@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from runs import distilled, fcos, load, run_config, train, trained_losses, write_data, write_teacher
 
 from rdimkd_det import ConfigError
-from rdimkd_det.distillation import gradient_balance
+from rdimkd_det.balance import gradient_balance
 
 RANDOM = dict(type='RandomProjection', dim=8)
 
@@ -42,7 +42,9 @@ def test_loss_weight__by_stride(teacher):
 
 
 def test_loss_weight__strides_that_are_not_there(teacher):
-    with pytest.raises(ConfigError, match=r'strides \[4, 8\], the common levels have \[8, 16, 32\]'):
+    with pytest.raises(
+        ConfigError, match=r'strides \[4, 8\], the common levels have \[8, 16, 32\]'
+    ):
         MODELS.build(distilled(fcos(), teacher, loss_weight={4: 1, 8: 1}))
 
 

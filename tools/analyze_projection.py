@@ -20,7 +20,6 @@ from rdimkd_det.calibration import calibration_batches, teacher_covariances
 from rdimkd_det.checks import check_data
 from rdimkd_det.distiller import distilled_student
 
-
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 

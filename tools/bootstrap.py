@@ -48,8 +48,8 @@ def main() -> None:
     # torch and the build tools first: mmcv's setup.py imports them.
     step('PyTorch and build tools', [*install, 'setuptools', 'wheel', 'ninja', 'torch'], log)
     step(
-        f"{MMCV[stack]}, whose ops are compiled (once: about 14 minutes on 2 cores, then pip's cache "
-        f'has it), and MMDetection',
+        f'{MMCV[stack]}, whose ops are compiled (once: about 14 minutes on 2 cores, then they are '
+        f"in pip's cache), and MMDetection",
         [*install, '--no-build-isolation', '-e', f'{ROOT}[{stack},dev]'],
         log,
     )

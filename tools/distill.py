@@ -1,4 +1,4 @@
-"""Distil any detector into any other: two configs and the teacher's checkpoint, no config to write."""
+"""Distil any detector into any other, with two configs and a checkpoint, none to write."""
 
 import argparse
 

@@ -224,7 +224,7 @@ def test_failed_replacement__keeps_the_old_set(tmp_path, monkeypatch):
         replace(source, destination)
 
     monkeypatch.setattr(os, 'replace', fail_on_new)
-    with pytest.raises(ConfigError, match='cannot write .*digits: No space left on device'):
+    with pytest.raises(ConfigError, match=r'cannot write .*digits: No space left on device'):
         make_digits(target, DigitsOptions(num_train=3, num_val=1), force=True)
     assert files_of(target) == before
     assert [path.name for path in tmp_path.iterdir()] == ['digits']

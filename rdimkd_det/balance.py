@@ -1,0 +1,33 @@
+"""``loss_weight='auto'``: how the gradients of task and distillation compare at feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from torch import Tensor
+
+
+def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """How many times the task's gradient at feature maps is larger than that of a distance.
+
+    Args:
+        task (Tensor): Task loss, 0-dim.
+        distance (Tensor): Distillation loss, 0-dim.
+        maps (Sequence[Tensor]): Feature maps that both were computed from.
+
+    Returns:
+        Tensor: 0-dim ratio of the two gradients' norms, the same on every rank; 1 if either is 0.
+    """
+    squares = torch.stack([_squared_gradient(loss, maps) for loss in (task, distance)])
+    all_reduce(squares, 'mean')
+    ratio = (squares[0] / squares[1]).sqrt()
+    return ratio if ratio.isfinite() and ratio > 0 else torch.ones_like(ratio)
+
+
+def _squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    grads = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
+    return sum(
+        (grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(())
+    )

@@ -1,0 +1,59 @@
+"""Reading config files: a path, ``'mmdet::...'``, or what has been read already."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+
+from .errors import ConfigError
+
+
+class MissingConfigError(ConfigError):
+    """A config file is not there. Of a teacher, it stops training; testing does not care."""
+
+
+def read_config(config: str | dict, who: str) -> Config:
+    """Read a config file.
+
+    Args:
+        config (str | dict): Path, ``'mmdet::...'`` for a file that ships with MMDetection, or the
+            config itself.
+        who (str): Whose config it is, for the message.
+
+    Raises:
+        MissingConfigError: There is no such file.
+        ConfigError: It is neither a name nor a config.
+    """
+    if isinstance(config, (Mapping, Config)):
+        return config if isinstance(config, Config) else Config(dict(config))
+    if not isinstance(config, (str, Path)):
+        raise ConfigError(f'{who}: config must be a path or a config with a model, got {config!r}.')
+    name = str(config)
+    try:
+        # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
+        return get_config(name) if '::' in name else Config.fromfile(name)
+    except OSError as error:
+        raise MissingConfigError(f'{who}: config {name} cannot be read: {error}') from error
+
+
+def read_detector_config(config: str | dict) -> ConfigDict:
+    """Model config of a teacher; of a distilled detector, its student's.
+
+    Args:
+        config (str | dict): As :func:`read_config` takes it.
+
+    Raises:
+        MissingConfigError: There is no such file.
+        ConfigError: No detector with a backbone is in it.
+    """
+    model = read_config(config, 'teacher').get('model')
+    if isinstance(model, Mapping) and 'student' in model:
+        model = model['student']
+    if not isinstance(model, Mapping) or 'backbone' not in model:
+        name = config if isinstance(config, str) else 'the teacher config'
+        raise ConfigError(f'teacher: {name} holds no detector: model.backbone is missing.')
+    return ConfigDict(copy.deepcopy(dict(model)))

@@ -1,0 +1,54 @@
+"""The loss of one tap, built from its config entry and what was measured of the two models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmdet.registry import MODELS
+
+from .errors import ConfigError
+from .features import Level
+from .losses import RdimKDLoss
+
+
+def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
+    """Build a loss, its channels, levels and their names filled in.
+
+    Args:
+        where (str): The tap, with the teacher's name in front where there are several.
+        loss (dict): Config of the loss; ``loss_weight`` may be a dict by stride.
+        pairs (list[tuple[Level, Level]]): Student's and teacher's levels that meet.
+
+    Raises:
+        ConfigError: An entry contradicts the models, or the loss cannot be built.
+    """
+    strides = [student.stride for student, _ in pairs]
+    filled_in = {
+        'student_channels': [student.channels for student, _ in pairs],
+        'teacher_channels': [teacher.channels for _, teacher in pairs],
+        'num_levels': len(pairs),
+    }
+    for name, value in filled_in.items():
+        given = loss.get(name, value)
+        if given != value and (isinstance(value, int) or any(given != own for own in value)):
+            raise ConfigError(
+                f"RdimKDLoss at '{where}': {name}={given} contradicts the models, which have "
+                f'{value}; leave it out, it is filled in.'
+            )
+    filled_in['level_names'] = [f'{where}_s{stride}' for stride in strides]
+    if isinstance(loss.get('loss_weight'), Mapping):
+        filled_in['loss_weight'] = _weights_by_stride(where, loss['loss_weight'], strides)
+    try:
+        return MODELS.build({**loss, **filled_in})
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ConfigError(f"loss at '{where}': {error.args[0]}") from error
+
+
+def _weights_by_stride(where: str, weights: Mapping, strides: list[int]) -> list[float]:
+    weights = {int(stride): weight for stride, weight in weights.items()}
+    if weights.keys() != set(strides):
+        raise ConfigError(
+            f"RdimKDLoss at '{where}': loss_weight has strides {sorted(weights)}, the common "
+            f'levels have {strides}; give one weight for each, 0 to leave a level out.'
+        )
+    return [weights[stride] for stride in strides]
