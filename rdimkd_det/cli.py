@@ -94,6 +94,11 @@ def number(text: str) -> int | float:
         return float(text)
 
 
+def weight(text: str) -> int | float | str:
+    """A loss weight: a number or 'auto'; for argparse."""
+    return text if text == 'auto' else number(text)
+
+
 def read_config_file(path: str) -> Config:
     """Read the config file of a command line.
 

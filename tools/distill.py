@@ -19,7 +19,9 @@ def parse_args() -> argparse.Namespace:
         'channels',
     )
     parser.add_argument('--normalize', choices=['standardize', 'teacher', 'none'])
-    parser.add_argument('--loss-weight', type=cli.number, default=1.0, help='Defaults to 1')
+    parser.add_argument(
+        '--loss-weight', type=cli.weight, default=1.0, help="a number or 'auto'. Defaults to 1"
+    )
     parser.add_argument(
         '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"
     )

@@ -1,0 +1,117 @@
+"""A distilled training from any two configs, with no config to write."""
+
+import shutil
+import subprocess
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from runs import (
+    REPOSITORY,
+    call_tool,
+    distilled,
+    fcos,
+    load,
+    run_config,
+    write_data,
+    write_teacher,
+)
+
+from rdimkd_det import ConfigError, RdimKDDistiller, distill_config
+
+R18 = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+R50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+RTMDET_S = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
+RTMDET_L = 'mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py'
+
+
+def test_distill_config__student_stays_as_it_is():
+    cfg = distill_config(R18, R50, 'r50.pth', loss_weight=2.0, hook=dict(calibration_images=64))
+    plain = Config.fromfile(cfg.filename)
+    assert cfg.model.student == plain.model
+    assert cfg.optim_wrapper == plain.optim_wrapper
+    assert cfg.model.teacher == dict(config=R50, checkpoint='r50.pth')
+    assert cfg.model.losses.to_dict() == {
+        'neck': dict(
+            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=2.0
+        )
+    }
+    assert cfg.custom_hooks == [dict(type='DistillHook', calibration_images=64)]
+    assert cfg.custom_imports.imports == ['rdimkd_det']
+
+
+def test_distill_config__hooks_of_the_student_stay():
+    cfg = distill_config(RTMDET_S, RTMDET_L, 'l.pth', projection='random', dim=16, tap=['neck'])
+    kinds = [hook.type for hook in cfg.custom_hooks]
+    assert kinds == ['EMAHook', 'PipelineSwitchHook', 'DistillHook']
+    assert cfg.model.losses.neck.projection == dict(type='RandomProjection', dim=16)
+
+
+def test_distill_config__given_configs_are_not_changed():
+    student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))
+    cfg = distill_config(student, teacher, 'none.pth', tap=('backbone', 'neck'))
+    assert student.model.type == 'FCOS' and 'custom_hooks' not in student
+    model = MODELS.build(cfg.model)
+    assert isinstance(model, RdimKDDistiller) and model.distill.taps == ['backbone', 'neck']
+    assert model.distill.losses.neck.projections[0].dim == 12
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'options', 'message'),
+    [
+        (('none.py', R50, 'x.pth'), {}, 'student: config none.py cannot be read'),
+        ((R18, 'none.py', 'x.pth'), {}, 'teacher: config none.py cannot be read'),
+        ((R18, R50, 'x.pth'), dict(projection='svd'), "projection must be one of .* got 'svd'"),
+        ((R18, R50, 'x.pth'), dict(tap='nek'), "tap 'nek'"),
+    ],
+)
+def test_distill_config__mistakes(arguments, options, message):
+    with pytest.raises(ConfigError, match=message):
+        distill_config(*arguments, **options)
+
+
+@pytest.mark.parametrize(('student', 'teacher'), [(R18, R50), (RTMDET_S, RTMDET_L)])
+def test_save_config__gives_the_same_training(student, teacher, tmp_path, capsys):
+    path = tmp_path / 'configs/mine.py'
+    call_tool('distill.py', student, teacher, 't.pth', '--dim', 32, '--save-config', path)
+    assert f'wrote {path}' in capsys.readouterr().out
+    written, expected = Config.fromfile(path), distill_config(student, teacher, 't.pth', dim=32)
+    assert written.model.to_dict() == {
+        **expected.model.to_dict(),
+        'losses': {'neck': {**expected.model.losses.neck.to_dict(), 'loss_weight': 1.0}},
+    }
+    for key in ('custom_hooks', 'custom_imports', 'optim_wrapper', 'train_dataloader'):
+        assert written[key] == expected[key], key
+    assert len(path.read_text().splitlines()) < 40
+
+
+def test_distill__trains(tmp_path):
+    data = write_data(tmp_path / 'data')
+    teacher = write_teacher(tmp_path)
+    student = tmp_path / 'student.py'
+    run_config(data, tmp_path / 'run', fcos(), max_epochs=1).dump(student)
+    options = ('--projection', 'autoencoder', '--dim', 4, '--loss-weight', 'auto')
+    call_tool('distill.py', student, teacher['config'], teacher['checkpoint'], *options)
+    checkpoint = load(tmp_path / 'run/epoch_1.pth')
+    assert checkpoint['distill']['losses.neck.projections.0.basis'].shape == (24, 4)
+    MODELS.build(fcos()).load_state_dict(checkpoint['state_dict'], strict=True)
+
+
+def test_analyze_projection__table_and_picture(tmp_path, capsys):
+    data, teacher = write_data(tmp_path / 'data'), write_teacher(tmp_path)
+    config = tmp_path / 'distilled.py'
+    run_config(data, tmp_path / 'run', distilled(fcos(), teacher)).dump(config)
+    picture = tmp_path / 'spectrum.png'
+    call_tool('analyze_projection.py', config, '--images', 8, '--out', picture)
+    printed = capsys.readouterr().out
+    assert all(f'neck_s{stride}' in printed for stride in (8, 16, 32))
+    assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
+@pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_scripts__usage(script):
+    done = subprocess.run(
+        ['bash', str(REPOSITORY / 'tools' / f'{script}.sh')], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f'usage: {script}.sh')
