@@ -7,6 +7,7 @@ allow_checkpoint_types()
 show_student_in_config()
 
 from . import functional  # noqa: E402
+from .calibration import fit_projections  # noqa: E402
 from .distiller import RdimKDDistiller  # noqa: E402
 from .errors import ConfigError  # noqa: E402
 from .hooks import DistillHook  # noqa: E402
@@ -29,5 +30,6 @@ __all__ = [
     'RdimKDDistiller',
     'RdimKDLoss',
     'distill_config',
+    'fit_projections',
     'functional',
 ]

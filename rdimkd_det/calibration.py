@@ -15,8 +15,6 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .distillation import Distillation
-
 
 class ChannelCovariance:
     """Mean and covariance of channels, accumulated in float64 over batches and ranks.
@@ -52,42 +50,48 @@ class ChannelCovariance:
 
 
 @torch.no_grad()
-def teacher_covariances(
-    distill: Distillation, preprocessor: nn.Module, batches: Iterable
-) -> dict[str, list[Tensor]]:
-    """Channel covariance of the teacher's maps at every tap and level, in one pass.
+def teacher_covariances(model: nn.Module, batches: Iterable) -> list[dict[str, list[Tensor]]]:
+    """Channel covariance of the teachers' maps at every tap and level, in one pass.
 
     Args:
-        distill (Distillation): The teacher and its taps.
-        preprocessor (nn.Module): The student's data preprocessor.
+        model (nn.Module): A distilled student.
         batches (Iterable): Batches as the training data loader gives them.
 
     Returns:
-        dict[str, list[Tensor]]: Tap to a covariance (C, C), float64, for each level.
+        list[dict[str, list[Tensor]]]: For each teacher, tap to a covariance (C, C), float64, for
+        each level.
     """
-    sums: dict[str, list[ChannelCovariance]] = {}
+    parts = model.distill.parts
+    sums: list[dict[str, list[ChannelCovariance]]] = [{} for _ in parts]
     for batch in batches:
-        data = preprocessor(batch, True)
-        for tap, levels in distill.teacher_feats(data['inputs'], data['data_samples']).items():
-            if tap not in sums:
-                sums[tap] = [ChannelCovariance(maps.shape[1], maps.device) for maps in levels]
-            for covariance, maps in zip(sums[tap], levels):
-                covariance.update(maps)
-    return {tap: [level.compute() for level in levels] for tap, levels in sums.items()}
+        data = model.data_preprocessor(batch, True)
+        for part, of_part in zip(parts, sums):
+            feats = part.teacher_feats(data['inputs'], data['data_samples'])
+            for tap, levels in feats.items():
+                if tap not in of_part:
+                    channels = [maps.shape[1] for maps in levels]
+                    of_part[tap] = [ChannelCovariance(c, levels[0].device) for c in channels]
+                for covariance, maps in zip(of_part[tap], levels):
+                    covariance.update(maps)
+    return [
+        {tap: [level.compute() for level in levels] for tap, levels in of_part.items()}
+        for of_part in sums
+    ]
 
 
-def fit_projections(distill: Distillation, preprocessor: nn.Module, batches: Iterable) -> None:
-    """Fit every projection of every tap in one pass over the batches.
+def fit_projections(model: nn.Module, batches: Iterable) -> None:
+    """Fit every projection of a distilled student, in one pass over the batches.
+
+    ``DistillHook`` does it before training; outside of a Runner it is the user's to call.
 
     Args:
-        distill (Distillation): Its projections are fitted in place.
-        preprocessor (nn.Module): The student's data preprocessor.
+        model (nn.Module): A distilled student; its projections are fitted in place.
         batches (Iterable): Batches as the training data loader gives them.
     """
-    covariances = teacher_covariances(distill, preprocessor, batches)
-    for tap, loss in distill.items():
-        for projection, covariance in zip(loss.projections, covariances[tap]):
-            projection.fit(covariance)
+    for part, covariances in zip(model.distill.parts, teacher_covariances(model, batches)):
+        for tap, loss in part.items():
+            for projection, covariance in zip(loss.projections, covariances[tap]):
+                projection.fit(covariance)
 
 
 def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> Iterator:

@@ -58,11 +58,12 @@ class DistillHook(Hook):
         """
         model = distilled_student(runner.model)
         self._apply_schedule(runner, model.distill)
-        for part in model.distill.parts:
-            if not self.schedule.stopped(self._time(runner)) and part.wanted:
+        parts = [part for part in model.distill.parts if part.wanted]
+        if parts and not self.schedule.stopped(self._time(runner)):
+            for part in parts:
                 part.teacher.build()
-                if not all(loss.fitted for _, loss in part.items()):
-                    self._fit(runner, model, part)
+            if not all(loss.fitted for part in parts for _, loss in part.items()):
+                self._fit(runner, model)
         if model.distill.inherit and not runner._resume:
             self._inherit(runner, model)
         _broadcast(model.distill)
@@ -103,7 +104,7 @@ class DistillHook(Hook):
     def _epoch_length(self, runner: Runner) -> int:
         return len(runner.train_dataloader)
 
-    def _fit(self, runner: Runner, model: RdimKDDistiller, part: Distillation) -> None:
+    def _fit(self, runner: Runner, model: RdimKDDistiller) -> None:
         runner.logger.info(
             'RdimKD: fitting the projections on %d training images', self.calibration_images
         )
@@ -111,7 +112,7 @@ class DistillHook(Hook):
             batches = calibration_batches(
                 runner.train_dataloader, self.calibration_images, self.seed
             )
-            fit_projections(part, model.data_preprocessor, batches)
+            fit_projections(model, batches)
 
     def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
         teacher = model.distill.parts[0].teacher

@@ -99,7 +99,7 @@ def test_fit__principal_directions_of_the_teachers_features(distilled, random_ba
     )
     sizes = [(70, 100), (96, 64)]
     batches = [random_batch(size=sizes, seed=seed) for seed in range(3)]
-    fit_projections(model.distill, model.data_preprocessor, iter(batches))  # one pass is enough
+    fit_projections(model, iter(batches))  # one pass is enough
     # The teacher once more, by its own preprocessor and outside of the package.
     teacher = model.distill.teacher
     preprocess = MODELS.build(teacher.model.data_preprocessor)
@@ -126,7 +126,7 @@ def test_fit__leaves_the_networks_alone(distilled, random_batch):
     model = distilled({'neck': {'type': 'RdimKDLoss', 'projection': projection}}).train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    fit_projections(model.distill, model.data_preprocessor, [random_batch(size=(64, 96))])
+    fit_projections(model, [random_batch(size=(64, 96))])
     assert model.distill.losses['neck'].fitted and model.training
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -193,7 +193,7 @@ def test_fit__projection_that_learns_nothing_is_measured(distilled, random_batch
     projection = {'type': 'RandomProjection', 'dim': 32}
     model = distilled({'neck': {'type': 'RdimKDLoss', 'projection': projection}})
     basis = model.distill.losses['neck'].projections[0].basis.clone()
-    fit_projections(model.distill, model.data_preprocessor, [random_batch(size=(64, 96))])
+    fit_projections(model, [random_batch(size=(64, 96))])
     fitted = model.distill.losses['neck'].projections[0]
     assert torch.equal(fitted.basis, basis) and not isinstance(fitted, PCAProjection)
     assert fitted.variance_kept.item() == pytest.approx(1)

@@ -32,9 +32,7 @@ def first_step(folder: Path, normalize: str) -> dict:
     loader = run_config(folder / 'data', folder, fcos()).train_dataloader
     loader.batch_size = NUM_IMAGES // get_world_size()
     loader = Runner.build_dataloader(loader, seed=0)
-    fit_projections(
-        model.distill, model.data_preprocessor, calibration_batches(loader, NUM_IMAGES, seed=0)
-    )
+    fit_projections(model, calibration_batches(loader, NUM_IMAGES, seed=0))
     network = model
     if get_world_size() > 1:
         network = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)

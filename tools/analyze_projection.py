@@ -44,12 +44,11 @@ def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
     check_data(cfg, ['train'])
     model = distilled_student(MODELS.build(cfg.model))
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    batches = calibration_batches(loader, num_images, seed=0)
     spectra = {}
-    for part in model.distill.parts:
-        batches = calibration_batches(loader, num_images, seed=0)
-        for tap, levels in teacher_covariances(part, model.data_preprocessor, batches).items():
-            names = part.losses[tap.replace('.', '_')].level_names
-            for name, covariance in zip(names, levels):
+    for part, covariances in zip(model.distill.parts, teacher_covariances(model, batches)):
+        for tap, loss in part.items():
+            for name, covariance in zip(loss.level_names, covariances[tap]):
                 values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
                 spectra[name] = values.cumsum(0) / values.sum()
     return spectra
