@@ -233,7 +233,7 @@ def call_tool(name: str, *args: object) -> None:
 
 
 def run_tool(
-    name: str, *args: object, processes: int = 0, timeout: float = 120
+    name: str, *args: object, processes: int = 0, timeout: float = 600
 ) -> subprocess.CompletedProcess:
     """Run tools/<name> as a process of its own; under torchrun if ``processes`` is given."""
     command = [sys.executable]
