@@ -16,12 +16,11 @@ import pytest
 from rdimkd_det import ConfigError
 from rdimkd_det.datasets.digits import (
     DigitsOptions,
-    draw_background,
     image_rngs,
     load_sources,
     make_digits,
-    overlap,
 )
+from rdimkd_det.datasets.drawing import draw_background, overlap
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'make_digits.py'
