@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,14 +241,23 @@ def run_tool(
     if processes:
         command += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     tool = name if Path(name).is_absolute() else REPOSITORY / 'tools' / name
-    return subprocess.run(
-        [*command, str(tool), *map(str, args)],
+    command += [str(tool), *map(str, args)]
+    process = subprocess.Popen(
+        command,
         cwd=REPOSITORY,
         env={**os.environ, 'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
+        start_new_session=True,
     )
+    try:
+        output = process.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # torchrun's workers as well
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from detectors import random_batch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from runs import (
@@ -17,7 +18,7 @@ from runs import (
     write_teacher,
 )
 
-from rdimkd_det import ConfigError, RdimKDDistiller, distill_config
+from rdimkd_det import ConfigError, RdimKDDistiller, distill_config, fit_projections
 
 R18 = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 R50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -106,6 +107,19 @@ def test_analyze_projection__table_and_picture(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f'neck_s{stride}' in printed for stride in (8, 16, 32))
     assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_library__without_a_runner(tmp_path):
+    detector = MODELS.build(fcos())
+    loss = dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=8))
+    model = RdimKDDistiller(
+        student=detector, teacher=write_teacher(tmp_path), losses=dict(neck=loss)
+    )
+    batches = [random_batch(num_classes=3, seed=seed) for seed in range(3)]
+    fit_projections(model, batches)
+    losses = model(**model.data_preprocessor(batches[0], training=True), mode='loss')
+    assert model is detector
+    assert all(0 < losses[f'loss_rdimkd_neck_s{stride}'] < 4 for stride in (8, 16, 32))
 
 
 @pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
