@@ -143,7 +143,7 @@ class PCAProjection(Projection):
         >>> from rdimkd_det import PCAProjection
         >>> projection = PCAProjection(dim=0.9, num_channels=3)
         >>> projection.fit(torch.diag(torch.tensor([1.0, 90.0, 9.0], dtype=torch.float64)))
-        >>> projection.basis.shape, round(projection.variance_kept, 2)
+        >>> projection.basis.shape, round(projection.variance_kept.item(), 2)
         (torch.Size([3, 1]), 0.9)
     """
 

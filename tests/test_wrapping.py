@@ -71,18 +71,22 @@ def test_distill_config__mistakes(arguments, options, message):
         distill_config(*arguments, **options)
 
 
+def without_scope(node):
+    """A config entry as plain data, without the mark that mmengine leaves at `mmdet::` bases."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
+    return [without_scope(each) for each in node] if isinstance(node, (list, tuple)) else node
+
+
 @pytest.mark.parametrize(('student', 'teacher'), [(R18, R50), (RTMDET_S, RTMDET_L)])
 def test_save_config__gives_the_same_training(student, teacher, tmp_path, capsys):
     path = tmp_path / 'configs/mine.py'
     call_tool('distill.py', student, teacher, 't.pth', '--dim', 32, '--save-config', path)
     assert f'wrote {path}' in capsys.readouterr().out
     written, expected = Config.fromfile(path), distill_config(student, teacher, 't.pth', dim=32)
-    assert written.model.to_dict() == {
-        **expected.model.to_dict(),
-        'losses': {'neck': {**expected.model.losses.neck.to_dict(), 'loss_weight': 1.0}},
-    }
-    for key in ('custom_hooks', 'custom_imports', 'optim_wrapper', 'train_dataloader'):
-        assert written[key] == expected[key], key
+    expected.model.losses.neck.loss_weight = 1.0
+    for key in ('model', 'custom_hooks', 'custom_imports', 'optim_wrapper', 'train_dataloader'):
+        assert without_scope(written[key]) == without_scope(expected[key]), key
     assert len(path.read_text().splitlines()) < 40
 
 
