@@ -26,7 +26,7 @@ def read_config(config: str | dict, who: str) -> Config:
 
     Raises:
         MissingConfigError: There is no such file.
-        ConfigError: It is neither a name nor a config.
+        ConfigError: It is neither a name nor a config, or the file fails.
     """
     if isinstance(config, (Mapping, Config)):
         return config if isinstance(config, Config) else Config(dict(config))
@@ -38,6 +38,9 @@ def read_config(config: str | dict, who: str) -> Config:
         return get_config(name) if '::' in name else Config.fromfile(name)
     except OSError as error:
         raise MissingConfigError(f'{who}: config {name} cannot be read: {error}') from error
+    except Exception as error:  # a config is Python: anything can go wrong in it
+        message = f'{type(error).__name__}: {error}'
+        raise ConfigError(f'{who}: config {name} cannot be read: {message}') from error
 
 
 def read_detector_config(config: str | dict) -> ConfigDict:

@@ -40,8 +40,16 @@ class Projection(nn.Module):
 
         Args:
             covariance (Tensor): Channel covariance (C, C) of the teacher's feature map, float64.
+
+        Raises:
+            FloatingPointError: It holds NaN or infinity.
         """
         covariance = covariance.double()
+        if not covariance.isfinite().all():
+            raise FloatingPointError(
+                f"{type(self).__name__}: the teacher's feature maps of the calibration images hold "
+                f'NaN or infinity; is its checkpoint sound, and its input what it expects?'
+            )
         if self.needs_fit:
             self._set_basis(self._learn_basis(covariance))
         basis = self.basis.to(covariance)

@@ -53,16 +53,21 @@ def test_configs__are_found():
 
 
 @pytest.mark.parametrize('name', [name if name in MAIN else recipe(name) for name in FILES])
-def test_config__builds_and_is_stable_under_dump(name, tmp_path):
+def test_config__builds(name):
     config = read(name)
-    config.dump(tmp_path / 'dumped.py')
-    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == config.to_dict()
     model = MODELS.build(without_pretrained(config.model))
     assert isinstance(model, RdimKDDistiller) == (name in DISTILLED)
     if name in DISTILLED:
         assert model.distill.active and not model.distill.teacher.built
         assert len(model.distill.describe()) >= 3
         assert [hook['type'] for hook in config.custom_hooks].count('DistillHook') == 1
+
+
+# mmengine formats what it dumps, which takes seconds: the recipes are all of one shape.
+@pytest.mark.parametrize('name', sorted(MAIN))
+def test_config__is_stable_under_dump(name, tmp_path):
+    read(name).dump(tmp_path / 'dumped.py')
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == read(name).to_dict()
 
 
 @pytest.mark.smoke

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from mmdet.registry import MODELS
 from sklearn.decomposition import PCA
 
 from rdimkd_det import (
@@ -264,3 +265,10 @@ def test_buffers__no_parameters():
     projection = RandomProjection(dim=2, num_channels=4)
     assert not list(projection.parameters())
     assert not projection.basis.requires_grad
+
+
+@pytest.mark.parametrize('kind', ['PCAProjection', 'AutoencoderProjection', 'RandomProjection'])
+def test_fit__not_finite(kind):
+    projection = MODELS.build(dict(type=kind, dim=2, num_channels=3))
+    with pytest.raises(FloatingPointError, match=f'{kind}: the teacher.* hold NaN'):
+        projection.fit(torch.full((3, 3), float('nan'), dtype=torch.float64))
