@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from mmengine import fileio
 
+from .compat import allow_checkpoint_types
 from .errors import ConfigError
 
 
@@ -59,6 +60,8 @@ def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
 
 
 def _read(path: str) -> object:
+    # Again: OneDL's mmengine 0.10.12 takes them off the list after a load of its own.
+    allow_checkpoint_types()
     if path.startswith(('http://', 'https://')):
         return torch.hub.load_state_dict_from_url(
             path, map_location='cpu', check_hash=True, weights_only=True

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from detectors import teacher_files
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-import rdimkd_det  # noqa: F401 - registers its types
+from rdimkd_det.compat import allow_checkpoint_types
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = ('red', 'green', 'blue')
@@ -213,6 +212,7 @@ def trained_losses(work_dir: str) -> list[dict]:
 
 def load(path: Path) -> dict:
     """A checkpoint; also proves that it is readable with PyTorch's protection on."""
+    allow_checkpoint_types()  # OneDL's mmengine takes them off the list again
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -249,13 +249,12 @@ def run_tool(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
     try:
         output = process.communicate(timeout=timeout)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # torchrun's workers as well
-        process.wait()
+        process.terminate()  # not kill: torchrun ends its workers, which have sessions of their own
+        process.wait(60)
         raise
     return subprocess.CompletedProcess(command, process.returncode, *output)
 
