@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 
@@ -132,6 +133,20 @@ def check_type(entry: object, where: str, known: Sequence[str]) -> None:
         nearest = get_close_matches(name, known, n=1)
         hint = f"; did you mean '{nearest[0]}'?" if nearest else f'; there are {", ".join(known)}.'
         raise ConfigError(f"{where}: unknown type '{name}'{hint}")
+
+
+def check_precision(cfg: Config) -> None:
+    """Check that mixed precision has a device: mmengine asserts one.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    if getattr(kind, '__name__', kind) == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise ConfigError(
+            'optim_wrapper.type=AmpOptimWrapper (mixed precision, --amp) needs a GPU; on a CPU add '
+            '--cfg-options optim_wrapper.type=OptimWrapper.'
+        )
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:

@@ -17,7 +17,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed import init_process_group
 
-from .checks import check_checkpoint, check_data, check_model, check_work_dir
+from .checks import (
+    check_checkpoint,
+    check_data,
+    check_model,
+    check_precision,
+    check_work_dir,
+)
 from .errors import ConfigError
 
 
@@ -148,6 +154,8 @@ def check_before_run(cfg: Config, training: bool) -> None:
     """
     check_work_dir(cfg.work_dir)
     check_data(cfg, ('train', 'val') if training else ('test',))
+    if training:
+        check_precision(cfg)
     check_model(cfg, training)
     check_checkpoint(cfg)
 

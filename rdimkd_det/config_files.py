@@ -12,8 +12,8 @@ from mmengine.hub import get_config
 from .errors import ConfigError
 
 
-class MissingConfigError(ConfigError):
-    """A config file is not there. Of a teacher, it stops training; testing does not care."""
+class UnreadableConfigError(ConfigError):
+    """A config file is missing or fails. A teacher's stops training; testing does not care."""
 
 
 def read_config(config: str | dict, who: str) -> Config:
@@ -25,8 +25,8 @@ def read_config(config: str | dict, who: str) -> Config:
         who (str): Whose config it is, for the message.
 
     Raises:
-        MissingConfigError: There is no such file.
-        ConfigError: It is neither a name nor a config, or the file fails.
+        UnreadableConfigError: There is no such file, or it fails.
+        ConfigError: It is neither a name nor a config.
     """
     if isinstance(config, (Mapping, Config)):
         return config if isinstance(config, Config) else Config(dict(config))
@@ -37,10 +37,10 @@ def read_config(config: str | dict, who: str) -> Config:
         # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
         return get_config(name) if '::' in name else Config.fromfile(name)
     except OSError as error:
-        raise MissingConfigError(f'{who}: config {name} cannot be read: {error}') from error
+        raise UnreadableConfigError(f'{who}: config {name} cannot be read: {error}') from error
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}'
-        raise ConfigError(f'{who}: config {name} cannot be read: {message}') from error
+        raise UnreadableConfigError(f'{who}: config {name} cannot be read: {message}') from error
 
 
 def read_detector_config(config: str | dict) -> ConfigDict:
@@ -50,7 +50,7 @@ def read_detector_config(config: str | dict) -> ConfigDict:
         config (str | dict): As :func:`read_config` takes it.
 
     Raises:
-        MissingConfigError: There is no such file.
+        UnreadableConfigError: There is no such file.
         ConfigError: No detector with a backbone is in it.
     """
     model = read_config(config, 'teacher').get('model')

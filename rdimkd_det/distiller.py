@@ -11,7 +11,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from .compat import make_positional_encoding_contiguous
-from .config_files import MissingConfigError
+from .config_files import UnreadableConfigError
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
@@ -114,7 +114,7 @@ def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[
         raise ConfigError('RdimKDDistiller: the student is a distilled model already.')
     try:
         distill = build_distillation(detector, teacher, losses)
-    except MissingConfigError as error:
+    except UnreadableConfigError as error:
         distill = _WithoutTeacher(error)
     detector.__class__ = _distilling_class(type(detector))
     detector.distill = distill

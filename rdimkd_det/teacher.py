@@ -48,7 +48,7 @@ class Teacher:
         taps (Sequence[str]): Paths of the tapped modules.
 
     Raises:
-        MissingConfigError: The config cannot be read.
+        UnreadableConfigError: The config cannot be read.
         ConfigError: It has no backbone, or the checkpoint is not a name.
     """
 

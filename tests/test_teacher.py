@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from rdimkd_det import ConfigError
-from rdimkd_det.config_files import MissingConfigError, read_detector_config
+from rdimkd_det.config_files import UnreadableConfigError, read_detector_config
 from rdimkd_det.teacher import Teacher, load_strictly
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
@@ -208,9 +208,9 @@ def test_checkpoint__not_a_name(files):
 
 
 def test_config__not_there():
-    with pytest.raises(MissingConfigError, match=r'config none.py cannot be read'):
+    with pytest.raises(UnreadableConfigError, match=r'config none.py cannot be read'):
         Teacher('none.py', 'w.pth', taps=['neck'])
-    with pytest.raises(MissingConfigError, match=r'config mmdet::fcos/none.py cannot be read'):
+    with pytest.raises(UnreadableConfigError, match=r'config mmdet::fcos/none.py cannot be read'):
         Teacher('mmdet::fcos/none.py', 'w.pth', taps=['neck'])
 
 

@@ -188,6 +188,12 @@ def test_train__auto_scale_lr_needs_base_batch_size(refused, files):
     assert 'base_batch_size' in line
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU takes mixed precision')
+def test_train__mixed_precision_needs_a_gpu(refused, files):
+    line = refused('train.py', files / 'distilled.py', '--amp')
+    assert 'needs a GPU' in line
+
+
 # Mistakes
 
 
