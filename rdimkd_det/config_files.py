@@ -36,8 +36,6 @@ def read_config(config: str | dict, who: str) -> Config:
     try:
         # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
         return get_config(name) if '::' in name else Config.fromfile(name)
-    except OSError as error:
-        raise UnreadableConfigError(f'{who}: config {name} cannot be read: {error}') from error
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}'
         raise UnreadableConfigError(f'{who}: config {name} cannot be read: {message}') from error
