@@ -51,17 +51,22 @@ def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_proc
 
 
 def test_train__two_processes_by_torchrun(folder):
+    """With adapters, whose parameters go without a loss once the schedule has stopped."""
     work_dir = folder / 'run'
-    config = run_config(folder / 'data', work_dir, distilled(fcos(), write_teacher(folder / 't')))
+    model = distilled(fcos(), write_teacher(folder / 't'), loss_weight='auto')
+    config = run_config(folder / 'data', work_dir, model)
     config.train_dataloader.batch_size = 2
-    config.train_cfg.max_epochs = 1
-    config.train_cfg.val_interval = 1
+    config.train_cfg.max_epochs = 2
+    config.train_cfg.val_interval = 2
+    config.custom_hooks[0].schedule = dict(stop=1)
     config.dump(folder / 'config.py')
     done = run_tool('train.py', folder / 'config.py', '--launcher', 'pytorch', processes=2)
     assert done.returncode == 0, done.stderr
     lines = trained_losses(work_dir)
-    assert len(lines) == 2 and all(line['loss_rdimkd_neck_s8'] > 0.1 for line in lines)
-    checkpoint = load(work_dir / 'epoch_1.pth')
-    assert checkpoint['meta']['iter'] == 2
+    assert len(lines) == 4 and all(line['loss_rdimkd_neck_s8'] > 0 for line in lines[:2])
+    checkpoint = load(work_dir / 'epoch_2.pth')
+    history = checkpoint['message_hub']['log_scalars']['train/loss_rdimkd_neck_s8']
+    assert list(history.data[0][2:]) == [0, 0]
+    assert checkpoint['meta']['iter'] == 4
     assert not any('distill' in key or key.startswith('module') for key in checkpoint['state_dict'])
     assert checkpoint['distill']['losses.neck.projections.0.basis'].shape == (24, 8)
