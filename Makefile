@@ -12,6 +12,7 @@ help:
 	@echo 'make lint    ruff; make format mends what it can'
 	@echo 'make setup   only make the environment, $(VENV)'
 	@echo 'STACK=onedl  with each: the OneDL distribution, in .venv-onedl'
+	@echo 'PYTHON=python3.x  the Python to make the environment with'
 
 setup:
 	@$(PYTHON) tools/bootstrap.py $(VENV) $(STACK)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'rdimkd_det/version.py').read_text()).group(1)
@@ -22,6 +23,27 @@ EXTRAS = {
     'dev': [*DEMO, 'pytest', 'ruff'],
 }
 
+
+class BuildWithConfigs(build_py):
+    """Put configs and tools into wheels, as `rdimkd_det/.mim`, where MIM looks for them."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for path in self.extra_files():
+            target = Path(self.build_lib, 'rdimkd_det', '.mim', path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(ROOT / path), str(target))
+
+    def get_source_files(self):
+        return super().get_source_files() + self.extra_files()  # and into sdists
+
+    def extra_files(self):
+        paths = [*ROOT.glob('configs/**/*.py'), *ROOT.glob('tools/*.*')]
+        return sorted(str(path.relative_to(ROOT)) for path in paths if path.is_file())
+
+
 setup(
     name='rdimkd_det',
     version=VERSION,
@@ -34,4 +56,5 @@ setup(
     # Nothing: an existing MMDetection environment keeps its packages.
     install_requires=[],
     extras_require=EXTRAS,
+    cmdclass={'build_py': BuildWithConfigs},
 )

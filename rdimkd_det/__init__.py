@@ -18,6 +18,7 @@ from .projections import (  # noqa: E402
     PCAProjection,
     RandomProjection,
 )
+from .version import __version__  # noqa: E402
 from .wrapping import distill_config  # noqa: E402
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'RandomProjection',
     'RdimKDDistiller',
     'RdimKDLoss',
+    '__version__',
     'distill_config',
     'fit_projections',
     'functional',

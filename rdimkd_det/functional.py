@@ -120,8 +120,8 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
     )
     sums = _SumOverRanks.apply(sums)
     mean_s, mean_t, square_s, square_t, product = sums[1:] / sums[0]
-    var_s = square_s - mean_s.square()
-    var_t = square_t - mean_t.square()
+    var_s = (square_s - mean_s.square()).clamp(min=0)
+    var_t = (square_t - mean_t.square()).clamp(min=0)
     cov = product - mean_s * mean_t
     eps = RELATIVE_EPS * var_t.mean() + ABSOLUTE_EPS
     inv_s, inv_t = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()

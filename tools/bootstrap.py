@@ -4,20 +4,225 @@ Standard library only. Does nothing when the environment is complete; goes on wh
 run stopped. Ends with one line and exit status 2 when something is missing.
 """
 
+import csv
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / 'requirements' / 'constraints.txt'
-INPUTS = (CONSTRAINTS, ROOT / 'setup.py', ROOT / 'pyproject.toml', Path(__file__))
 MMCV = {'openmmlab': 'mmcv', 'onedl': 'onedl-mmcv'}
-SELF_CHECK = 'import cv2, mmcv.ops, mmdet, rdimkd_det; print(mmcv.__version__, mmdet.__version__)'
+# What the pinned versions have wheels for.
+OLDEST = {'openmmlab': (3, 9), 'onedl': (3, 10)}
+NEWEST = (3, 13)
+SELF_CHECK = (
+    'import cv2, torch, mmcv.ops, mmdet, rdimkd_det; '
+    "print('torch', torch.__version__, 'mmcv', mmcv.__version__, 'mmdet', mmdet.__version__)"
+)
+# What an installer's log says, and what it means; the first that fits counts.
+DIAGNOSES = (
+    (r'No space left', 'the disk is full: up to 10 GB are needed'),
+    (r'[Kk]illed', 'the machine ended it: if memory ran out, try MAX_JOBS=1 make setup'),
+    (
+        r'CUDA_HOME environment variable is not set|CUDA was not found|detected CUDA version',
+        "install the CUDA toolkit of torch's version, or build without: "
+        'CUDA_VISIBLE_DEVICES= make setup',
+    ),
+    (r'.*: (fatal )?error: .*', None),
+    (
+        r'Retrying|timed out|IncompleteRead|DO NOT MATCH THE HASHES|No matching distribution',
+        "the package index gave no complete answer: check the network and pip's settings, then "
+        'call make again',
+    ),
+)
+
+
+def main() -> None:
+    venv, stack = ROOT / sys.argv[1], sys.argv[2]
+    if stack not in MMCV:
+        fail(f'STACK must be openmmlab or onedl, got {stack}.')
+    if is_ready(venv, stack):
+        return
+    check_machine(stack)
+    # The installers inherit the lock: it outlives this process as long as one of them does.
+    with open(f'{venv}.lock', 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f'waiting for another setup of {venv.name} to end ...')
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)
+        if not is_ready(venv, stack):
+            install(venv, stack)
+
+
+def is_ready(venv: Path, stack: str) -> bool:
+    stamp = venv / 'rdimkd_det.stamp'
+    return stamp.is_file() and stamp.read_text() == fingerprint(stack) and has_python(venv)
+
+
+def fingerprint(stack: str) -> str:
+    """A text that changes with whatever decides what is installed."""
+    digest = hashlib.sha256(f'{stack} {ROOT}'.encode())
+    constraints = ROOT / 'requirements' / 'constraints.txt'
+    for path in (constraints, constraints_of(stack), ROOT / 'setup.py', Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def constraints_of(stack: str) -> Path:
+    return ROOT / 'requirements' / f'constraints-{stack}.txt'
+
+
+def has_python(venv: Path) -> bool:
+    """Whether the environment's Python is the one asked for; make exports PYTHON only when set."""
+    if 'PYTHON' not in os.environ:
+        return True
+    config, version = venv / 'pyvenv.cfg', 'version = {}.{}.'.format(*sys.version_info)
+    return config.is_file() and version in config.read_text()
+
+
+def check_machine(stack: str) -> None:
+    if not OLDEST[stack] <= sys.version_info[:2] <= NEWEST:
+        oldest, newest = ('.'.join(map(str, version)) for version in (OLDEST[stack], NEWEST))
+        fail(
+            f'{sys.executable} is Python {sys.version.split()[0]}: install Python {oldest} to '
+            f'{newest} and call make PYTHON=python3.x.'
+        )
+    compiler = os.environ.get('CXX', 'c++').split()[0]
+    if shutil.which(compiler) is None:
+        fail(f'no C++ compiler ({compiler}): install one, e.g. apt-get install build-essential.')
+    if not Path(sysconfig.get_path('include'), 'Python.h').is_file():
+        fail("Python's headers (Python.h) are missing: install them, e.g. python3-dev.")
+
+
+def install(venv: Path, stack: str) -> None:
+    start = time.monotonic()
+    stamp, python, log = venv / 'rdimkd_det.stamp', venv / 'bin' / 'python', venv / 'setup.log'
+    if stamp.is_file():
+        say(f'{venv.name} is out of date: updating it.')
+        stamp.unlink()
+    else:
+        say(
+            f'making {venv.name}. The first time takes about 18 minutes on 2 cores: '
+            f"{MMCV[stack]}'s ops are compiled, and pip keeps the result."
+        )
+        forget_incomplete(venv)
+    create(venv)
+    log.write_text('')
+    pip = [python, '-m', 'pip', 'install', '--disable-pip-version-check']
+    pip += ['-c', constraints_of(stack)]
+
+    # torch and the build tools first: mmcv's setup.py imports them.
+    step('PyTorch and build tools', [*pip, 'setuptools', 'wheel', 'ninja', 'torch'], log)
+    packages = f'{ROOT}[{stack},dev]'
+    step(
+        f'MMDetection; compiles {MMCV[stack]} (about 14 minutes on 2 cores) if pip has no wheel',
+        [*pip, '--no-build-isolation', '-e', packages],
+        log,
+    )
+    # opencv-python's module links libGL and X11, which servers and containers lack. The headless
+    # one has the same files without windows: it goes on top, whatever else is required.
+    headless = 'opencv-python-headless'
+    if not all(map(is_whole, infos(venv, headless) or [venv])):
+        step('OpenCV without windows', [*pip, '--force-reinstall', '--no-deps', headless], log)
+    step('self-check', [python, '-W', 'ignore', '-c', SELF_CHECK], log)
+    stamp.write_text(fingerprint(stack))
+    versions = log.read_text().splitlines()[-1]
+    say(f'{venv.name} is ready after {minutes(start)}: {versions}')
+
+
+def create(venv: Path) -> None:
+    """Make the folder, unless it holds a working one of the right Python."""
+    probe = [venv / 'bin' / 'python', '-m', 'pip', '--version']
+    if probe[0].exists() and has_python(venv) and not subprocess.run(probe, **QUIET).returncode:
+        return
+    command = [sys.executable, '-m', 'venv', '--clear', venv]
+    if subprocess.run(command, **QUIET).returncode:
+        fail(f'{sys.executable} -m venv failed: install it, e.g. apt-get install python3-venv.')
+
+
+# Without close_fds=False a child would not inherit the lock.
+QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False)
+
+
+def forget_incomplete(venv: Path) -> None:
+    """Drop pip's note of each package that an interruption left half-installed."""
+    for info in infos(venv, '*'):
+        if not is_whole(info):
+            shutil.rmtree(info)
+
+
+def infos(venv: Path, package: str) -> list:
+    return [*venv.glob(f'lib/python3*/site-packages/{package.replace("-", "_")}-*.dist-info')]
+
+
+def is_whole(info: Path) -> bool:
+    """Whether every file that pip recorded for a package is there, with its size."""
+    try:
+        with (info / 'RECORD').open(newline='', encoding='utf-8') as record:
+            return all(
+                (info.parent / name).stat().st_size == int(size)
+                for name, _, size in csv.reader(record)
+                if size and not name.endswith('.pyc')
+            )
+    except (OSError, ValueError):
+        return False
+
+
+def step(what: str, command: list, log: Path) -> None:
+    """Run one command into the log, with a sign of life each minute."""
+    say(f'{what} ...')
+    done = threading.Event()
+    threading.Thread(target=sign_of_life, args=(done,), daemon=True).start()
+    seen = log.stat().st_size
+    # mmcv would start four compilers whatever the machine.
+    environment = {'MAX_JOBS': str(os.cpu_count() or 1), **os.environ}
+    with log.open('a') as output:
+        status = subprocess.call(
+            list(map(str, command)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            close_fds=False,
+        )
+    done.set()
+    if status:
+        text = log.read_bytes()[seen:].decode(errors='replace').strip()
+        if status < 0:
+            text += f'\nkilled by signal {-status}'
+        fail(f'{what.split(";")[0]} failed: {diagnosis(text)} (see {log.relative_to(ROOT)}).')
+
+
+def diagnosis(text: str) -> str:
+    """One line out of an installer's log: what went wrong, and what helps where that is known."""
+    for pattern, meaning in DIAGNOSES:
+        found = re.search(pattern, text)
+        if found:
+            return meaning or found.group().strip()
+    return (text.splitlines() or ['no output'])[-1].strip()
+
+
+def sign_of_life(done: threading.Event) -> None:
+    start = time.monotonic()
+    while not done.wait(60):
+        say(f'... {minutes(start)}')
+
+
+def minutes(start: float) -> str:
+    return f'{(time.monotonic() - start) / 60:.1f} min'
+
+
+def say(message: str) -> None:
+    print(f'setup: {message}', flush=True)
 
 
 def fail(message: str) -> None:
@@ -25,89 +230,10 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
-def main() -> None:
-    venv, stack = Path(sys.argv[1]), sys.argv[2]
-    if stack not in MMCV:
-        fail(f'STACK must be openmmlab or onedl, got {stack}.')
-    stamp, fingerprint = venv / 'rdimkd_det.stamp', fingerprint_of(stack)
-    if stamp.is_file() and stamp.read_text() == fingerprint:
-        return
-    if sys.version_info < (3, 9):
-        fail(
-            f'Python {sys.version.split()[0]} is too old: install Python 3.9 or newer and call '
-            f'make PYTHON=python3.x.'
-        )
-    compiler = os.environ.get('CXX', 'c++').split()[0]
-    if shutil.which(compiler) is None:
-        fail(f'no C++ compiler ({compiler}): install one, e.g. apt-get install build-essential.')
-    create(venv)
-    log = venv / 'setup.log'
-    log.write_text('')
-    pip = [str(venv / 'bin' / 'python'), '-m', 'pip', '--disable-pip-version-check']
-    install = [*pip, 'install', '-c', str(CONSTRAINTS)]
-    # torch and the build tools first: mmcv's setup.py imports them.
-    step('PyTorch and build tools', [*install, 'setuptools', 'wheel', 'ninja', 'torch'], log)
-    step(
-        f'{MMCV[stack]}, whose ops are compiled (once: about 14 minutes on 2 cores, then they are '
-        f"in pip's cache), and MMDetection",
-        [*install, '--no-build-isolation', '-e', f'{ROOT}[{stack},dev]'],
-        log,
-    )
-    # opencv-python links libGL for its windows, which servers and containers lack.
-    step('OpenCV without windows', [*pip, 'uninstall', '-y', 'opencv-python'], log)
-    step(
-        'OpenCV without windows',
-        [*install, '--force-reinstall', '--no-deps', 'opencv-python-headless'],
-        log,
-    )
-    step('self-check', [str(venv / 'bin' / 'python'), '-W', 'ignore', '-c', SELF_CHECK], log)
-    stamp.write_text(fingerprint)
-
-
-def fingerprint_of(stack: str) -> str:
-    """A text that changes with whatever decides what is installed."""
-    digest = hashlib.sha256(f'{stack} {ROOT} {sys.version}'.encode())
-    for path in INPUTS:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def create(venv: Path) -> None:
-    if (venv / 'bin' / 'pip').exists():
-        return
-    made = subprocess.run([sys.executable, '-m', 'venv', '--clear', str(venv)], capture_output=True)
-    if made.returncode:
-        fail(
-            f'{sys.executable} -m venv failed: install the venv module, e.g. apt-get install '
-            f'python3-venv.'
-        )
-
-
-def step(what: str, command: list, log: Path) -> None:
-    """Run one command into the log, with a sign of life each minute."""
-    print(f'setup: {what} ...', flush=True)
-    done = threading.Event()
-    threading.Thread(target=sign_of_life, args=(done,), daemon=True).start()
-    with log.open('a') as output:
-        status = subprocess.call(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-    done.set()
-    if status:
-        lines = [line for line in log.read_text().splitlines() if line.strip()]
-        errors = [line for line in lines if 'error' in line.lower()] or lines[-1:]
-        fail(
-            f'{what} failed: {errors[-1].strip()} (see {log}; is the package index within reach, '
-            f'and the disk not full? call make again to go on).'
-        )
-
-
-def sign_of_life(done: threading.Event) -> None:
-    start = time.monotonic()
-    while not done.wait(60):
-        print(f'setup: ... {(time.monotonic() - start) / 60:.0f} min', flush=True)
-
-
 if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
         fail('interrupted; call make again to go on.')
+    except OSError as error:
+        fail(f'{error}: make the folder writable, or free some disk.')
