@@ -38,6 +38,7 @@ def run(main: Callable[[], None]) -> None:
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     # mmengine 0.10.7 imports pkg_resources, once per `mmdet::` base, to say the same each time.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    warnings.filterwarnings('ignore', category=FutureWarning, module=r'mmdet\.')
     try:
         main()
     except ConfigError as error:

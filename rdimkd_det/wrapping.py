@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from yapf.yapflib.yapf_api import FormatCode
 
 from .config_files import read_config
 from .errors import ConfigError
@@ -111,22 +112,31 @@ def write_config(path: str, student: str, distilled: Config) -> None:
     """
     directory = Path(path).absolute().parent
     base = student if '::' in student else os.path.relpath(student, directory)
-    model = distilled.model.to_dict()
-    imports = distilled.custom_imports
-    hooks = repr(distilled.custom_hooks[-1].to_dict())
     earlier = '*_base_.custom_hooks, ' if len(distilled.custom_hooks) > 1 else ''
+    # `dict(...)` calls, as MMDetection's own configs are written.
     source = (
         f'_base_ = [{base!r}]\n'
-        f'custom_imports = {imports!r}\n'
-        f'custom_hooks = [{earlier}{hooks}]\n'
-        f"model = dict(_delete_=True, type='RdimKDDistiller', student={{{{_base_.model}}}},\n"
-        f'    teacher={model["teacher"]!r},\n'
-        f'    losses={model["losses"]!r})\n'
+        f'custom_imports = {_as_calls(distilled.custom_imports)}\n'
+        f'custom_hooks = [{earlier}{_as_calls(distilled.custom_hooks[-1])}]\n'
+        f"model = dict(_delete_=True, type='RdimKDDistiller', student={{{{_base_.model}}}}, "
+        f'teacher={_as_calls(distilled.model.teacher)}, losses={_as_calls(distilled.model.losses)})'
     )
+    source, _ = FormatCode(source, style_config=dict(based_on_style='pep8', column_limit=100))
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f'.{Path(path).name}.part'
     temporary.write_text(source)
     os.replace(temporary, path)
+
+
+def _as_calls(value: object) -> str:
+    if isinstance(value, Mapping):
+        items = value.items()
+        if all(str(key).isidentifier() for key in value):
+            return f'dict({", ".join(f"{key}={_as_calls(item)}" for key, item in items)})'
+        return f'{{{", ".join(f"{key!r}: {_as_calls(item)}" for key, item in items)}}}'
+    if isinstance(value, (list, tuple)):
+        return f'[{", ".join(map(_as_calls, value))}]'
+    return repr(value)
 
 
 def _reference(teacher: str | Config) -> str | dict:
