@@ -266,7 +266,8 @@ class TestTraining:
         env = dict(os.environ, PYTHONPATH=str(ROOT))
         command = [sys.executable, '-c', program, str(Path(__file__).parent), str(tmp_path)]
         parent = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-        assert int(parent.stdout.readline()) > 0
+        # OneDL's mmdet prints a line of its own when it is imported.
+        assert any(line.strip().isdigit() for line in parent.stdout)
         parent.kill()
         parent.wait()
         assert lock_directory(tmp_path, patience=10.0) is not None
