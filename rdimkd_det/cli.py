@@ -38,6 +38,8 @@ def run(main: Callable[[], None]) -> None:
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     # mmengine 0.10.7 imports pkg_resources, once per `mmdet::` base, to say the same each time.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    # OneDL's mmdet 3.5.1 warns of an optional package at each import.
+    warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'mmdet\.')
     try:
         main()

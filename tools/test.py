@@ -4,8 +4,6 @@ import argparse
 from copy import deepcopy
 from pathlib import Path
 
-from mmdet.engine.hooks.utils import trigger_visualization_hook
-from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 
 from rdimkd_det import ConfigError, cli
@@ -33,6 +31,10 @@ def main() -> None:
     cli.apply_common_arguments(cfg, args)
     cfg.load_from = args.checkpoint
     cli.check_before_run(cfg, training=False)
+    # Here, where a mistake has been found already: importing all of mmdet takes seconds.
+    from mmdet.engine.hooks.utils import trigger_visualization_hook
+    from mmdet.evaluation import DumpDetResults
+
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
