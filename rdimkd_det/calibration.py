@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,8 @@ from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from .distillation import Distillation
 
 
 class ChannelCovariance:
@@ -50,21 +52,23 @@ class ChannelCovariance:
 
 
 @torch.no_grad()
-def teacher_covariances(model: nn.Module, batches: Iterable) -> list[dict[str, list[Tensor]]]:
-    """Channel covariance of the teachers' maps at every tap and level, in one pass.
+def teacher_covariances(
+    parts: Sequence[Distillation], preprocessor: nn.Module, batches: Iterable
+) -> list[dict[str, list[Tensor]]]:
+    """Channel covariance of teachers' maps at every tap and level, in one pass.
 
     Args:
-        model (nn.Module): A distilled student.
+        parts (Sequence[Distillation]): One per teacher.
+        preprocessor (nn.Module): The student's data preprocessor.
         batches (Iterable): Batches as the training data loader gives them.
 
     Returns:
         list[dict[str, list[Tensor]]]: For each teacher, tap to a covariance (C, C), float64, for
         each level.
     """
-    parts = model.distill.parts
     sums: list[dict[str, list[ChannelCovariance]]] = [{} for _ in parts]
     for batch in batches:
-        data = model.data_preprocessor(batch, True)
+        data = preprocessor(batch, True)
         for part, of_part in zip(parts, sums):
             feats = part.teacher_feats(data['inputs'], data['data_samples'])
             for tap, levels in feats.items():
@@ -80,7 +84,9 @@ def teacher_covariances(model: nn.Module, batches: Iterable) -> list[dict[str, l
 
 
 def fit_projections(model: nn.Module, batches: Iterable) -> None:
-    """Fit every projection of a distilled student, in one pass over the batches.
+    """Fit the projections of a distilled student, in one pass over the batches.
+
+    A teacher none of whose losses has a weight is left alone.
 
     ``DistillHook`` does it before training; outside of a Runner it is the user's to call.
 
@@ -88,7 +94,9 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
         model (nn.Module): A distilled student; its projections are fitted in place.
         batches (Iterable): Batches as the training data loader gives them.
     """
-    for part, covariances in zip(model.distill.parts, teacher_covariances(model, batches)):
+    parts = [part for part in model.distill.parts if part.wanted]
+    all_covariances = teacher_covariances(parts, model.data_preprocessor, batches)
+    for part, covariances in zip(parts, all_covariances):
         for tap, loss in part.items():
             for projection, covariance in zip(loss.projections, covariances[tap]):
                 projection.fit(covariance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -142,7 +141,8 @@ class Distillation(nn.Module):
                 distances = loss.distances(student_feats, teacher_maps)
                 balance = gradient_balance(task_loss(), sum(distances.values()), maps)
                 loss.auto_weight.copy_(loss.auto_share * balance)
-                log(f"RdimKD: loss_weight='auto' at '{tap}' is {float(loss.auto_weight):.4g}")
+                weight = float(loss.auto_weight)
+                print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
             losses.update(loss(student_feats, teacher_maps))
         _check_finite(losses)
         return losses
@@ -264,8 +264,3 @@ def _check_finite(losses: Mapping[str, Tensor]) -> None:
             f'{", ".join(broken)} is not finite: the feature maps of student or teacher hold NaN '
             f'or infinity at that level; lower the learning rate, or train without fp16.'
         )
-
-
-def log(message: str, level: int = logging.INFO) -> None:
-    """Log to the running Runner's logger, or print where there is none."""
-    print_log(message, logger='current', level=level)

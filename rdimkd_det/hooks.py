@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from mmdet.registry import HOOKS
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
@@ -92,17 +90,18 @@ class DistillHook(Hook):
                     runner.logger.info('RdimKD: distillation is over, the teacher is freed')
 
     def _apply_schedule(self, runner: Runner, distill: Distillation) -> float:
-        end = runner.max_iters / (self._epoch_length(runner) if self.schedule.by_epoch else 1)
+        end = runner.max_iters / self._unit(runner)
         factor = self.schedule.factor(self._time(runner), end)
         for part in distill.parts:
             part.set_factor(factor)
         return factor
 
     def _time(self, runner: Runner) -> float:
-        return runner.iter / (self._epoch_length(runner) if self.schedule.by_epoch else 1)
+        return runner.iter / self._unit(runner)
 
-    def _epoch_length(self, runner: Runner) -> int:
-        return len(runner.train_dataloader)
+    def _unit(self, runner: Runner) -> int:
+        """Iterations in the schedule's unit of time."""
+        return len(runner.train_dataloader) if self.schedule.by_epoch else 1
 
     def _fit(self, runner: Runner, model: RdimKDDistiller) -> None:
         runner.logger.info(
@@ -140,8 +139,7 @@ class DistillHook(Hook):
         if not runner._resume:  # testing, or training anew from given weights
             return
         if 'distill' not in checkpoint:
-            runner.logger.log(
-                logging.WARNING,
+            runner.logger.warning(
                 'RdimKD: the checkpoint holds no distillation state; the projections are fitted '
                 'and the adapters start anew.',
             )

@@ -11,6 +11,7 @@ from yapf.yapflib.yapf_api import FormatCode
 
 from .config_files import read_config
 from .errors import ConfigError
+from .files import write_text
 from .teacher import Teacher
 
 PROJECTIONS = {
@@ -123,9 +124,7 @@ def write_config(path: str, student: str, distilled: Config) -> None:
     )
     source, _ = FormatCode(source, style_config=dict(based_on_style='pep8', column_limit=100))
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f'.{Path(path).name}.part'
-    temporary.write_text(source)
-    os.replace(temporary, path)
+    write_text(Path(path), source)
 
 
 def _as_calls(value: object) -> str:

@@ -46,7 +46,9 @@ def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batches = calibration_batches(loader, num_images, seed=0)
     spectra = {}
-    for part, covariances in zip(model.distill.parts, teacher_covariances(model, batches)):
+    parts = model.distill.parts
+    all_covariances = teacher_covariances(parts, model.data_preprocessor, batches)
+    for part, covariances in zip(parts, all_covariances):
         for tap, loss in part.items():
             for name, covariance in zip(loss.level_names, covariances[tap]):
                 values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)

@@ -4,28 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from pathlib import Path
 from typing import IO
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or not at all.
-
-    Args:
-        path (Path): The file; its directory must exist.
-        text (str): Its content.
-    """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with temporary.open('w', encoding='utf-8') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from rdimkd_det.files import write_text
 
 
 def write_json(path: Path, content: dict) -> None:
