@@ -24,7 +24,8 @@ from .checks import (
     check_precision,
     check_work_dir,
 )
-from .errors import ConfigError
+from .errors import ConfigError, TrainingInterruptedError, TrainingStoppedError
+from .guard import guard, last_good, latest_checkpoint
 
 
 def run(main: Callable[[], None]) -> None:
@@ -45,10 +46,22 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ConfigError as error:
         exit_with(' '.join(str(error).split()))
-    except FloatingPointError as error:
-        exit_with(str(error), status=1)
+    except (FloatingPointError, TrainingStoppedError) as error:
+        exit_with(_last_line(error), status=1)
+    except TrainingInterruptedError as error:
+        exit_with(str(error), status=error.status)
     except KeyboardInterrupt:
         exit_with('interrupted.', status=130)
+
+
+def _last_line(error: Exception) -> str:
+    # An error in a data loader's worker comes with its traceback in the message.
+    return (
+        str(error)
+        .strip()
+        .split('\n')[-1]
+        .removeprefix(f'{TrainingStoppedError.__module__}.{TrainingStoppedError.__name__}: ')
+    )
 
 
 def exit_with(message: str, status: int = 2) -> None:
@@ -215,6 +228,25 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = _latest(cfg.work_dir) if args.resume == 'auto' else args.resume
     check_before_run(cfg, training=True)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    guard(runner)
+    try:
+        runner.train()
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise TrainingStoppedError(
+            f'{_last_line(error).rstrip(".")}: it was killed or crashed, most often for want of '
+            f'memory; lower train_dataloader.num_workers or batch_size. '
+            f'{last_good(cfg.work_dir)} Go on with --resume.'
+        ) from error
+
+
+def _latest(work_dir: str) -> str | None:
+    """The newest whole checkpoint, with a line about newer ones that are not."""
+    path, damaged = latest_checkpoint(work_dir)
+    for newer in damaged:
+        print(f'{newer} is cut off or damaged; going on from {path}.', file=sys.stderr)
+    return path and str(path)
