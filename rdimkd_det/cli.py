@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed
+from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed import init_process_group
@@ -231,6 +231,9 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = _latest(cfg.work_dir) if args.resume == 'auto' else args.resume
     check_before_run(cfg, training=True)
     runner = build_runner(cfg)
+    resumed = [runner._load_from]
+    broadcast_object_list(resumed)  # the first rank's choice, should a disk be late for another
+    runner._load_from = resumed[0]
     guard(runner)
     try:
         runner.train()

@@ -18,6 +18,7 @@ import torch
 from mmdet.registry import HOOKS, MODELS
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from processes import run_distributed
 from runs import (
     REPOSITORY,
     assert_equal,
@@ -75,8 +76,9 @@ class Noise(Hook):
     """Draws from every generator in the training process, as dropout and mixup do."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        noise = torch.rand(()).item() + random.random()
-        runner.optim_wrapper.param_groups[0]['lr'] *= 1 + noise / 1000
+        for image in data_batch['inputs']:
+            image //= 2
+            image += torch.randint(10, image.shape).byte() + random.randrange(10)
 
 
 @HOOKS.register_module()
@@ -198,6 +200,51 @@ def test_killed__iteration_based_loop(config):
         assert status == -signal.SIGKILL
     assert in_child(lambda: start(killed, resume=True)) == 0
     assert_equal(final(whole), final(killed))
+
+
+class Stop(Exception):
+    """Ends a training without a word, as a kill does, and leaves the process alive."""
+
+
+class StopAfter(Hook):
+    """Stops after an iteration, when its checkpoint has been written."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            raise Stop
+
+
+def distributed(config):
+    """The config for two processes, whose random states differ."""
+    config.launcher = 'pytorch'
+    config.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+    )
+    config.randomness.diff_rank_seed = True
+    config.train_dataloader.batch_size = 1
+    return config
+
+
+def test_killed__two_processes(config, tmp_path):
+    whole, killed = distributed(config('whole')), distributed(config('killed'))
+
+    def run(rank):
+        os.environ['LOCAL_RANK'] = str(rank)
+        start(whole)
+        with pytest.raises(Stop):
+            start(killed, StopAfter(6))
+        torch.distributed.barrier()  # until the checkpoint is there
+        start(killed, resume=True)
+
+    run_distributed(run, tmp_path)
+    assert_equal(final(whole), final(killed))
+    first, second = load(Path(killed.work_dir) / f'iter_{EPOCHS * BATCHES}.pth')['resume']
+    assert (first['now']['torch'] != second['now']['torch']).any()
 
 
 def test_killed__between_epochs_and_in_validation(config):
@@ -340,6 +387,24 @@ def test_signal__writes_a_checkpoint_first(config, capsys, number, status):
     start(run, resume=True)
     assert_equal(final(whole), final(run))
     assert not path.exists()  # replaced by a regular one
+
+
+def test_signal__to_one_of_two_processes_stops_both(config, tmp_path):
+    options = {'default_hooks.checkpoint.interval': 100, 'train_cfg.val_interval': 10}
+    run = distributed(config(**options))
+
+    def train_until_signal(rank):
+        class Send(Hook):
+            def before_train_iter(self, runner, batch_idx, data_batch=None):
+                if runner.iter + 1 == 3 and rank == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        os.environ['LOCAL_RANK'] = str(rank)
+        with pytest.raises(KeyboardInterrupt, match='stopped at iteration 10'):
+            start(run, Send())
+
+    run_distributed(train_until_signal, tmp_path)
+    assert load(Path(run.work_dir) / 'interrupted.pth')['meta']['iter'] == 10
 
 
 @pytest.mark.slow
