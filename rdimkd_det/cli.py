@@ -226,14 +226,18 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
                 f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.'
             )
         cfg.auto_scale_lr.enable = True
+    damaged = []
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = _latest(cfg.work_dir) if args.resume == 'auto' else args.resume
+        cfg.resume, cfg.load_from = True, args.resume
+        if args.resume == 'auto':
+            cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
     check_before_run(cfg, training=True)
     runner = build_runner(cfg)
     resumed = [runner._load_from]
     broadcast_object_list(resumed)  # the first rank's choice, should a disk be late for another
     runner._load_from = resumed[0]
+    for newer in damaged:
+        runner.logger.warning('%s is cut off or damaged; going on from %s', newer, resumed[0])
     guard(runner)
     try:
         runner.train()
@@ -245,11 +249,3 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             f'memory; lower train_dataloader.num_workers or batch_size. '
             f'{last_good(cfg.work_dir)} Go on with --resume.'
         ) from error
-
-
-def _latest(work_dir: str) -> str | None:
-    """The newest whole checkpoint, with a line about newer ones that are not."""
-    path, damaged = latest_checkpoint(work_dir)
-    for newer in damaged:
-        print(f'{newer} is cut off or damaged; going on from {path}.', file=sys.stderr)
-    return path and str(path)
