@@ -15,6 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed import init_process_group
 
 from .checks import (
@@ -24,7 +25,9 @@ from .checks import (
     check_precision,
     check_work_dir,
 )
+from .distiller import RdimKDDistiller
 from .errors import ConfigError
+from .preflight import Report, static_report
 
 
 def run(main: Callable[[], None]) -> None:
@@ -145,12 +148,15 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
 
 
-def check_before_run(cfg: Config, training: bool) -> None:
+def check_before_run(cfg: Config, training: bool) -> nn.Module:
     """Find the mistakes that can be found before anything is written.
 
     Args:
         cfg (Config): The run's config.
         training (bool): Whether it will be trained, else tested.
+
+    Returns:
+        nn.Module: Its model, built for the check.
 
     Raises:
         ConfigError: What is wrong, and what to do.
@@ -159,8 +165,9 @@ def check_before_run(cfg: Config, training: bool) -> None:
     check_data(cfg, ('train', 'val') if training else ('test',))
     if training:
         check_precision(cfg)
-    check_model(cfg, training)
+    model = check_model(cfg, training)
     check_checkpoint(cfg)
+    return model
 
 
 def prepare_launch(cfg: Config) -> None:
@@ -216,5 +223,13 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    check_before_run(cfg, training=True)
-    build_runner(cfg).train()
+    report = report_before_training(cfg, check_before_run(cfg, training=True))
+    runner = build_runner(cfg)
+    if report is not None:
+        report.log(runner.logger)
+    runner.train()
+
+
+def report_before_training(cfg: Config, model: nn.Module) -> Report | None:
+    """The static part of preflight; None for a plain model."""
+    return static_report(cfg, model) if isinstance(model, RdimKDDistiller) else None
