@@ -324,21 +324,25 @@ def test_preflight__weight_that_drowns_the_task(preflight):
     assert f'set loss_weight={recommended:.2g},' in mend
 
 
-def test_preflight__teacher_gives_nan(preflight, trained, tmp_path):
+@pytest.mark.parametrize('side', ['teacher', 'student'])
+def test_preflight__not_finite(preflight, trained, tmp_path, side):
     checkpoint = load(trained.checkpoint)
     checkpoint['state_dict']['neck.fpn_convs.1.conv.bias'][0] = float('nan')
-    torch.save(checkpoint, tmp_path / 'nan.pth')
+    path = tmp_path / 'nan.pth'
 
-    for projection, expected in (
-        ('RandomProjection', 'loss_rdimkd_neck_s16 is not finite'),
-        ('PCAProjection', 'PCAProjection: the teacher'),
-    ):
-        done = preflight(
-            checkpoint=tmp_path / 'nan.pth',
-            change=lambda cfg: cfg.model.losses.neck.projection.update(type=projection),  # noqa: B023
-        )
-        assert done.status == 1
-        assert expected in found(done, 'error')['Not finite'][0]
+    def start_from_nan(cfg):
+        cfg.model.student = fcos(**TEACHER)
+        cfg.load_from = str(path)
+
+    torch.save(checkpoint, path)
+    options = dict(checkpoint=path) if side == 'teacher' else dict(change=start_from_nan)
+    done = preflight(**options)
+    assert done.status == 1
+    expected = {
+        'teacher': "the teacher's feature maps of the calibration images hold NaN",
+        'student': "the student's own loss, loss_cls, loss_bbox, loss_centerness is not finite",
+    }
+    assert expected[side] in found(done, 'error')['Not finite'][0]
 
 
 def test_preflight__two_teachers(preflight):
