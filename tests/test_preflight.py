@@ -345,6 +345,14 @@ def test_preflight__not_finite(preflight, trained, tmp_path, side):
     assert expected[side] in found(done, 'error')['Not finite'][0]
 
 
+def test_preflight__no_object_of_its_classes(preflight):
+    def change(cfg):
+        cfg.train_dataloader.dataset.metainfo = dict(classes=('Red', 'Green', 'Blue'))
+
+    text, mend = found(preflight(change=change), 'error')['Training data']
+    assert text.startswith('no object in ') and 'metainfo.classes' in mend
+
+
 def test_preflight__two_teachers(preflight):
     def change(cfg):
         one = cfg.model.teacher

@@ -18,7 +18,7 @@ from .report import Report
 from .samples import load_samples, measure_gradients, prepare
 from .static import check_static, teachers, topic, untrained_parts
 from .teacher_eval import evaluate_teacher
-from .timing import measure_time
+from .timing import batch_size, measure_time
 
 __all__ = ['Report', 'preflight', 'static_report']
 
@@ -50,20 +50,31 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
     """
     report = static_report(cfg, model)
     model = distilled_student(model).to(get_device())
-    batches = []
-    if num_images:
-        set_random_seed(0)
-        loader, batches = load_samples(cfg, num_images)
-        try:
-            prepare(cfg, model, batches)
-            measure_gradients(model, batches, report)
-            measure_time(cfg, model, batches, loader, report)
-        except FloatingPointError as error:
-            report.error('Not finite', str(error), "see the teacher's checkpoint and input")
+    batches = _measure(cfg, model, num_images, report) if num_images else []
     for entry, part in teachers(cfg, model):
         if part.wanted and (batches or eval_teacher):
             _check_teacher(cfg, model, entry, part, batches, eval_teacher, report)
     return report
+
+
+def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Report) -> list:
+    """Report on gradients and time; returns the batches, none if there is nothing in them."""
+    set_random_seed(0)
+    loader, batches = load_samples(cfg, num_images)
+    if not any(len(sample.gt_instances) for batch in batches for sample in batch['data_samples']):
+        report.error(
+            'Training data',
+            f'no object in {len(batches) * batch_size(loader)} of {len(loader.dataset)} images',
+            'compare metainfo.classes of the data set with the categories in its annotations',
+        )
+        return []
+    try:
+        prepare(cfg, model, batches)
+        measure_gradients(model, batches, report)
+        measure_time(cfg, model, batches, loader, report)
+    except FloatingPointError as error:
+        report.error('Not finite', str(error), "see the teacher's checkpoint and input")
+    return batches
 
 
 def _check_teacher(

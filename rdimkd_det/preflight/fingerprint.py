@@ -15,6 +15,7 @@ from ..bridge import InputBridge
 from ..distillation import Distillation
 from .detector import at_size_of, relabelled
 from .inputs import InputFormat, candidates
+from .progress import watched
 
 # When one input is clearly farther from the training's statistics than another.
 MUCH_FARTHER, LITTLE = 1.5, 0.05
@@ -80,7 +81,8 @@ def compare_inputs(
     own = part.teacher.build_preprocessor()
     data = [student_preprocessor(batch, True) for batch in batches]
     scores = []
-    for name, format in candidates(InputFormat.of(own)).items():
+    formats = list(candidates(InputFormat.of(own)).items())
+    for name, format in watched(formats, "the teacher's input"):
         bridge = InputBridge(student_preprocessor, format.build(like=own))
         with observed_moments(detector or part.teacher.network) as moments:
             losses = [_run(part, bridge, batch, detector, labels) for batch in data]
@@ -105,9 +107,8 @@ def _run(
     samples = at_size_of(inputs, batch['data_samples'])
     for sample in samples:
         sample.gt_instances = relabelled(sample.gt_instances, labels)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # two-stage detectors sample proposals
-        return float(detector.parse_losses(detector.loss(inputs, samples))[0])
+    torch.manual_seed(0)  # two-stage detectors sample proposals
+    return float(detector.parse_losses(detector.loss(inputs, samples))[0])
 
 
 def better_input(scores: Sequence[InputScore]) -> InputScore | None:

@@ -21,6 +21,7 @@ from ..checkpoints import load_checkpoint_safely
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from ..features import record_outputs
+from .progress import watched
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
@@ -32,8 +33,6 @@ def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
     """The training data loader, and batches of a fixed random choice of its images."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    batch_size = loader.batch_size or loader.batch_sampler.batch_size
-    num_images = max(num_images, min(batch_size, len(loader.dataset)))
     return loader, list(calibration_batches(loader, num_images, seed=0))
 
 
@@ -90,7 +89,7 @@ def _measure(
     """Measures by level, and :func:`gradient_balance` by tap and batch."""
     levels: dict[str, LevelMeasure] = defaultdict(LevelMeasure)
     balances: dict[str, list[float]] = defaultdict(list)
-    for batch in batches:
+    for batch in watched(batches, 'gradients'):
         task, distances, outputs = _losses(model, part, batch)
         for tap, loss in part.items():
             of_tap = [distances[f'loss_rdimkd_{name}'] for name in loss.level_names]

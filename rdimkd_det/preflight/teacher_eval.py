@@ -13,16 +13,14 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from rich.console import Console
-from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..bridge import InputBridge
 from ..config_files import UnreadableConfigError, read_config
 from ..distillation import Distillation
 from .detector import at_size_of, relabelled
 from .inputs import InputFormat
+from .progress import watched
 from .report import Report
 
 # Below this AP a detector is not one of these data.
@@ -72,7 +70,7 @@ def evaluate_teacher(
     report.figures.setdefault('teacher_ap', {})[topic] = {'bridge': bridged, 'own': own}
     text = f'{bridged:.3f} through the bridge, {own:.3f} through its own pipeline'
     if own_pipeline is None:
-        text += " (of whose config nobody knows; the student's with the teacher's preprocessor)"
+        text += " (its config has none: the student's, with the teacher's preprocessor)"
     if better is not None:
         bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
         mended = average_precision(cfg, partial(through, bridge), labels, 'with another input')
@@ -116,12 +114,13 @@ def average_precision(
     """
     settings = deepcopy(cfg.val_dataloader)
     if pipeline is not None:
-        _innermost(settings['dataset'])['pipeline'] = pipeline
+        dataset = _innermost(settings['dataset'])
+        dataset['pipeline'] = _with_data_of(dataset['pipeline'], pipeline)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(settings, seed=0)
         evaluator = Evaluator(_of_boxes(cfg.val_evaluator))
         evaluator.dataset_meta = loader.dataset.metainfo
-    for batch in _watched(loader, description):
+    for batch in watched(loader, description):
         with torch.no_grad():
             samples = predict(batch)
         for sample in samples:
@@ -133,11 +132,6 @@ def average_precision(
         evaluator.process(samples, batch)
     with contextlib.redirect_stdout(io.StringIO()):
         return _main_metric(evaluator.evaluate(len(loader.dataset)))
-
-
-def _watched(loader: DataLoader, description: str):
-    console = Console(stderr=True)  # stdout is the report's
-    return track(loader, description, console=console, disable=not console.is_terminal)
 
 
 def _of_boxes(evaluator: Mapping | Sequence) -> list[dict]:
@@ -169,6 +163,19 @@ def _test_pipeline(config: str | dict) -> list | None:
         if dataset is not None:
             return deepcopy(_innermost(dataset).get('pipeline'))
     return None
+
+
+def _with_data_of(student: Sequence[Mapping], teacher: Sequence[Mapping]) -> list[Mapping]:
+    """The teacher's pipeline, with what concerns annotations and packing from the student's.
+
+    The data are the student's: they may lack the masks that the teacher's pipeline loads.
+    """
+    steps = [step for step in teacher if not _concerns_data(step)]
+    return steps + [step for step in student if _concerns_data(step)]
+
+
+def _concerns_data(step: Mapping) -> bool:
+    return any(word in str(step['type']) for word in ('Annotations', 'Pack'))
 
 
 def _innermost(dataset: Mapping) -> Mapping:

@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.utils.data import DataLoader
 
 from ..distiller import RdimKDDistiller
+from .progress import watched
 from .report import Report, Table
 
 # Each of the two, after one that is not counted.
@@ -39,7 +40,7 @@ def measure_time(
     memory = dict.fromkeys(seconds, 0)
     rounds = max(MIN_ROUNDS, len(batches)) + 1
     # Taken in turns: what slows the machine slows both.
-    for batch in islice(cycle(batches), rounds):
+    for batch in watched(list(islice(cycle(batches), rounds)), 'time'):
         for factor in seconds:
             for part in model.distill.parts:
                 part.set_factor(factor)
@@ -49,7 +50,7 @@ def measure_time(
     medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
     iterations = run_length(cfg, loader)
     table = Table(
-        f'Time of {iterations} iterations of {_batch_size(loader)} images on this one device, '
+        f'Time of {iterations} iterations of {batch_size(loader)} images on this one device, '
         f'without data loading and validation',
         TIME_COLUMNS,
     )
@@ -79,10 +80,11 @@ def run_length(cfg: Config, loader: DataLoader) -> int:
     train = cfg.train_cfg
     if 'max_iters' in train:
         return train['max_iters']
-    return train['max_epochs'] * len(loader)
+    return train.get('max_epochs', 1) * len(loader)
 
 
-def _batch_size(loader: DataLoader) -> int:
+def batch_size(loader: DataLoader) -> int:
+    """Images in a full batch."""
     return loader.batch_size or loader.batch_sampler.batch_size
 
 
