@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from detectors import teacher_files
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -351,6 +352,19 @@ def test_preflight__no_object_of_its_classes(preflight):
 
     text, mend = found(preflight(change=change), 'error')['Training data']
     assert text.startswith('no object in ') and 'metainfo.classes' in mend
+
+
+def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):
+    """RTMDet asks for no divisor, but its neck takes multiples of 32 only."""
+    teacher = small_config('rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+    (tmp_path / 'rtmdet').mkdir()
+    path, checkpoint = teacher_files(tmp_path / 'rtmdet', teacher)
+    done = preflight(
+        change=lambda cfg: cfg.model.teacher.update(config=path, checkpoint=checkpoint)
+    )
+    assert done.status == 1
+    text, mend = found(done, 'error')['Training step']
+    assert text.startswith('fails: Sizes of tensors') and 'pad_size_divisor=32' in mend
 
 
 def test_preflight__two_teachers(preflight):

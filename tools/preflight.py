@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    MMLogger.get_current_instance().setLevel('ERROR')  # the report is what there is to read
+    MMLogger.get_current_instance().setLevel('CRITICAL')  # the report is what there is to read
     cfg = cli.read_config_file(args.config)
     cli.apply_common_arguments(cfg, args)
     model = cli.check_before_run(cfg, training=True)

@@ -74,6 +74,15 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
         measure_time(cfg, model, batches, loader, report)
     except FloatingPointError as error:
         report.error('Not finite', str(error), "see the teacher's checkpoint and input")
+    except RuntimeError as error:
+        # Some necks, e.g. RTMDet's, take only sizes that their own data pipelines make.
+        report.error(
+            'Training step',
+            f'fails: {error}',
+            'if it is about sizes, set pad_size_divisor=32 in the data_preprocessor of the teacher '
+            'config; if about memory, a smaller train_dataloader.batch_size',
+        )
+        return []
     return batches
 
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.mask import PolygonMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -33,6 +34,19 @@ def at_size_of(inputs: Tensor, data_samples: Sequence) -> Sequence:
     for sample in samples:
         sample.set_metainfo({'batch_input_shape': tuple(inputs.shape[2:])})
     return samples
+
+
+def with_masks(instances: InstanceData, size: tuple[int, int]) -> InstanceData:
+    """The instances with masks: their own, else their boxes, which a mask head can do with.
+
+    Args:
+        instances (InstanceData): With ``bboxes`` (n, 4), as tensor.
+        size (tuple[int, int]): Height and width of the image.
+    """
+    if 'masks' not in instances:
+        corners = instances.bboxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].cpu().numpy()
+        instances.masks = PolygonMasks([[polygon] for polygon in corners], *size)
+    return instances
 
 
 def relabelled(instances: InstanceData, labels: Mapping[int, int]) -> InstanceData:

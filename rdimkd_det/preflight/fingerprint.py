@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..bridge import InputBridge
 from ..distillation import Distillation
-from .detector import at_size_of, relabelled
+from .detector import at_size_of, relabelled, with_masks
 from .inputs import InputFormat, candidates
 from .progress import watched
 
@@ -106,7 +106,8 @@ def _run(
         return None
     samples = at_size_of(inputs, batch['data_samples'])
     for sample in samples:
-        sample.gt_instances = relabelled(sample.gt_instances, labels)
+        known = relabelled(sample.gt_instances, labels)
+        sample.gt_instances = with_masks(known, tuple(inputs.shape[2:]))
     torch.manual_seed(0)  # two-stage detectors sample proposals
     return float(detector.parse_losses(detector.loss(inputs, samples))[0])
 

@@ -66,8 +66,8 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
     Raises:
         FloatingPointError: A loss is not finite; names it.
     """
-    title = f"Before training, at the student's maps, median of {len(batches)} batches"
-    table = Table(title, GRADIENT_COLUMNS)
+    number = f'{len(batches)} batch{"es" * (len(batches) > 1)}'
+    table = Table(f"Before training, at the student's maps, median of {number}", GRADIENT_COLUMNS)
     for part in model.distill.parts:
         if not part.wanted:
             continue

@@ -158,7 +158,7 @@ def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
 
 
 def _described(preprocessor: nn.Module) -> str:
-    padding = f'padded by {preprocessor.pad_value:g} to {preprocessor.pad_size_divisor}'
+    padding = f'padding {preprocessor.pad_value:g}, divisor {preprocessor.pad_size_divisor}'
     return f'{InputFormat.of(preprocessor)}, {padding}'
 
 
