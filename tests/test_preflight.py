@@ -204,12 +204,23 @@ def test_preflight__folded_batch_norm(preflight, trained, tmp_path):
     assert "'torchvision, RGB'" in caffe["Teacher's input"][0]
 
 
+def of_animals(checkpoint: Path) -> Path:
+    """The checkpoint, of classes that are not in the data."""
+    content = load(checkpoint)
+    content['meta']['dataset_meta'] = dict(classes=('cat', 'dog', 'cow'))
+    torch.save(content, checkpoint.with_name('animals.pth'))
+    return checkpoint.with_name('animals.pth')
+
+
+def test_preflight__statistics_without_a_class_in_common(preflight, trained):
+    done = preflight(checkpoint=of_animals(trained.checkpoint), **CAFFE)
+    text, _ = found(done, 'error')["Teacher's input"]
+    assert "'torchvision, RGB': divergence" in text and "the teacher's loss" not in text
+
+
 def test_preflight__nothing_to_go_by(preflight, trained, tmp_path):
     """No statistics, and no class in common: no loss, no AP."""
-    checkpoint = load(folded(trained, tmp_path))
-    checkpoint['meta']['dataset_meta'] = dict(classes=('cat', 'dog', 'cow'))
-    torch.save(checkpoint, tmp_path / 'animals.pth')
-    done = preflight('--eval-teacher', checkpoint=tmp_path / 'animals.pth')
+    done = preflight('--eval-teacher', checkpoint=of_animals(folded(trained, tmp_path)))
     warnings = found(done, 'warning')
     assert done.status == 0  # feature maps carry over
     assert warnings.keys() == {'Teacher classes', "Teacher's input", 'Teacher AP'}

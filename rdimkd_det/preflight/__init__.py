@@ -58,7 +58,7 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
 
 
 def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Report) -> list:
-    """Report on gradients and time; returns the batches, none if there is nothing in them."""
+    """Report on gradients and time; returns the batches, none if they are of no use."""
     set_random_seed(0)
     loader, batches = load_samples(cfg, num_images)
     if not any(len(sample.gt_instances) for batch in batches for sample in batch['data_samples']):
@@ -74,6 +74,7 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
         measure_time(cfg, model, batches, loader, report)
     except FloatingPointError as error:
         report.error('Not finite', str(error), "see the teacher's checkpoint and input")
+        return []
     except RuntimeError as error:
         # Some necks, e.g. RTMDet's, take only sizes that their own data pipelines make.
         report.error(
@@ -120,7 +121,8 @@ def _check_teacher(
         return
     what = topic('Teacher AP', part)
     if cfg.get('val_dataloader') is None or not of_teacher:
-        why = 'the config has no val_dataloader' if of_teacher else 'no class in common'
+        why = 'no class in common' if classes else 'its class names are not known'
+        why = why if cfg.get('val_dataloader') else 'the config has no val_dataloader'
         report.warning(what, f'cannot be measured: {why}', 'judge by the levels and gradients')
         return
     evaluate_teacher(cfg, entry, part, preprocessor, detector, of_teacher, better, report, what)

@@ -16,6 +16,7 @@ from ..distillation import Distillation
 from .detector import at_size_of, relabelled, with_masks
 from .inputs import InputFormat, candidates
 from .progress import watched
+from .samples import training_input
 
 # When one input is clearly farther from the training's statistics than another.
 MUCH_FARTHER, LITTLE = 1.5, 0.05
@@ -79,7 +80,8 @@ def compare_inputs(
         list[InputScore]: 'as configured' is the first.
     """
     own = part.teacher.build_preprocessor()
-    data = [student_preprocessor(batch, True) for batch in batches]
+    data = [training_input(student_preprocessor, batch) for batch in batches]
+    detector = detector if labels else None
     scores = []
     formats = list(candidates(InputFormat.of(own)).items())
     for name, format in watched(formats, "the teacher's input"):
@@ -101,7 +103,7 @@ def _run(
     labels: Mapping[int, int] | None,
 ) -> float | None:
     inputs = bridge(batch['inputs'], batch['data_samples'])
-    if detector is None or not labels:
+    if detector is None:
         part.teacher(inputs)
         return None
     samples = at_size_of(inputs, batch['data_samples'])

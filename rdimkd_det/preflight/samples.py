@@ -7,12 +7,14 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import median
 
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..balance import gradient_balance, squared_gradient
@@ -33,6 +35,8 @@ def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
     """The training data loader, and batches of a fixed random choice of its images."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    # The Runner's, which YOLOX's preprocessor asks for.
+    MessageHub.get_current_instance().update_info('iter', 0)
     return loader, list(calibration_batches(loader, num_images, seed=0))
 
 
@@ -42,8 +46,13 @@ def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> Non
     if cfg.get('load_from'):
         weights = load_checkpoint_safely(cfg.load_from, who='model')
         model.load_state_dict(weights, strict=False)
-    fit_projections(model, batches)
+    fit_projections(model, deepcopy(batches))
     model.train()
+
+
+def training_input(preprocessor: nn.Module, batch: dict) -> dict:
+    """What a preprocessor makes of a batch; a copy, since batch augmentations scale boxes."""
+    return preprocessor(deepcopy(batch), True)
 
 
 @dataclass
@@ -75,11 +84,12 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
         levels, balances = _measure(model, part, batches)
         for tap, loss in part.items():
             recommended = loss.auto_share * median(balances[tap])
+            where = f'{part.name}_{tap}'.strip('_')
             measured = {name: levels[name] for name in loss.level_names}
             factor = recommended if loss.auto else 1.0
             table.rows += _rows(measured, [factor * weight for weight in weights[tap]])
-            _judge_weight(part, tap, loss.auto, max(weights[tap]), recommended, report)
-            report.figures.setdefault('recommended_loss_weight', {})[tap] = recommended
+            _judge_weight(where, loss.auto, max(weights[tap]), recommended, report)
+            report.figures.setdefault('recommended_loss_weight', {})[where] = recommended
     report.tables.append(table)
 
 
@@ -107,7 +117,7 @@ def _losses(
     model: RdimKDDistiller, part: Distillation, batch: dict
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, list[Tensor]]]:
     """Task loss, distillation losses and the student's maps of a batch."""
-    data = model.data_preprocessor(batch, True)
+    data = training_input(model.data_preprocessor, batch)
     inputs, samples = data['inputs'], data['data_samples']
     teacher_feats = part.teacher_feats(inputs, samples)
     with record_outputs(model, part.taps) as outputs:
@@ -141,9 +151,9 @@ def _take_weights(part: Distillation) -> dict[str, list[float]]:
 
 
 def _judge_weight(
-    part: Distillation, tap: str, auto: bool, weight: float, recommended: float, report: Report
+    where: str, auto: bool, weight: float, recommended: float, report: Report
 ) -> None:
-    what = f"Weight at '{part.name or tap}'"
+    what = f"Weight at '{where}'"
     share = weight / recommended
     if auto:
         report.ok(what, f"'auto' would be {recommended:.3g}")
