@@ -15,6 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed import init_process_group
 
 from .checks import (
@@ -24,8 +25,10 @@ from .checks import (
     check_precision,
     check_work_dir,
 )
+from .distiller import RdimKDDistiller
 from .errors import ConfigError, TrainingInterruptedError, TrainingStoppedError
 from .guard import guard, last_good, latest_checkpoint
+from .preflight import Report, static_report
 
 
 def run(main: Callable[[], None]) -> None:
@@ -158,12 +161,15 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
 
 
-def check_before_run(cfg: Config, training: bool) -> None:
+def check_before_run(cfg: Config, training: bool) -> nn.Module:
     """Find the mistakes that can be found before anything is written.
 
     Args:
         cfg (Config): The run's config.
         training (bool): Whether it will be trained, else tested.
+
+    Returns:
+        nn.Module: Its model, built for the check.
 
     Raises:
         ConfigError: What is wrong, and what to do.
@@ -172,8 +178,9 @@ def check_before_run(cfg: Config, training: bool) -> None:
     check_data(cfg, ('train', 'val') if training else ('test',))
     if training:
         check_precision(cfg)
-    check_model(cfg, training)
+    model = check_model(cfg, training)
     check_checkpoint(cfg)
+    return model
 
 
 def prepare_launch(cfg: Config) -> None:
@@ -231,8 +238,10 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, args.resume
         if args.resume == 'auto':
             cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
-    check_before_run(cfg, training=True)
+    report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
+    if report is not None:
+        report.log(runner.logger)
     resumed = [runner._load_from]
     broadcast_object_list(resumed)  # the first rank's choice, should a disk be late for another
     runner._load_from = resumed[0]
@@ -249,3 +258,8 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             f'memory; lower train_dataloader.num_workers or batch_size. '
             f'{last_good(cfg.work_dir)} Go on with --resume.'
         ) from error
+
+
+def report_before_training(cfg: Config, model: nn.Module) -> Report | None:
+    """The static part of preflight; None for a plain model."""
+    return static_report(cfg, model) if isinstance(model, RdimKDDistiller) else None
