@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -15,7 +16,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModule, convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from runs import (
     assert_equal,
@@ -30,7 +31,7 @@ from runs import (
     write_teacher,
 )
 
-from rdimkd_det import ConfigError
+from rdimkd_det import ConfigError, DistillHook
 from rdimkd_det.distiller import distilled_student
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -352,3 +353,12 @@ def test_sharding__is_refused_in_one_line_before_anything_is_written(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith('train.py: ') and 'every rank must hold them whole' in line
     assert not Path(cfg.work_dir).exists()
+
+
+@pytest.mark.parametrize('wrapper', ['MMFullyShardedDataParallel', 'MMDeepSpeedEngineWrapper'])
+def test_sharding__is_refused_by_the_hook_as_well(wrapper):
+    """Where no tool has looked at the config; FSDP itself cannot be built without a GPU."""
+    kind = MODEL_WRAPPERS.get(wrapper)
+    runner = SimpleNamespace(model=kind.__new__(kind))
+    with pytest.raises(ConfigError, match=f'{wrapper}: .* Train with DDP'):
+        DistillHook().before_train(runner)
