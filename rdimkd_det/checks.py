@@ -15,7 +15,7 @@ from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from .checkpoints import load_checkpoint_safely
-from .distiller import RdimKDDistiller, distilled_student
+from .distiller import RdimKDDistiller, distilled_student, sharding_message
 from .errors import ConfigError
 
 LOSS_TYPES = ('RdimKDLoss',)
@@ -24,6 +24,16 @@ PROJECTION_TYPES = (
     'AutoencoderProjection',
     'RandomProjection',
     'IdentityProjection',
+)
+# mmengine's strategies and model wrappers that split parameters over the ranks.
+SHARDING = (
+    'FSDPStrategy',
+    'DeepSpeedStrategy',
+    'ColossalAIStrategy',
+    'MMFullyShardedDataParallel',
+    'MMDeepSpeedEngineWrapper',
+    'ColossalAIModelWrapper',
+    'CollosalAIModelWrapper',
 )
 
 
@@ -48,6 +58,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     distilled = model['type'] in ('RdimKDDistiller', RdimKDDistiller)
     if distilled:
         check_entries(model, cfg.filename)
+        check_strategy(cfg)
     if training:
         check_hooks(cfg, distilled)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -216,3 +227,17 @@ def check_work_dir(work_dir: str) -> None:
     existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f'work directory {work_dir} cannot be written: {existing} is not ours.')
+
+
+def check_strategy(cfg: Config) -> None:
+    """Check that every rank will hold the model's parameters whole.
+
+    Raises:
+        ConfigError: A strategy of the ``FlexibleRunner``, or a model wrapper, shards them.
+    """
+    for key in ('strategy', 'model_wrapper_cfg'):
+        entry = cfg.get(key)
+        kind = entry.get('type') if isinstance(entry, Mapping) else type(entry)
+        name = str(getattr(kind, '__name__', kind)).split('.')[-1]
+        if name in SHARDING:
+            raise ConfigError(sharding_message(f'{key}.type={name}'))

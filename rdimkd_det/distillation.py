@@ -136,10 +136,9 @@ class Distillation(nn.Module):
         for tap, loss in self.items():
             maps = student_outputs[tap]
             feats = [
-                (maps[s.index], t) for (s, _), t in zip(self.level_pairs[tap], teacher_feats[tap])
+                crop_to_common(maps[student.index], feat, student.stride, teacher.stride)
+                for (student, teacher), feat in zip(self.level_pairs[tap], teacher_feats[tap])
             ]
-            if loss.resize is None:
-                feats = [crop_to_common(student, teacher) for student, teacher in feats]
             student_feats, teacher_maps = zip(*feats)
             if loss.needs_auto_weight and task_loss is not None:
                 distances = loss.distances(student_feats, teacher_maps)
@@ -217,6 +216,11 @@ class SeveralTeachers(nn.ModuleList):
     def active(self) -> bool:
         """bool: Whether any teacher must run."""
         return any(part.active for part in self)
+
+    @property
+    def wanted(self) -> bool:
+        """bool: Whether any teacher must run at some time of its schedule."""
+        return any(part.wanted for part in self)
 
     def teacher_feats(self, inputs: Tensor, data_samples: Sequence | None) -> list[dict]:
         """:meth:`Distillation.teacher_feats` of each active teacher."""

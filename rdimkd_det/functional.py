@@ -75,11 +75,14 @@ def subspace_variance(projected: Tensor) -> Tensor:
         projected (Tensor): Coordinates (N, d, L), see :func:`project`.
 
     Returns:
-        Tensor: 0-dim, the same on every rank: the ranks' batches count as one.
+        Tensor: 0-dim, the same on every rank: the ranks' batches, of whatever size, count as one.
     """
-    moments = torch.stack([projected.mean(dim=(0, 2)), projected.square().mean(dim=(0, 2))])
-    all_reduce(moments, 'mean')
-    mean, square = moments
+    dims = (0, 2)
+    mean = projected.mean(dims)
+    count = projected.shape[0] * projected.shape[2]
+    sums = count * torch.stack([torch.ones_like(mean), mean, projected.square().mean(dims)])
+    all_reduce(sums, 'sum')
+    mean, square = sums[1:] / sums[0]
     return (square - mean.square()).clamp_(min=0).mean()
 
 
