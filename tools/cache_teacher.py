@@ -1,6 +1,7 @@
 """Store the teacher's projected maps of all training images; train with teacher=dict(cache=DIR)."""
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -56,16 +57,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, help="images at once; by default the training's")
     parser.add_argument('--workers', type=int, help="loader processes; by default the training's")
     parser.add_argument(
-        '--shard-mb', type=int, default=128, help='size of a shard in MB. Defaults to 128'
+        '--shard-mb', type=float, default=128, help='size of a shard in MB. Defaults to 128'
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='overrides')
     parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.set_defaults(work_dir=None)
     args = parser.parse_args()
-    for name in ('batch_size', 'shard_mb'):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f'--{name.replace("_", "-")} must be 1 or more.')
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ConfigError(f'--batch-size must be 1 or more, got {args.batch_size}.')
+    if not 0 < args.shard_mb < math.inf:
+        raise ConfigError(f'--shard-mb must be above 0, got {args.shard_mb}.')
     return args
 
 
@@ -141,11 +143,12 @@ def make(
         facts = cache.about['facts']
     images = cache_images(cfg, facts['flip'])
     if is_main_process() and not (directory / 'cache.json').is_file():
-        prepare_cache(directory, part, facts, preprocessor, images, args.shard_mb * 1_000_000)
+        prepare_cache(directory, part, facts, preprocessor, images, int(args.shard_mb * 1e6))
     barrier()
     cache = TeacherCache(directory)
     use_bases(part, cache)
     if is_main_process():
+        cache.remove_leftovers()
         print(f'{directory}: {check_room(cache)}.')
     barrier()  # the room is measured before any shard is written
     batch_size = args.batch_size or cfg.train_dataloader.batch_size

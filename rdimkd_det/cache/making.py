@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
-from mmengine.dist import get_dist_info
+from mmengine.dist import get_dist_info, get_world_size
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -24,8 +24,10 @@ from .facts import checkpoint_facts, model_facts, projection_facts
 from .images import entry_key, image_pipeline, leaf_datasets, unaugmented
 from .store import LevelArrays, TeacherCache
 
-# Images that the size of an entry and the centre of the coordinates are measured on.
+# Images that the size of an entry is measured on.
 NUM_SAMPLES = 8
+# Height and width in pixels of the padding that the teacher is shown: the middle feels no border.
+PADDING_SIDE = 1024
 
 
 def without_cache(cfg: Config) -> Config:
@@ -52,13 +54,19 @@ def cache_images(cfg: Config, flip: bool) -> Dataset:
         for leaf in leaf_datasets(cfg.train_dataloader.dataset):
             pipeline = unaugmented(leaf['pipeline'], flipped)
             parts.append(DATASETS.build(ConfigDict({**leaf, 'pipeline': pipeline})))
-    keys = [entry_key(part.get_data_info(number)) for part in parts for number in range(len(part))]
-    if len(set(keys)) < len(keys) / (1 + flip):
-        raise ConfigError(
-            f'teacher cache: {len(keys) / (1 + flip) - len(set(keys)):.0f} images have the img_id '
-            f'and file name of another one; give each image its own.'
-        )
+        if not flipped:
+            _check_names(parts)
     return ConcatDataset(parts)
+
+
+def _check_names(datasets: Sequence[Dataset]) -> None:
+    names = [entry_key(part.get_data_info(n)) for part in datasets for n in range(len(part))]
+    doubles = len(names) - len(set(names))
+    if doubles:
+        raise ConfigError(
+            f'teacher cache: {doubles} images have the img_id and file name of another one; give '
+            f'each image its own.'
+        )
 
 
 def part_facts(part: Distillation, cfg: Config) -> dict:
@@ -156,20 +164,19 @@ def prepare_cache(
         shard_bytes (int): About how large a shard should become.
     """
     numbers = np.linspace(0, len(images) - 1, min(NUM_SAMPLES, len(images))).astype(int)
-    samples = [
-        maps
-        for number in numbers
-        for _, _, maps in coordinates(part, preprocessor, pseudo_collate([images[number]]))
+    samples = pseudo_collate([images[number] for number in numbers])
+    sizes = [
+        2 * sum(level.numel() for level in maps)
+        for _, _, maps in coordinates(part, preprocessor, samples)
     ]
-    centers = [torch.stack([m.mean((1, 2)) for m in level]).mean(0) for level in zip(*samples)]
-    entry_bytes = int(np.mean([2 * sum(level.numel() for level in maps) for maps in samples]))
+    entry_bytes = sum(sizes) // len(sizes)
+    padding = padding_coordinates(part, preprocessor)
     projections = [projection for _, loss in part.items() for projection in loss.projections]
-    side = max(max(image.shape[1:]) for image in (images[n]['inputs'] for n in numbers))
-    padding = padding_coordinates(part, preprocessor, side)
     arrays = [
-        LevelArrays(*(tensor.cpu().numpy() for tensor in (p.basis, p.variance_kept, *of_level)))
-        for p, *of_level in zip(projections, centers, padding)
+        LevelArrays(*(tensor.cpu().numpy() for tensor in (p.basis, p.variance_kept, of_padding)))
+        for p, of_padding in zip(projections, padding)
     ]
+    of_each_process = -(-len(images) // get_world_size())
     about = {
         'facts': facts,
         'taps': {
@@ -178,23 +185,22 @@ def prepare_cache(
         },
         'levels': part_levels(part),
         'num_entries': len(images),
-        'shard_entries': max(1, min(shard_bytes // entry_bytes, len(images))),
+        'shard_entries': max(1, min(shard_bytes // entry_bytes, of_each_process)),
         'entry_bytes': entry_bytes,
     }
     return TeacherCache.create(directory, about, arrays)
 
 
 @torch.no_grad()
-def padding_coordinates(part: Distillation, preprocessor: nn.Module, side: int) -> list[Tensor]:
+def padding_coordinates(part: Distillation, preprocessor: nn.Module) -> list[Tensor]:
     """Coordinates (d,) of each level where the teacher sees nothing but padding.
 
     Args:
         part (Distillation): The teacher and its losses, live and fitted.
         preprocessor (nn.Module): The student's data preprocessor.
-        side (int): Height and width in pixels of the padding that it is shown.
     """
-    pad_value = preprocessor.pad_value
-    blank = torch.full((1, 3, side, side), float(pad_value), device=preprocessor.device)
+    shape = (1, 3, PADDING_SIDE, PADDING_SIDE)
+    blank = torch.full(shape, float(preprocessor.pad_value), device=preprocessor.device)
     # An image of no size: all of the batch is padding.
     feats = part.teacher_feats(blank, [DetDataSample(metainfo={'img_shape': (0, 0)})])
     return [
@@ -269,15 +275,13 @@ def fill_cache(
         entries = {}
         for batch in islice(stream, -(-len(numbers) // batch_size)):
             for key, shape, maps in coordinates(part, preprocessor, batch):
-                centered = zip(maps, cache.arrays)
-                entries[key] = shape, [_stored(level, arrays) for level, arrays in centered]
+                entries[key] = shape, [_in_half_precision(level) for level in maps]
         cache.write_shard(number, entries)
         advance(len(numbers))
 
 
-def _stored(level: Tensor, arrays: LevelArrays) -> np.ndarray:
-    center = torch.from_numpy(arrays.center).to(level.device)
-    stored = (level - center[:, None, None]).half()
+def _in_half_precision(level: Tensor) -> np.ndarray:
+    stored = level.half()
     if not stored.isfinite().all():
         raise FloatingPointError(
             "teacher cache: the teacher's maps hold NaN, infinity, or values beyond half "

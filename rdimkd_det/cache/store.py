@@ -31,14 +31,11 @@ class LevelArrays(NamedTuple):
     Attributes:
         basis (np.ndarray): Basis K (C, d).
         variance_kept (np.ndarray): 0-dim, the share of the teacher's variance in the subspace.
-        center (np.ndarray): Coordinates (d,) near the mean, which are stored as 0: half precision
-            is finest there.
         padding (np.ndarray): Coordinates (d,) of the teacher's map where its input is padding.
     """
 
     basis: np.ndarray
     variance_kept: np.ndarray
-    center: np.ndarray
     padding: np.ndarray
 
 
@@ -120,7 +117,7 @@ class TeacherCache:
             about (Mapping): See :attr:`about`.
             arrays (Sequence[LevelArrays]): Of each level of an entry.
         """
-        with _disk_full_said(directory):
+        with _writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             named = {
                 f'{number}.{field}': value
@@ -146,6 +143,11 @@ class TeacherCache:
         """Numbers of the shards that are not there, or not there in full."""
         return [number for number in range(self.num_shards) if not self._read_index(number)]
 
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of processes that were killed."""
+        for path in self.directory.glob('.*.part'):
+            path.unlink(missing_ok=True)
+
     def write_shard(self, number: int, entries: Mapping[str, tuple]) -> None:
         """Write a shard, whole or not at all.
 
@@ -161,7 +163,7 @@ class TeacherCache:
             index[key] = Entry(number, offset, zlib.crc32(row), image_shape, shapes)[1:]
             offset += len(row)
             rows.append(row)
-        with _disk_full_said(self.directory):
+        with _writing(self.directory):
             with written_whole(self._path(number, 'npy')) as file:
                 np.save(file, np.concatenate(rows), allow_pickle=False)
             content = {'bases': self.about['bases'], 'count': offset, 'entries': index}
@@ -195,7 +197,7 @@ class TeacherCache:
         return self._entries is not None
 
     def read(self, key: str, image_shape: tuple[int, int]) -> list[np.ndarray]:
-        """The maps of one image, as they are stored: without the centre.
+        """The maps of one image.
 
         The checksum is looked at when an image is read for the first time.
 
@@ -292,13 +294,13 @@ def _digest(content: bytes) -> str:
 
 
 @contextmanager
-def _disk_full_said(directory: Path) -> Iterator[None]:
+def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ConfigError(
-            f'teacher cache {directory}: the disk is full; what is there is whole. Make room and '
-            f'run the same command again, it goes on from there.'
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError(
+                f'teacher cache {directory}: the disk is full; what is there is whole. Make room '
+                f'and run the same command again, it goes on from there.'
+            ) from error
+        raise ConfigError(f'teacher cache {directory} cannot be written: {error}.') from error

@@ -202,7 +202,7 @@ def as_batch(maps: Sequence[np.ndarray], arrays: LevelArrays, device: torch.devi
     its response to padding follows.
 
     Args:
-        maps (Sequence[np.ndarray]): Maps (d, h, w) as they are stored, of the images' own sizes.
+        maps (Sequence[np.ndarray]): Maps (d, h, w), float16, of the images' own sizes.
         arrays (LevelArrays): Of the level.
         device (torch.device): Where to put them.
 
@@ -213,10 +213,9 @@ def as_batch(maps: Sequence[np.ndarray], arrays: LevelArrays, device: torch.devi
     batch = np.empty((len(maps), maps[0].shape[0], height, width), np.float16)
     for target, level in zip(batch, maps):
         if level.shape != target.shape:
-            target[:] = (arrays.padding - arrays.center)[:, None, None]
+            target[:] = arrays.padding[:, None, None]
         target[:, : level.shape[1], : level.shape[2]] = level
-    center = torch.from_numpy(arrays.center).to(device)
-    return torch.from_numpy(batch).to(device).float() + center[:, None, None]
+    return torch.from_numpy(batch).to(device).float()
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
