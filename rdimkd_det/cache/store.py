@@ -82,6 +82,7 @@ class TeacherCache:
             that an entry holds, in its order; 'num_entries'; 'shard_entries': in one shard;
             'entry_bytes': of an entry, as estimated.
         arrays (list[LevelArrays]): Of each level of an entry.
+        entries (dict[str, Entry] | None): Where each image lies, once the index is loaded.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -104,7 +105,7 @@ class TeacherCache:
             raise ConfigError(
                 f'teacher cache {directory} is damaged ({error}); delete it and make it anew.'
             ) from error
-        self._entries: dict[str, Entry] | None = None
+        self.entries: dict[str, Entry] | None = None
         self._verified: set[str] = set()
         self._shapes: dict[tuple, tuple] = {}
 
@@ -175,7 +176,7 @@ class TeacherCache:
         Raises:
             ConfigError: Shards are missing.
         """
-        if self._entries is not None:
+        if self.entries is not None:
             return
         indexes = [self._read_index(number) for number in range(self.num_shards)]
         missing = [self._path(n, 'npy').name for n, index in enumerate(indexes) if not index]
@@ -185,16 +186,16 @@ class TeacherCache:
                 f'{self.num_shards} shards are missing (the first is {missing[0]}); run '
                 f'tools/cache_teacher.py again, it goes on from there.'
             )
-        self._entries = {key: entry for index in indexes for key, entry in index.items()}
+        self.entries = {key: entry for index in indexes for key, entry in index.items()}
 
     def unload_index(self) -> None:
         """Free the memory of the index."""
-        self._entries = None
+        self.entries = None
 
     @property
     def index_loaded(self) -> bool:
         """bool: Whether the index is in memory."""
-        return self._entries is not None
+        return self.entries is not None
 
     def read(self, key: str, image_shape: tuple[int, int]) -> list[np.ndarray]:
         """The maps of one image.
@@ -213,7 +214,7 @@ class TeacherCache:
             DamagedShardError: Its shard is damaged; names it.
         """
         self.load_index()
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         if entry is None or entry.image_shape != tuple(image_shape):
             size = 'is not in it' if entry is None else f'was cached as {entry.image_shape}'
             raise ConfigError(
