@@ -209,7 +209,7 @@ class RdimKDLoss(nn.Module):
             teacher = _resize(teacher, like=student)
         basis = basis.to(student.dtype)
         if self.teacher_projected:
-            teacher = teacher.flatten(2)
+            teacher = teacher.flatten(2).to(basis.dtype)
         elif self.normalize is None and isinstance(adapter, nn.Identity):
             return functional.rdimkd_loss(student, teacher, basis)
         else:
