@@ -83,7 +83,8 @@ def teacher_covariances(
 def fit_projections(model: nn.Module, batches: Iterable) -> None:
     """Fit the projections of a distilled student, in one pass over the batches.
 
-    A teacher none of whose losses has a weight is left alone.
+    A teacher none of whose losses has a weight is left alone, and so is one from a cache, which
+    brings its bases.
 
     ``DistillHook`` does it before training; outside of a Runner it is the user's to call.
 
@@ -92,6 +93,7 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
         batches (Iterable): Batches as the training data loader gives them.
     """
     parts = [part for part in model.distill.parts if part.wanted]
+    parts = [part for part in parts if not part.teacher.projected]
     all_covariances = teacher_covariances(parts, model.data_preprocessor, batches)
     for part, covariances in zip(parts, all_covariances):
         for tap, loss in part.items():

@@ -80,7 +80,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     if training and distilled:
         for part in distilled_student(built).distill.parts:
             if part.wanted:
-                part.teacher.build()
+                part.prepare(cfg)
     return built
 
 

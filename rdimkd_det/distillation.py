@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
 from .balance import gradient_balance
-from .bridge import InputBridge
+from .cache.facts import projection_facts
+from .cache.teacher import CachedTeacher
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .losses import RdimKDLoss
@@ -40,9 +42,10 @@ class Distillation(nn.Module):
         self.skip_nonfinite = False
         self._nonfinite: list[str] = []
         losses = {tap: dict(loss) for tap, loss in losses.items()}
+        self.loss_configs = losses
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
-        self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))
-        self.bridge = InputBridge(student.data_preprocessor, self.teacher.build_preprocessor())
+        self.teacher = _build_teacher(teacher, self.teacher_taps, losses)
+        self.bridge = self.teacher.build_bridge(student.data_preprocessor)
         student_levels = probe_levels(student, list(losses))
         teacher_levels = self.teacher.probe()
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
@@ -57,6 +60,7 @@ class Distillation(nn.Module):
             )
             self.level_pairs[tap] = pairs
             self.losses[_key(tap)] = build_tap_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
+        self._provide_bases()
         if not self.active:
             # Off means off: gradient clipping and DDP do not even see the adapters.
             self.requires_grad_(False)
@@ -80,6 +84,25 @@ class Distillation(nn.Module):
     def parts(self) -> list[Distillation]:
         """list[Distillation]: One per teacher: itself."""
         return [self]
+
+    def prepare(self, cfg: Config) -> None:
+        """Load the teacher; of a cached one, check that it is of this training.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: The teacher's checkpoint is not there or not its own; or the cache is
+                incomplete, or of another teacher, other losses or other images.
+        """
+        self.teacher.prepare(cfg)
+        # Again: a checkpoint that has been resumed in between may have brought others.
+        self._provide_bases()
+
+    def _provide_bases(self) -> None:
+        for tap, loss in self.items():
+            indices = [teacher.index for _, teacher in self.level_pairs[tap]]
+            self.teacher.provide_bases(self.teacher_taps[tap], indices, loss)
 
     def set_factor(self, factor: float) -> None:
         """Scale every loss weight, as a schedule asks.
@@ -270,14 +293,18 @@ def _key(tap: str) -> str:
     return tap.replace('.', '_')  # nn.ModuleDict takes no dots
 
 
-def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
-    unknown = teacher.keys() - {'config', 'checkpoint'}
-    if unknown or 'config' not in teacher:
+def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher | CachedTeacher:
+    unknown = teacher.keys() - {'config', 'checkpoint', 'cache'}
+    cache = teacher.get('cache')
+    if unknown or ('config' not in teacher and cache is None):
         raise ConfigError(
-            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), got the keys '
-            f'{sorted(teacher)}.'
+            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), or, with the maps '
+            f'that tools/cache_teacher.py stored, dict(cache=...); got the keys {sorted(teacher)}.'
         )
-    return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
+    if cache is None:
+        return Teacher(teacher['config'], teacher.get('checkpoint'), list(taps.values()))
+    projections = projection_facts(losses, taps)
+    return CachedTeacher(cache, teacher.get('config'), teacher.get('checkpoint'), projections)
 
 
 def _not_finite(names: Sequence[str]) -> str:

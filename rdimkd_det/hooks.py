@@ -85,7 +85,7 @@ class DistillHook(Hook):
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):
             for part in parts:
-                part.teacher.build()
+                part.prepare(runner.cfg)
             if not all(loss.fitted for part in parts for _, loss in part.items()):
                 self._fit(runner, model)
         if model.distill.inherit and not runner._resume:

@@ -108,6 +108,8 @@ class RdimKDLoss(nn.Module):
         self.momentum = momentum
         # What a schedule makes of the weights.
         self.factor = 1.0
+        # Whether the teacher's maps come as coordinates K^T F_t, with d channels, from a cache.
+        self.teacher_projected = False
         self.projections = nn.ModuleList(self._build_projections(projection))
         self.adapters = nn.ModuleList(
             nn.Identity() if c_s == c_t else _adapter(c_s, c_t, level)
@@ -206,10 +208,13 @@ class RdimKDLoss(nn.Module):
         elif self.resize == 'teacher':
             teacher = _resize(teacher, like=student)
         basis = basis.to(student.dtype)
-        if self.normalize is None and isinstance(adapter, nn.Identity):
+        if self.teacher_projected:
+            teacher = teacher.flatten(2).to(basis.dtype)
+        elif self.normalize is None and isinstance(adapter, nn.Identity):
             return functional.rdimkd_loss(student, teacher, basis)
+        else:
+            teacher = functional.project(teacher, basis)
         student = project_adapted(student, adapter, basis)
-        teacher = functional.project(teacher, basis)
         if self.normalize == 'standardize':
             return functional.standardized_loss(student, teacher)
         distance = (student - teacher).square().mean()
@@ -229,9 +234,12 @@ class RdimKDLoss(nn.Module):
     def _check_maps(self, level: int, student: Tensor, teacher: Tensor) -> None:
         who = f'RdimKDLoss at {self.level_names[level]}'
         shapes = f'student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)}'
+        teacher_channels = self.teacher_channels[level]
+        if self.teacher_projected:
+            teacher_channels = self.projections[level].basis.shape[1]
         for side, feats, channels in (
             ('student', student, self.student_channels[level]),
-            ('teacher', teacher, self.teacher_channels[level]),
+            ('teacher', teacher, teacher_channels),
         ):
             if feats.dim() != 4 or feats.shape[1] != channels:
                 raise ValueError(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
+from .bridge import InputBridge
 from .checkpoints import load_checkpoint_safely
 from .config_files import read_detector_config
 from .errors import ConfigError
@@ -52,6 +53,9 @@ class Teacher:
         ConfigError: It has no backbone, or the checkpoint is not a name.
     """
 
+    # A `CachedTeacher` gives coordinates in the subspace in place of maps.
+    projected = False
+
     def __init__(self, config: str | dict, checkpoint: str, taps: Sequence[str]) -> None:
         if not isinstance(checkpoint, (str, Path)):
             raise ConfigError(
@@ -83,6 +87,17 @@ class Teacher:
         # Without one, or without its type, a detector takes mmengine's base class.
         preprocessor = self.model.get('data_preprocessor') or {}
         return MODELS.build({'type': 'BaseDataPreprocessor', **preprocessor})
+
+    def build_bridge(self, preprocessor: nn.Module) -> InputBridge:
+        """Build what turns a batch that the student's preprocessor made into this teacher's."""
+        return InputBridge(preprocessor, self.build_preprocessor())
+
+    def prepare(self, cfg: Config) -> None:
+        """Be ready for a training, whatever its config: :meth:`build`."""
+        self.build()
+
+    def provide_bases(self, tap: str, indices: Sequence[int], loss: nn.Module) -> None:
+        """Nothing to provide: a loss fits its own bases."""
 
     def probe(self) -> dict[str, list[Level]]:
         """Strides and channels at the taps, without weights or memory for them."""
