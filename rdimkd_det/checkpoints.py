@@ -15,23 +15,54 @@ from mmengine import fileio
 from .compat import allow_checkpoint_types
 from .errors import ConfigError
 
+# Weights that a check has read, for the run that follows it in the same process.
+_kept: dict[tuple, Mapping[str, torch.Tensor]] = {}
 
-def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
+
+def load_checkpoint_safely(
+    path: str, who: str, keep: bool = False, mapped: bool = False
+) -> Mapping[str, torch.Tensor]:
     """Weights of a checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
 
     Args:
         path (str): A path, an http(s) URL (downloaded once, its hash compared with the one in an
             OpenMMLab file name), or another address that ``mmengine.fileio`` reads.
         who (str): Whose checkpoint it is, for messages.
+        keep (bool): Whether the weights stay in memory for the next call with this file, which
+            then reads nothing. Defaults to False.
+        mapped (bool): Whether tensors are mapped from the file, to be shared by the processes of a
+            machine; they must not be changed. Defaults to False.
 
     Returns:
         Mapping[str, Tensor]: The state dict, without the 'module.' of a wrapped model.
 
     Raises:
-        ConfigError: It is missing, damaged, holds objects that are not data, or no weights.
+        ConfigError: It is missing, damaged, holds objects that are not data, or no weights; or it
+            cannot be mapped.
     """
+    version = (path, mapped, *_size_and_time(path))
+    weights = _kept.pop(version, None) or _load(path, who, mapped)
+    if keep:
+        _kept[version] = weights
+    return weights
+
+
+def _size_and_time(path: str) -> tuple[int, ...]:
     try:
-        checkpoint = _read(path)
+        status = os.stat(os.path.expanduser(path))
+    except OSError:  # an address, or nothing at all
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
+def _load(path: str, who: str, mapped: bool) -> Mapping[str, torch.Tensor]:
+    if mapped and not zipfile.is_zipfile(os.path.expanduser(path)):
+        raise ConfigError(
+            f'{who}: share_weights=True needs a file on this machine in the format of torch.save, '
+            f'and {path} is none (or in the format of before 2020); save it again.'
+        )
+    try:
+        checkpoint = _read(path, mapped)
     except FileNotFoundError:
         raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
     except pickle.UnpicklingError as error:
@@ -59,7 +90,7 @@ def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
     return weights
 
 
-def _read(path: str) -> object:
+def _read(path: str, mapped: bool) -> object:
     # Again: OneDL's mmengine 0.10.12 takes them off the list after a load of its own.
     allow_checkpoint_types()
     if path.startswith(('http://', 'https://')):
@@ -68,7 +99,8 @@ def _read(path: str) -> object:
         )
     if '://' in path:
         return torch.load(io.BytesIO(fileio.get(path)), map_location='cpu', weights_only=True)
-    return torch.load(os.path.expanduser(path), map_location='cpu', weights_only=True)
+    path = os.path.expanduser(path)
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped or None)
 
 
 def _first_line(error: Exception) -> str:

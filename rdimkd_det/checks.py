@@ -65,7 +65,7 @@ def check_model(cfg: Config, training: bool) -> None:
     if training and distilled:
         for part in distilled_student(built).distill.parts:
             if part.wanted:
-                part.teacher.build()
+                part.teacher.check()
 
 
 def check_entries(model: Mapping, filename: str) -> None:

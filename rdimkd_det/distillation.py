@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .acceleration import build_acceleration
 from .balance import gradient_balance
 from .bridge import InputBridge
 from .errors import ConfigError
@@ -22,7 +23,8 @@ class Distillation(nn.Module):
 
     Args:
         student (nn.Module): The student detector; it is looked at, not kept.
-        teacher (dict): ``config`` and ``checkpoint`` of the teacher.
+        teacher (dict): ``config`` and ``checkpoint`` of the teacher, and options of
+            :class:`rdimkd_det.acceleration.Acceleration`.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of a loss. The
             teacher is tapped at the same path unless the entry has a ``teacher_module``.
         name (str): Set apart in the names of the losses, where there are several teachers.
@@ -91,18 +93,20 @@ class Distillation(nn.Module):
         return [(tap, self.losses[_key(tap)]) for tap in self.taps]
 
     def teacher_feats(
-        self, inputs: Tensor, data_samples: Sequence | None
+        self, inputs: Tensor, data_samples: Sequence | None, wait: bool = True
     ) -> dict[str, list[Tensor]]:
         """The teacher's maps that have a counterpart, for a batch of the student.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
             data_samples (Sequence[DetDataSample], optional): Its data samples.
+            wait (bool): Whether the maps may be used at once, or by :meth:`forward` only, so that
+                the teacher may run beside the student. Defaults to True.
 
         Returns:
             dict[str, list[Tensor]]: Tap of the student to the teacher's maps, by level.
         """
-        outputs = self.teacher(self.bridge(inputs, data_samples))
+        outputs = self.teacher(self.bridge(inputs, data_samples), wait)
         return {
             tap: [outputs[self.teacher_taps[tap]][teacher.index] for _, teacher in pairs]
             for tap, pairs in self.level_pairs.items()
@@ -128,6 +132,7 @@ class Distillation(nn.Module):
         Raises:
             FloatingPointError: A loss is not finite; names it.
         """
+        self.teacher.wait(teacher_feats)
         losses = {}
         for tap, loss in self.items():
             maps = student_outputs[tap]
@@ -198,9 +203,9 @@ class SeveralTeachers(nn.ModuleList):
         """bool: Whether any teacher must run."""
         return any(part.active for part in self)
 
-    def teacher_feats(self, inputs: Tensor, data_samples: Sequence | None) -> list[dict]:
+    def teacher_feats(self, *args, **kwargs) -> list[dict]:
         """:meth:`Distillation.teacher_feats` of each active teacher."""
-        return [part.teacher_feats(inputs, data_samples) if part.active else None for part in self]
+        return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
 
     def forward(
         self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
@@ -247,13 +252,14 @@ def _key(tap: str) -> str:
 
 
 def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
-    unknown = teacher.keys() - {'config', 'checkpoint'}
-    if unknown or 'config' not in teacher:
+    options = dict(teacher)
+    config, checkpoint = options.pop('config', None), options.pop('checkpoint', None)
+    if config is None:
         raise ConfigError(
             f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), got the keys '
             f'{sorted(teacher)}.'
         )
-    return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
+    return Teacher(config, checkpoint, taps, build_acceleration(options))
 
 
 def _check_finite(losses: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,8 @@ class RdimKDDistiller:
     Args:
         student (dict | nn.Module): Config of the student detector, or the built one.
         teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
-            ``checkpoint`` (path or URL) of the teacher. Of several teachers, each may have a
+            ``checkpoint`` (path or URL) of the teacher, and options of
+            :class:`rdimkd_det.acceleration.Acceleration`. Of several teachers, each may have a
             ``name`` (it goes into the names of its losses) and ``losses`` of its own.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
@@ -81,7 +82,7 @@ class RdimKDDistiller:
         if not distill.active:
             return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
         # The teacher first: its intermediate maps are freed before the student's graph grows.
-        teacher_feats = distill.teacher_feats(batch_inputs, batch_data_samples)
+        teacher_feats = distill.teacher_feats(batch_inputs, batch_data_samples, wait=False)
         with record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
         task_loss = partial(_total, self, losses)
@@ -157,5 +158,5 @@ class _WithoutTeacher(nn.Module):
         super().__init__()
         self.error = error
 
-    def teacher_feats(self, *args) -> None:
+    def teacher_feats(self, *args, **kwargs) -> None:
         raise self.error
