@@ -7,7 +7,8 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from mmengine import fileio
@@ -15,21 +16,32 @@ from mmengine import fileio
 from .compat import allow_checkpoint_types
 from .errors import ConfigError
 
-# Weights that a check has read, for the run that follows it in the same process.
+# What has been read within `weights_kept`, by file.
 _kept: dict[tuple, Mapping[str, torch.Tensor]] = {}
+_keeping = False
 
 
-def load_checkpoint_safely(
-    path: str, who: str, keep: bool = False, mapped: bool = False
-) -> Mapping[str, torch.Tensor]:
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """Keep what the block reads for the next reading of the same file, which takes it.
+
+    For a check that is followed by the run itself in the same process.
+    """
+    global _keeping
+    _keeping = True
+    try:
+        yield
+    finally:
+        _keeping = False
+
+
+def load_checkpoint_safely(path: str, who: str, mapped: bool = False) -> Mapping[str, torch.Tensor]:
     """Weights of a checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
 
     Args:
         path (str): A path, an http(s) URL (downloaded once, its hash compared with the one in an
             OpenMMLab file name), or another address that ``mmengine.fileio`` reads.
         who (str): Whose checkpoint it is, for messages.
-        keep (bool): Whether the weights stay in memory for the next call with this file, which
-            then reads nothing. Defaults to False.
         mapped (bool): Whether tensors are mapped from the file, to be shared by the processes of a
             machine; they must not be changed. Defaults to False.
 
@@ -42,7 +54,7 @@ def load_checkpoint_safely(
     """
     version = (path, mapped, *_size_and_time(path))
     weights = _kept.pop(version, None) or _load(path, who, mapped)
-    if keep:
+    if _keeping:
         _kept[version] = weights
     return weights
 

@@ -13,7 +13,7 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 
-from .checkpoints import load_checkpoint_safely
+from .checkpoints import load_checkpoint_safely, weights_kept
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 
@@ -63,9 +63,10 @@ def check_model(cfg: Config, training: bool) -> None:
             f'config {cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
         ) from error
     if training and distilled:
-        for part in distilled_student(built).distill.parts:
-            if part.wanted:
-                part.teacher.check()
+        with weights_kept():
+            for part in distilled_student(built).distill.parts:
+                if part.wanted:
+                    part.teacher.build()
 
 
 def check_entries(model: Mapping, filename: str) -> None:

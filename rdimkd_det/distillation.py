@@ -106,7 +106,9 @@ class Distillation(nn.Module):
         Returns:
             dict[str, list[Tensor]]: Tap of the student to the teacher's maps, by level.
         """
-        outputs = self.teacher(self.bridge(inputs, data_samples), wait)
+        outputs = self.teacher(self.bridge(inputs, data_samples))
+        if wait:
+            self.teacher.wait(outputs)
         return {
             tap: [outputs[self.teacher_taps[tap]][teacher.index] for _, teacher in pairs]
             for tap, pairs in self.level_pairs.items()

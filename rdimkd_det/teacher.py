@@ -110,14 +110,6 @@ class Teacher:
             # kernel for shapes alone: those are built for real, and dropped.
             return probe_levels(self._build_network(), self.taps)
 
-    def check(self) -> None:
-        """Look whether the weights fit; the next :meth:`build` does not read them again.
-
-        Raises:
-            ConfigError: The checkpoint is missing, unreadable, or not of this architecture.
-        """
-        self._load_network(self._read_weights(keep=True))
-
     def build(self) -> None:
         """Build the network and load its weights, unless that has been done.
 
@@ -126,12 +118,10 @@ class Teacher:
         """
         if self._network is None:
             # The checkpoint first: a wrong one costs no time.
-            load = partial(self._load_network, self._read_weights())
+            mapped = self.acceleration.share_weights
+            weights = load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
+            load = partial(self._load_network, weights)
             self._network = accelerate(load, self.acceleration, self.taps)
-
-    def _read_weights(self, keep: bool = False) -> Mapping[str, Tensor]:
-        mapped = self.acceleration.share_weights
-        return load_checkpoint_safely(self.checkpoint, 'teacher', keep=keep, mapped=mapped)
 
     def _load_network(self, weights: Mapping[str, Tensor]) -> FeatureExtractor:
         network = None
@@ -161,13 +151,11 @@ class Teacher:
         self._network = self._dtype = None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, wait: bool = True) -> dict[str, list[Tensor]]:
-        """Feature maps of a batch.
+    def __call__(self, inputs: Tensor) -> dict[str, list[Tensor]]:
+        """Feature maps of a batch; with a stream of its own they are there after :meth:`wait`.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) as the teacher's own preprocessor makes it.
-            wait (bool): Whether the maps may be used at once; else, where the teacher has a stream
-                of its own, only after :meth:`wait`. Defaults to True.
 
         Returns:
             dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient, in the
@@ -182,8 +170,6 @@ class Teacher:
         taps = record_outputs(self._network, self.taps)
         with self._beside_current_stream(inputs), autocast, taps as outputs:
             self._network(inputs)
-        if wait:
-            self.wait(outputs)
         return outputs
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
@@ -207,10 +193,10 @@ class Teacher:
             yield
 
     def wait(self, outputs: Mapping[str, Sequence[Tensor]]) -> None:
-        """Let the current stream wait for maps that were asked for with ``wait=False``.
+        """Let the current stream wait for maps, where the teacher has a stream of its own.
 
         Args:
-            outputs (Mapping[str, Sequence[Tensor]]): These maps, or some of them.
+            outputs (Mapping[str, Sequence[Tensor]]): Maps from a call, by any name.
         """
         if self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
