@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
 
+from .checkpoints import checkpoints_kept
 from .checks import (
     check_checkpoint,
     check_data,
@@ -238,7 +239,8 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, args.resume
         if args.resume == 'auto':
             cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
-    report = report_before_training(cfg, check_before_run(cfg, training=True))
+    with checkpoints_kept():
+        report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
     if report is not None:
         report.log(runner.logger)

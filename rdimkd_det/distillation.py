@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
+from .acceleration import build_acceleration
 from .balance import gradient_balance
 from .cache.facts import projection_facts
 from .cache.teacher import CachedTeacher
@@ -25,7 +26,8 @@ class Distillation(nn.Module):
 
     Args:
         student (nn.Module): The student detector; it is looked at, not kept.
-        teacher (dict): ``config`` and ``checkpoint`` of the teacher.
+        teacher (dict): ``config`` and ``checkpoint`` of the teacher, and options of
+            :class:`rdimkd_det.acceleration.Acceleration`.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of a loss. The
             teacher is tapped at the same path unless the entry has a ``teacher_module``.
         name (str): Set apart in the names of the losses, where there are several teachers.
@@ -118,18 +120,22 @@ class Distillation(nn.Module):
         return [(tap, self.losses[_key(tap)]) for tap in self.taps]
 
     def teacher_feats(
-        self, inputs: Tensor, data_samples: Sequence | None
+        self, inputs: Tensor, data_samples: Sequence | None, wait: bool = True
     ) -> dict[str, list[Tensor]]:
         """The teacher's maps that have a counterpart, for a batch of the student.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
             data_samples (Sequence[DetDataSample], optional): Its data samples.
+            wait (bool): Whether the maps may be used at once, or by :meth:`forward` only, so that
+                the teacher may run beside the student. Defaults to True.
 
         Returns:
             dict[str, list[Tensor]]: Tap of the student to the teacher's maps, by level.
         """
         outputs = self.teacher(self.bridge(inputs, data_samples))
+        if wait:
+            self.teacher.wait(outputs)
         return {
             tap: [outputs[self.teacher_taps[tap]][teacher.index] for _, teacher in pairs]
             for tap, pairs in self.level_pairs.items()
@@ -155,6 +161,7 @@ class Distillation(nn.Module):
         Raises:
             FloatingPointError: A loss is not finite; names it.
         """
+        self.teacher.wait(teacher_feats)
         losses = {}
         for tap, loss in self.items():
             maps = student_outputs[tap]
@@ -245,9 +252,9 @@ class SeveralTeachers(nn.ModuleList):
         """bool: Whether any teacher must run at some time of its schedule."""
         return any(part.wanted for part in self)
 
-    def teacher_feats(self, inputs: Tensor, data_samples: Sequence | None) -> list[dict]:
+    def teacher_feats(self, *args, **kwargs) -> list[dict]:
         """:meth:`Distillation.teacher_feats` of each active teacher."""
-        return [part.teacher_feats(inputs, data_samples) if part.active else None for part in self]
+        return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
 
     def forward(
         self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
@@ -294,17 +301,19 @@ def _key(tap: str) -> str:
 
 
 def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher | CachedTeacher:
-    unknown = teacher.keys() - {'config', 'checkpoint', 'cache'}
-    cache = teacher.get('cache')
-    if unknown or ('config' not in teacher and cache is None):
+    options = dict(teacher)
+    config, checkpoint, cache = (
+        options.pop(name, None) for name in ('config', 'checkpoint', 'cache')
+    )
+    if config is None and cache is None:
         raise ConfigError(
             f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), or, with the maps '
             f'that tools/cache_teacher.py stored, dict(cache=...); got the keys {sorted(teacher)}.'
         )
+    acceleration = build_acceleration(options)
     if cache is None:
-        return Teacher(teacher['config'], teacher.get('checkpoint'), list(taps.values()))
-    projections = projection_facts(losses, taps)
-    return CachedTeacher(cache, teacher.get('config'), teacher.get('checkpoint'), projections)
+        return Teacher(config, checkpoint, list(taps.values()), acceleration)
+    return CachedTeacher(cache, config, checkpoint, projection_facts(losses, taps))
 
 
 def _not_finite(names: Sequence[str]) -> str:

@@ -35,7 +35,8 @@ class RdimKDDistiller:
     Args:
         student (dict | nn.Module): Config of the student detector, or the built one.
         teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
-            ``checkpoint`` (path or URL) of the teacher. Of several teachers, each may have a
+            ``checkpoint`` (path or URL) of the teacher, and options of
+            :class:`rdimkd_det.acceleration.Acceleration`. Of several teachers, each may have a
             ``name`` (it goes into the names of its losses) and ``losses`` of its own.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
@@ -91,7 +92,9 @@ class RdimKDDistiller:
             return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
         active = distill.active
         # The teacher first: its intermediate maps are freed before the student's graph grows.
-        teacher_feats = distill.teacher_feats(batch_inputs, batch_data_samples) if active else None
+        teacher_feats = (
+            distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
+        )
         # While a schedule rests as well: torch.compile would not notice taps that come later.
         with record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
@@ -206,5 +209,5 @@ class _WithoutTeacher(nn.Module):
         super().__init__()
         self.error = error
 
-    def teacher_feats(self, *args) -> None:
+    def teacher_feats(self, *args, **kwargs) -> None:
         raise self.error

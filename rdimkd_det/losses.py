@@ -202,12 +202,13 @@ class RdimKDLoss(nn.Module):
     def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         self._check_maps(level, student, teacher)
         basis, adapter = self.projections[level].basis, self.adapters[level]
-        student, teacher = _at_least_float(student), _at_least_float(teacher.detach())
+        teacher = teacher.detach()
         if self.resize == 'student':
             student = _resize(student, like=teacher)
         elif self.resize == 'teacher':
             teacher = _resize(teacher, like=student)
-        basis = basis.to(student.dtype)
+        # Maps may come in half precision; from here on everything is in the basis's.
+        basis = basis.to(torch.float64 if student.dtype == torch.float64 else torch.float32)
         if self.teacher_projected:
             teacher = teacher.flatten(2).to(basis.dtype)
         elif self.normalize is None and isinstance(adapter, nn.Identity):
@@ -293,10 +294,6 @@ def _adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
     return conv
 
 
-def _at_least_float(feats: Tensor) -> Tensor:
-    return feats if feats.dtype == torch.float64 else feats.float()
-
-
 def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> list[int]:
     per_level = [channels] * num_levels if isinstance(channels, int) else list(channels)
     if len(per_level) != num_levels or num_levels < 1:
@@ -310,6 +307,7 @@ def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> lis
 def _resize(feats: Tensor, like: Tensor) -> Tensor:
     if feats.shape[2:] == like.shape[2:]:
         return feats
+    feats = feats if feats.dtype == torch.float64 else feats.float()
     return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)
 
 

@@ -65,6 +65,11 @@ class CachedTeacher:
         """bool: Whether the cache's index is in memory."""
         return self.cache.index_loaded
 
+    @property
+    def num_bytes(self) -> int:
+        """int: Memory that weights take: there are none."""
+        return 0
+
     def build(self) -> None:
         """Load the cache's index, unless that has been done.
 
@@ -151,6 +156,9 @@ class CachedTeacher:
         ):
             outputs.setdefault(tap, {})[index] = as_batch(maps, arrays, batch.device)
         return outputs
+
+    def wait(self, outputs: Mapping) -> None:
+        """Nothing to wait for: a live teacher may still be running beside the student."""
 
 
 class CachedBatch(NamedTuple):

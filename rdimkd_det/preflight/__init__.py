@@ -52,7 +52,7 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
     model = distilled_student(model).to(get_device())
     batches = _measure(cfg, model, num_images, report) if num_images else []
     for entry, part in teachers(cfg, model):
-        if part.wanted and (batches or eval_teacher):
+        if part.wanted and not part.teacher.projected and (batches or eval_teacher):
             _check_teacher(cfg, model, entry, part, batches, eval_teacher, report)
     return report
 
@@ -107,7 +107,7 @@ def _check_teacher(
         if eval_teacher:
             report.error(topic('Teacher AP', part), str(error), 'give the whole checkpoint')
     better = None
-    if batches and not untrained_parts(part.teacher):
+    if batches and not untrained_parts(part.teacher.load_plain().state_dict()):
         better = check_teacher_input(
             part,
             preprocessor,

@@ -82,12 +82,13 @@ def compare_inputs(
     own = part.teacher.build_preprocessor()
     data = [training_input(student_preprocessor, batch) for batch in batches]
     detector = detector if labels else None
+    network = detector or part.teacher.load_plain().to(data[0]['inputs'].device)
     scores = []
     formats = list(candidates(InputFormat.of(own)).items())
     for name, format in watched(formats, "the teacher's input"):
         bridge = InputBridge(student_preprocessor, format.build(like=own))
-        with observed_moments(detector or part.teacher.network) as moments:
-            losses = [_run(part, bridge, batch, detector, labels) for batch in data]
+        with observed_moments(network) as moments:
+            losses = [_run(network, bridge, batch, labels if detector else None) for batch in data]
         statistics = [(layer, each.compute()) for layer, each in moments if each.count]
         loss = None if None in losses else sum(losses) / len(losses)
         scores.append(InputScore(name, format, divergence(statistics), loss))
@@ -96,22 +97,19 @@ def compare_inputs(
 
 @torch.no_grad()
 def _run(
-    part: Distillation,
-    bridge: InputBridge,
-    batch: dict,
-    detector: nn.Module | None,
-    labels: Mapping[int, int] | None,
+    network: nn.Module, bridge: InputBridge, batch: dict, labels: Mapping[int, int] | None
 ) -> float | None:
+    """Run a whole detector, and return its loss; without labels, a feature extractor."""
     inputs = bridge(batch['inputs'], batch['data_samples'])
-    if detector is None:
-        part.teacher(inputs)
+    if labels is None:
+        network(inputs)
         return None
     samples = at_size_of(inputs, batch['data_samples'])
     for sample in samples:
         known = relabelled(sample.gt_instances, labels)
         sample.gt_instances = with_masks(known, tuple(inputs.shape[2:]))
     torch.manual_seed(0)  # two-stage detectors sample proposals
-    return float(detector.parse_losses(detector.loss(inputs, samples))[0])
+    return float(network.parse_losses(network.loss(inputs, samples))[0])
 
 
 def better_input(scores: Sequence[InputScore]) -> InputScore | None:

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..features import PROBE_SIZE
 from ..losses import RdimKDLoss
 from ..projections import Projection
-from ..teacher import Teacher
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
 from .inputs import InputFormat
 from .report import Report, Table
@@ -40,14 +39,21 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     check_student_classes(model, data, report)
     table = Table(f'Levels, of an image of {PROBE_SIZE}x{PROBE_SIZE}', LEVEL_COLUMNS)
     for entry, part in teachers(cfg, model):
+        if part.teacher.projected:
+            report.ok(topic('Teacher', part), str(part.bridge))
+            continue
         if part.wanted:
             check_weights(part, report)
             check_teacher_classes(entry, part, data, report)
         else:
             report.ok(topic('Teacher weights', part), 'not loaded: no loss has a weight')
         check_input(model, part, report)
-        for tap, loss in part.items():
-            table.rows += level_rows(part, tap, loss)
+    table.rows = [
+        row
+        for part in model.distill.parts
+        for tap, loss in part.items()
+        for row in level_rows(part, tap, loss)
+    ]
     report.tables.append(table)
 
 
@@ -59,8 +65,8 @@ def topic(name: str, part: Distillation) -> str:
 def check_weights(part: Distillation, report: Report) -> None:
     """Report on a teacher's weights, which were loaded strictly when it was built."""
     what, teacher = topic('Teacher weights', part), part.teacher
-    untrained = untrained_parts(teacher)
-    state = teacher.network.state_dict()
+    state = teacher.load_plain().state_dict()
+    untrained = untrained_parts(state)
     parts = dict.fromkeys(key.split('.')[0] for key in state)
     if untrained:
         report.error(
@@ -77,10 +83,10 @@ def check_weights(part: Distillation, report: Report) -> None:
     )
 
 
-def untrained_parts(teacher: Teacher) -> list[str]:
+def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
     """Of 'backbone' and 'neck' those whose biases are all exactly 0: no training leaves them so."""
     trained: dict[str, bool] = {}
-    for key, value in teacher.network.state_dict().items():
+    for key, value in state.items():
         if key.endswith('.bias'):
             part = key.split('.')[0]
             trained[part] = trained.get(part, False) or bool(value.any())

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.utils.data import DataLoader
 
-from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from .progress import watched
 from .report import Report, Table
@@ -50,7 +49,7 @@ def measure_time(
             seconds[factor].append(taken)
             memory[factor] = max(memory[factor], peak)
     # A plain training has no teacher in memory.
-    memory[0.0] = max(0, memory[0.0] - sum(map(_size_of_teacher, model.distill.parts)))
+    memory[0.0] = max(0, memory[0.0] - sum(part.teacher.num_bytes for part in model.distill.parts))
     medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
     iterations = run_length(cfg, loader)
     table = Table(
@@ -77,12 +76,6 @@ def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> 
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start, torch.cuda.max_memory_allocated() if on_gpu else 0
-
-
-def _size_of_teacher(part: Distillation) -> int:
-    if not part.teacher.built:
-        return 0
-    return sum(value.nbytes for value in part.teacher.network.state_dict().values())
 
 
 def run_length(cfg: Config, loader: DataLoader) -> int:
