@@ -24,7 +24,10 @@ from .checks import (
     check_precision,
     check_work_dir,
 )
+from .data_files import read_data_files_safely
 from .errors import ConfigError
+from .mistakes import as_config_error, told_in_one_line
+from .outputs import check_outputs
 
 
 def run(main: Callable[[], None]) -> None:
@@ -36,6 +39,7 @@ def run(main: Callable[[], None]) -> None:
     # Whatever is unpickled in this process is data: mmengine of OneDL (0.10.12) would fall back
     # to unsafe loading of a checkpoint that holds anything else.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    read_data_files_safely()
     # mmengine 0.10.7 imports pkg_resources, once per `mmdet::` base, to say the same each time.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     # OneDL's mmdet 3.5.1 warns of an optional package at each import.
@@ -143,6 +147,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    check_outputs(cfg, args.cfg_options)
 
 
 def check_before_run(cfg: Config, training: bool) -> None:
@@ -187,10 +192,17 @@ def prepare_launch(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, on one process or as one of several."""
+    """Build the runner of a config, on one process or as one of several.
+
+    Raises:
+        ConfigError: A hook, logger or the like cannot be built.
+    """
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except Exception as error:  # every class has its own way to refuse its arguments
+        raise as_config_error(error) from error
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:
@@ -217,4 +229,6 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_before_run(cfg, training=True)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    with told_in_one_line(runner):
+        runner.train()

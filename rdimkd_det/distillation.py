@@ -13,7 +13,7 @@ from .bridge import InputBridge
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .losses import RdimKDLoss
-from .tap_loss import build_tap_loss
+from .tap_loss import build_tap_loss, check_tap_loss
 from .teacher import Teacher
 
 
@@ -35,6 +35,8 @@ class Distillation(nn.Module):
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
+        for tap, loss in losses.items():
+            check_tap_loss(tap, loss)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
         self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))

@@ -9,6 +9,35 @@ from mmdet.registry import MODELS
 from .errors import ConfigError
 from .features import Level
 from .losses import RdimKDLoss
+from .names import check_options, check_type
+
+LOSS_TYPES = ('RdimKDLoss',)
+PROJECTION_TYPES = (
+    'PCAProjection',
+    'AutoencoderProjection',
+    'RandomProjection',
+    'IdentityProjection',
+)
+
+
+def check_tap_loss(tap: str, loss: object) -> None:
+    """Check that a loss and its projection are of known types, and their options' names.
+
+    Args:
+        tap (str): Path of the module, its key in ``losses``.
+        loss (object): What is to be its loss's config.
+
+    Raises:
+        ConfigError: They are not; suggests the nearest name.
+    """
+    where = f'model.losses.{tap}'
+    if check_type(loss, where, MODELS, LOSS_TYPES) is not RdimKDLoss:
+        return  # another's loss has its own options
+    check_options(where, loss.keys() - {'type', 'teacher_module'}, RdimKDLoss)
+    where = f'{where}.projection'
+    projection = loss.get('projection')
+    builder = check_type(projection, where, MODELS, PROJECTION_TYPES)
+    check_options(where, projection.keys() - {'type'}, builder)
 
 
 def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
