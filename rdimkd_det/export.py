@@ -213,7 +213,7 @@ def verify(path: Path, source: nn.Module) -> int:
     if not equal:
         path.unlink()
         raise ConfigError(
-            f'{path.name}: its predictions differ from those of the checkpoint; it has been removed.'
+            f"{path.name}: its predictions differ from the checkpoint's; it has been removed."
         )
     return len(found['scores'])
 

@@ -1,4 +1,4 @@
-"""What fails before the first iteration is done is most often the config: it is told in one line."""
+"""What fails before the first iteration is done, most often the config, is told in one line."""
 
 from __future__ import annotations
 

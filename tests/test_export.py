@@ -1,4 +1,4 @@
-"""A student taken out of a training's checkpoint: what is kept, what is dropped, what is refused."""
+"""A student taken out of a checkpoint: what is kept, what is dropped, what is refused."""
 
 import hashlib
 import json
