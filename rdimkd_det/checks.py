@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import HOOKS, MODELS, OPTIMIZERS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
@@ -17,7 +17,16 @@ from .checkpoints import load_checkpoint_safely, read_checkpoint_safely
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .hooks import DistillHook
-from .names import check_options, hint_for
+from .names import check_options, check_type, explain
+
+SECTIONS = (
+    'train_cfg',
+    'optim_wrapper',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'auto_scale_lr',
+)
 
 
 def check_model(cfg: Config, training: bool) -> None:
@@ -38,23 +47,54 @@ def check_model(cfg: Config, training: bool) -> None:
     distilled = model['type'] in ('RdimKDDistiller', RdimKDDistiller)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     if distilled:
-        check_options('model', model.keys() - {'type'}, RdimKDDistiller)
-    if training:
-        check_hooks(cfg, distilled)
+        check_options('model', model, RdimKDDistiller)
     try:
         built = MODELS.build(model)
     except ConfigError:
         raise
     except Exception as error:  # every class has its own way to refuse its arguments
         raise ConfigError(
-            f'config {cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            f'{hint_for(error)}'
+            f'config {cfg.filename}: the model cannot be built: {explain(error)}'
         ) from error
     if training:
+        check_hooks(cfg, distilled)
         check_pretrained(built)
         for part in distilled_student(built).distill.parts if distilled else ():
             if part.wanted:
                 part.teacher.build()
+
+
+def check_sections(cfg: Config) -> None:
+    """Check that the parts of a config that this package looks into are what it takes them for.
+
+    Raises:
+        ConfigError: One is something else, or the training has no length.
+    """
+    for name in SECTIONS:
+        if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
+            raise ConfigError(f'{name} must be a dict, got {cfg[name]!r}.')
+    if not isinstance(cfg.get('custom_hooks'), (list, tuple, type(None))):
+        raise ConfigError(f'custom_hooks must be a list of dicts, got {cfg.custom_hooks!r}.')
+    if not isinstance(cfg.get('default_scope', 'mmdet'), str):
+        raise ConfigError(f"default_scope must be 'mmdet', got {cfg.default_scope!r}.")
+    for name in ('max_epochs', 'max_iters'):
+        length = (cfg.get('train_cfg') or {}).get(name, 1)
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ConfigError(
+                f'train_cfg.{name} must be a whole number of 1 or more, got {length!r}.'
+            )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Check that the optimizer is one: mmengine says "None is not a callable object".
+
+    Raises:
+        ConfigError: It is unknown; suggests the nearest.
+    """
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    if optimizer is not None:
+        known = sorted({*OPTIMIZERS.module_dict, *OPTIMIZERS.parent.module_dict})
+        check_type(optimizer, 'optim_wrapper.optimizer', OPTIMIZERS, known)
 
 
 def check_hooks(cfg: Config, distilled: bool) -> None:
@@ -66,8 +106,7 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
     hooks = [
         hook
         for hook in cfg.get('custom_hooks') or ()
-        if isinstance(hook, Mapping)
-        and getattr(hook.get('type'), '__name__', hook.get('type')) == 'DistillHook'
+        if check_type(hook, 'custom_hooks', HOOKS, _hook_types()) is DistillHook
     ]
     if distilled and not hooks:
         raise ConfigError(
@@ -81,8 +120,12 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
             f'teacher=..., losses=...), or drop the hook.'
         )
     for hook in hooks:
-        check_options('custom_hooks', hook.keys() - {'type', 'priority'}, DistillHook)
+        check_options('custom_hooks', hook, DistillHook, others=('type', 'priority'))
         HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
+
+
+def _hook_types() -> list[str]:
+    return ['DistillHook', *sorted({*HOOKS.module_dict, *HOOKS.parent.module_dict})]
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -143,7 +186,10 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             dataset = dataset['dataset']
         if not isinstance(dataset, Mapping) or not isinstance(dataset.get('ann_file'), str):
             continue
-        path = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
+        root = dataset.get('data_root') or ''
+        if not isinstance(root, str):
+            raise ConfigError(f'{split} data: data_root must be a path, got {root!r}.')
+        path = os.path.join(root, dataset['ann_file'])
         if path and '://' not in path and not os.path.exists(path):
             raise ConfigError(
                 f'{split} data: {path} does not exist. {_how_to_get(path)} Or set '

@@ -21,7 +21,9 @@ from .checks import (
     check_checkpoint,
     check_data,
     check_model,
+    check_optimizer,
     check_precision,
+    check_sections,
     check_work_dir,
 )
 from .data_files import read_data_files_safely
@@ -140,13 +142,14 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError, IndexError, AssertionError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise ConfigError(f'--cfg-options: {error}') from error
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    check_sections(cfg)
     check_outputs(cfg, args.cfg_options)
 
 
@@ -164,6 +167,7 @@ def check_before_run(cfg: Config, training: bool) -> None:
     check_data(cfg, ('train', 'val') if training else ('test',))
     if training:
         check_precision(cfg)
+        check_optimizer(cfg)
     check_model(cfg, training)
     check_checkpoint(cfg)
 

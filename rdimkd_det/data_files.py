@@ -9,14 +9,18 @@ import yaml
 from mmengine.fileio import register_handler
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 
+BUILTINS = ('set', 'frozenset', 'slice', 'bytearray', 'complex')
 ALLOWED = {
-    ('builtins', 'set'), ('builtins', 'frozenset'), ('builtins', 'slice'),
-    ('builtins', 'bytearray'), ('builtins', 'complex'), ('collections', 'OrderedDict'),
-    ('numpy', 'ndarray'), ('numpy', 'dtype'),
-    *((f'{package}.multiarray', name) for package in ('numpy.core', 'numpy._core')
-      for name in ('_reconstruct', 'scalar')),
-    *((f'{package}.numeric', '_frombuffer') for package in ('numpy.core', 'numpy._core')),
-}  # fmt: skip
+    *(('builtins', name) for name in BUILTINS),
+    *(('__builtin__', name) for name in BUILTINS),  # their module in Python 2's protocols
+    ('_codecs', 'encode'),  # of bytes, there
+    ('collections', 'OrderedDict'),
+    ('numpy', 'ndarray'),
+    ('numpy', 'dtype'),
+    *((f'numpy.{core}.multiarray', '_reconstruct') for core in ('core', '_core')),
+    *((f'numpy.{core}.multiarray', 'scalar') for core in ('core', '_core')),
+    *((f'numpy.{core}.numeric', '_frombuffer') for core in ('core', '_core')),
+}
 
 
 class _DataUnpickler(pickle.Unpickler):

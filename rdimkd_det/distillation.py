@@ -13,7 +13,8 @@ from .bridge import InputBridge
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .losses import RdimKDLoss
-from .tap_loss import build_tap_loss, check_tap_loss
+from .names import check_names
+from .tap_loss import build_tap_loss, check_losses
 from .teacher import Teacher
 
 
@@ -35,8 +36,7 @@ class Distillation(nn.Module):
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
-        for tap, loss in losses.items():
-            check_tap_loss(tap, loss)
+        check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
         self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))
@@ -236,7 +236,7 @@ def build_distillation(
         return Distillation(student, teacher, losses)
     parts = []
     for number, entry in enumerate(teacher):
-        entry = dict(entry)
+        entry = dict(entry) if isinstance(entry, Mapping) else {}
         name, own_losses = entry.pop('name', f't{number}'), entry.pop('losses', losses)
         parts.append(Distillation(student, entry, own_losses, name))
     if len({part.name for part in parts}) < len(parts):
@@ -249,12 +249,11 @@ def _key(tap: str) -> str:
 
 
 def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
-    unknown = teacher.keys() - {'config', 'checkpoint'}
-    if unknown or 'config' not in teacher:
+    if not isinstance(teacher, Mapping) or 'config' not in teacher:
         raise ConfigError(
-            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), got the keys '
-            f'{sorted(teacher)}.'
+            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), got {teacher!r}.'
         )
+    check_names('model.teacher', teacher, ('config', 'checkpoint'))
     return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
 
 

@@ -23,6 +23,7 @@ from .checkpoints import load_checkpoint_safely, read_checkpoint_safely
 from .errors import ConfigError
 from .files import write_bytes
 from .literal_config import parse_config
+from .names import explain
 from .teacher import load_strictly
 from .version import __version__
 
@@ -228,9 +229,7 @@ def build_detector(config: Config, weights: Mapping[str, torch.Tensor]) -> nn.Mo
     try:
         model = MODELS.build(copy.deepcopy(config.model))
     except Exception as error:  # every class has its own way to refuse its arguments
-        raise ConfigError(
-            f'the model of the config cannot be built: {type(error).__name__}: {error}'
-        ) from error
+        raise ConfigError(f'the model of the config cannot be built: {explain(error)}') from error
     load_strictly(model, weights, 'given', 'the config', who='student')
     return model.eval()
 

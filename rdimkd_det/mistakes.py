@@ -1,4 +1,4 @@
-"""What fails before the first iteration is done, most often the config, is told in one line."""
+"""What fails the first time it is done, most often for the config, is told in one line."""
 
 from __future__ import annotations
 
@@ -12,25 +12,42 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from .errors import ConfigError
-from .names import hint_for
+from .names import explain
 
 
-class FirstIteration(Hook):
-    """Knows whether an iteration of training, validation or test has been done."""
+class FirstTime(Hook):
+    """Knows whether what is being done, training, validation or test, has been done before.
+
+    A training's first iteration and the first whole validation, its metrics included, need all
+    that the config says of them.
+    """
 
     priority = 'VERY_HIGH'  # before the hooks whose failure is no mistake in the config
-    done = False
+
+    def __init__(self) -> None:
+        self.trained = self.evaluated = self.evaluating = False
+
+    @property
+    def now(self) -> bool:
+        """bool: Whether it is done for the first time."""
+        return not (self.evaluated if self.evaluating else self.trained)
 
     def after_train_iter(self, *args, **kwargs) -> None:
         """The model, data and optimizer of the config have worked."""
-        self.done = True
+        self.trained = True
 
-    after_val_iter = after_test_iter = after_train_iter
+    def before_val_epoch(self, runner: Runner) -> None:
+        """From here on it is validation's data and evaluator that fail."""
+        self.evaluating = True
+
+    def after_val_epoch(self, *args, **kwargs) -> None:
+        """They have worked."""
+        self.evaluated, self.evaluating = True, False
 
 
 @contextmanager
 def told_in_one_line(runner: Runner) -> Iterator[None]:
-    """Make an exception before the end of the first iteration a ``ConfigError``.
+    """Make an exception in what is done for the first time a ``ConfigError``.
 
     Args:
         runner (Runner): The runner that trains or tests in the block. The traceback goes into a
@@ -39,14 +56,14 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
     Raises:
         ConfigError: In place of any other exception.
     """
-    first = FirstIteration()
-    runner.register_hook(first)
+    first_time = FirstTime()
+    runner.register_hook(first_time)
     try:
         yield
     except (ConfigError, FloatingPointError):
         raise
     except Exception as error:
-        if first.done:
+        if not first_time.now:
             raise
         file = Path(runner.log_dir, f'error_rank{get_rank()}.txt')
         file.write_text(traceback.format_exc())
@@ -54,10 +71,7 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
 
 
 def as_config_error(error: Exception) -> ConfigError:
-    """An exception of the host as one line, with what a misspelled name probably meant."""
+    """An exception of the host as a user's mistake."""
     if isinstance(error, ConfigError):
         return error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A data loader's worker sends its traceback as the text of an exception.
-    text = (lines[-1] if lines[0].startswith('Caught ') else lines[0]) if lines else ''
-    return ConfigError(f'the config cannot be run: {type(error).__name__}: {text}{hint_for(error)}')
+    return ConfigError(f'the config cannot be run: {explain(error)}')

@@ -20,24 +20,33 @@ PROJECTION_TYPES = (
 )
 
 
-def check_tap_loss(tap: str, loss: object) -> None:
-    """Check that a loss and its projection are of known types, and their options' names.
+def check_losses(losses: object) -> None:
+    """Check that losses and their projections are of known types, and their options' names.
 
     Args:
-        tap (str): Path of the module, its key in ``losses``.
-        loss (object): What is to be its loss's config.
+        losses (object): What is to be a dict of tap to config.
 
     Raises:
         ConfigError: They are not; suggests the nearest name.
     """
-    where = f'model.losses.{tap}'
+    if not isinstance(losses, Mapping):
+        raise ConfigError(f'losses must be a dict, e.g. dict(neck=dict(...)); got {losses!r}.')
+    for tap, loss in losses.items():
+        _check_loss(f'model.losses.{tap}', loss)
+
+
+def _check_loss(where: str, loss: object) -> None:
     if check_type(loss, where, MODELS, LOSS_TYPES) is not RdimKDLoss:
         return  # another's loss has its own options
-    check_options(where, loss.keys() - {'type', 'teacher_module'}, RdimKDLoss)
+    check_options(where, loss, RdimKDLoss, others=('type', 'teacher_module'))
+    if not isinstance(loss.get('teacher_module', ''), str):
+        raise ConfigError(
+            f'{where}.teacher_module must be a path like neck, got {loss["teacher_module"]!r}.'
+        )
     where = f'{where}.projection'
     projection = loss.get('projection')
     builder = check_type(projection, where, MODELS, PROJECTION_TYPES)
-    check_options(where, projection.keys() - {'type'}, builder)
+    check_options(where, projection, builder)
 
 
 def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
