@@ -45,7 +45,11 @@ def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
     Raises:
         ConfigError: It cannot be read, or holds no weights.
     """
-    checkpoint = read_checkpoint_safely(path, who)
+    return weights_in(read_checkpoint_safely(path, who), path, who)
+
+
+def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Tensor]:
+    """The weights in what has been read, see :func:`load_checkpoint_safely`."""
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else {}
     weights = {
         key.removeprefix('module.'): value

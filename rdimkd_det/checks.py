@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from .checkpoints import load_checkpoint_safely, read_checkpoint_safely
+from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .hooks import DistillHook
@@ -222,22 +222,26 @@ def check_checkpoint(cfg: Config) -> None:
         path = find_latest_checkpoint(cfg.work_dir)
     if path is None:
         return
-    load_checkpoint_safely(path, who='model')
+    checkpoint = read_checkpoint_safely(path, who='model')
+    weights_in(checkpoint, path, who='model')
     if cfg.get('resume'):
-        check_resumable(path)
+        check_resumable(checkpoint, path)
 
 
-def check_resumable(path: str) -> None:
+def check_resumable(checkpoint: Mapping, path: str) -> None:
     """Check that a checkpoint has nothing that mmengine would run as Python when it resumes.
 
     mmengine's Runner (0.10.7, OneDL 0.10.12) executes the text ``meta['config']``. Its own
     checkpoints have none, those of MMDetection 2 have.
 
+    Args:
+        checkpoint (Mapping): What has been read.
+        path (str): Its file, for the message.
+
     Raises:
-        ConfigError: It has one.
+        ConfigError: It has one, or is no checkpoint of a training.
     """
-    checkpoint = read_checkpoint_safely(path, who='model')
-    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping) or 'epoch' not in meta:
         raise ConfigError(
             f'model: checkpoint {path} does not say where its training stood; start from its '

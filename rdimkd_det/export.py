@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from .checkpoints import load_checkpoint_safely, read_checkpoint_safely
+from .checkpoints import read_checkpoint_safely, weights_in
 from .errors import ConfigError
 from .files import write_bytes
 from .literal_config import parse_config
@@ -65,7 +65,7 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
         ConfigError: The checkpoint cannot be read, or its config is missing or more than data.
     """
     content = read_checkpoint_safely(checkpoint, 'checkpoint')
-    weights = load_checkpoint_safely(checkpoint, 'checkpoint')
+    weights = weights_in(content, checkpoint, 'checkpoint')
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     if config is None:

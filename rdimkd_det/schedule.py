@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import ConfigError
-from .names import check_options
+from .names import check_names
 
 DECAYS = (None, 'linear', 'cosine')
 
@@ -94,5 +94,5 @@ def build_schedule(options: dict | None) -> Schedule:
     """
     if not isinstance(options, (Mapping, type(None))):
         raise ConfigError(f'DistillHook: schedule must be a dict, got {options!r}.')
-    check_options('schedule', options or (), Schedule)
+    check_names('DistillHook: schedule', options or (), Schedule.__dataclass_fields__)
     return Schedule(**(options or {}))
