@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 
 import torch
 from mmcv.cnn import fuse_conv_bn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from .compat import cuda_autocast_dtype
 from .errors import ConfigError
 from .features import record_outputs
+from .names import check_names
 
 DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Largest difference of a map, relative to its largest value, that a faster network may show.
@@ -88,11 +88,7 @@ def build_acceleration(options: Mapping) -> Acceleration:
         ConfigError: There is no such option; suggests the nearest.
     """
     known = [field.name for field in fields(Acceleration)]
-    for name in options:
-        if name not in known:
-            nearest = get_close_matches(name, ['config', 'checkpoint', *known], n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f'there are {", ".join(known)}.'
-            raise ConfigError(f"teacher: there is no option '{name}'; {hint}")
+    check_names('model.teacher', options, ('config', 'checkpoint', 'cache', *known))
     return Acceleration(**options)
 
 

@@ -17,7 +17,7 @@ from .cache.teacher import CachedTeacher
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .losses import RdimKDLoss
-from .tap_loss import build_tap_loss
+from .tap_loss import build_tap_loss, check_losses
 from .teacher import Teacher
 
 
@@ -43,6 +43,7 @@ class Distillation(nn.Module):
         # Set for DistillHook(nonfinite='skip').
         self.skip_nonfinite = False
         self._nonfinite: list[str] = []
+        check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
@@ -288,7 +289,7 @@ def build_distillation(
         return Distillation(student, teacher, losses)
     parts = []
     for number, entry in enumerate(teacher):
-        entry = dict(entry)
+        entry = dict(entry) if isinstance(entry, Mapping) else {}
         name, own_losses = entry.pop('name', f't{number}'), entry.pop('losses', losses)
         parts.append(Distillation(student, entry, own_losses, name))
     if len({part.name for part in parts}) < len(parts):
@@ -301,15 +302,15 @@ def _key(tap: str) -> str:
 
 
 def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher | CachedTeacher:
+    if not isinstance(teacher, Mapping) or not teacher.keys() & {'config', 'cache'}:
+        raise ConfigError(
+            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), or, with the maps '
+            f'that tools/cache_teacher.py stored, dict(cache=...); got {teacher!r}.'
+        )
     options = dict(teacher)
     config, checkpoint, cache = (
         options.pop(name, None) for name in ('config', 'checkpoint', 'cache')
     )
-    if config is None and cache is None:
-        raise ConfigError(
-            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), or, with the maps '
-            f'that tools/cache_teacher.py stored, dict(cache=...); got the keys {sorted(teacher)}.'
-        )
     acceleration = build_acceleration(options)
     if cache is None:
         return Teacher(config, checkpoint, list(taps.values()), acceleration)

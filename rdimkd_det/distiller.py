@@ -57,14 +57,7 @@ class RdimKDDistiller:
     def __new__(cls, student=None, teacher=None, losses=None, inherit=(), data_preprocessor=None):
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student comes this way
             return super().__new__(cls)
-        arguments = {'student': student, 'teacher': teacher, 'losses': losses}
-        for name, value in arguments.items():
-            kinds = {'student': (Mapping, nn.Module), 'teacher': (Mapping, list, tuple)}
-            if not value or not isinstance(value, kinds.get(name, Mapping)):
-                raise ConfigError(
-                    f'RdimKDDistiller: model.{name} must be a dict, got {value!r}; a distilled '
-                    f"model is dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
-                )
+        _check_arguments(student, teacher, losses)
         make_positional_encoding_contiguous()
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
@@ -155,6 +148,21 @@ def sharding_message(wrapper: str) -> str:
         f'do. Train with DDP (MMDistributedDataParallel, DDPStrategy); where memory is short, '
         f'with_cp=True in the backbone and --amp help.'
     )
+
+
+def _check_arguments(student: object, teacher: object, losses: object) -> None:
+    expected = {
+        'student': (student, (Mapping, nn.Module)),
+        'teacher': (teacher, (Mapping, list, tuple)),
+        'losses': (losses, Mapping),
+    }
+    for name, (value, kinds) in expected.items():
+        if not value or not isinstance(value, kinds):
+            problem = 'is missing' if value is None else f'must be a dict, got {value!r}'
+            raise ConfigError(
+                f'RdimKDDistiller: model.{name} {problem}; a distilled model is '
+                f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
+            )
 
 
 def _total(detector: nn.Module, losses: dict[str, Tensor]) -> Tensor:

@@ -87,9 +87,9 @@ class RdimKDLoss(nn.Module):
             )
         if resize not in RESIZE_MODES:
             raise ConfigError(f'RdimKDLoss: resize must be one of {RESIZE_MODES}, got {resize!r}.')
-        if not 0 < momentum <= 1:
+        if not _is_weight(momentum) or not 0 < momentum <= 1:
             raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
-        if not 0 < auto_share < math.inf:
+        if not _is_weight(auto_share) or auto_share == 0:
             raise ConfigError(f'RdimKDLoss: auto_share must be above 0, got {auto_share!r}.')
         self.num_levels = num_levels
         self.student_channels = _per_level('student_channels', student_channels, num_levels)

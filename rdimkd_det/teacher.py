@@ -235,7 +235,9 @@ class Teacher:
                 maps.record_stream(current)
 
 
-def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config: str) -> None:
+def load_strictly(
+    network: nn.Module, weights: Mapping, checkpoint: str, config: str, who: str = 'teacher'
+) -> None:
     """Load every weight that the network runs, or say which ones do not fit.
 
     Args:
@@ -244,6 +246,7 @@ def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config:
         weights (Mapping[str, Tensor]): The whole detector's state dict.
         checkpoint (str): Its name, for the message.
         config (str): The network's name, for the message.
+        who (str): Whose checkpoint it is, for the message. Defaults to 'teacher'.
 
     Raises:
         ConfigError: A key is missing, unexpected, or of another shape; counts and names them.
@@ -271,7 +274,7 @@ def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config:
         )
         matching = len(own) - len(missing) - len(reshaped)
         raise ConfigError(
-            f'teacher: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
+            f'{who}: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
             f'match; {_some("missing", missing)}; {_some("unexpected", unexpected)}; '
             f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
             f'config.'
