@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
-import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce, get_world_size, is_main_process
@@ -131,18 +128,3 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
     if is_main_process() and sys.stdout.isatty():
         batches = track_iter_progress((batches, num_batches))
     yield from batches
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's random states as they were found."""
-    python, numpy, on_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(on_cpu)
-        if on_gpu:
-            torch.cuda.set_rng_state_all(on_gpu)

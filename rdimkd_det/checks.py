@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
+from torch import nn
 
 from .checkpoints import load_checkpoint_safely
 from .distiller import RdimKDDistiller, distilled_student, sharding_message
@@ -36,14 +37,17 @@ SHARDING = (
 )
 
 
-def check_model(cfg: Config, training: bool) -> None:
+def check_model(cfg: Config, training: bool) -> nn.Module:
     """Build the model of a config once, and for training its teacher with its weights.
 
-    Both are dropped again: the Runner seeds the random state before it builds the model.
+    The run itself does not use it: the Runner seeds the random state before it builds the model.
 
     Args:
         cfg (Config): The run's config.
         training (bool): Whether the teacher will be needed.
+
+    Returns:
+        nn.Module: The model.
 
     Raises:
         ConfigError: The model cannot be built, or the teacher does not fit it or its checkpoint.
@@ -77,6 +81,7 @@ def check_model(cfg: Config, training: bool) -> None:
         for part in distilled_student(built).distill.parts:
             if part.wanted:
                 part.teacher.build()
+    return built
 
 
 def check_entries(model: Mapping, filename: str) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed
+from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed import init_process_group
 
 from .checks import (
@@ -24,7 +25,10 @@ from .checks import (
     check_precision,
     check_work_dir,
 )
-from .errors import ConfigError
+from .distiller import RdimKDDistiller
+from .errors import ConfigError, TrainingInterruptedError, TrainingStoppedError
+from .guard import guard, last_good, latest_checkpoint
+from .preflight import Report, static_report
 
 
 def run(main: Callable[[], None]) -> None:
@@ -45,10 +49,22 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ConfigError as error:
         exit_with(' '.join(str(error).split()))
-    except FloatingPointError as error:
-        exit_with(str(error), status=1)
+    except (FloatingPointError, TrainingStoppedError) as error:
+        exit_with(_last_line(error), status=1)
+    except TrainingInterruptedError as error:
+        exit_with(str(error), status=error.status)
     except KeyboardInterrupt:
         exit_with('interrupted.', status=130)
+
+
+def _last_line(error: Exception) -> str:
+    # An error in a data loader's worker comes with its traceback in the message.
+    return (
+        str(error)
+        .strip()
+        .split('\n')[-1]
+        .removeprefix(f'{TrainingStoppedError.__module__}.{TrainingStoppedError.__name__}: ')
+    )
 
 
 def exit_with(message: str, status: int = 2) -> None:
@@ -145,12 +161,15 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
 
 
-def check_before_run(cfg: Config, training: bool) -> None:
+def check_before_run(cfg: Config, training: bool) -> nn.Module:
     """Find the mistakes that can be found before anything is written.
 
     Args:
         cfg (Config): The run's config.
         training (bool): Whether it will be trained, else tested.
+
+    Returns:
+        nn.Module: Its model, built for the check.
 
     Raises:
         ConfigError: What is wrong, and what to do.
@@ -159,8 +178,9 @@ def check_before_run(cfg: Config, training: bool) -> None:
     check_data(cfg, ('train', 'val') if training else ('test',))
     if training:
         check_precision(cfg)
-    check_model(cfg, training)
+    model = check_model(cfg, training)
     check_checkpoint(cfg)
+    return model
 
 
 def prepare_launch(cfg: Config) -> None:
@@ -213,8 +233,33 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
                 f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.'
             )
         cfg.auto_scale_lr.enable = True
+    damaged = []
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    check_before_run(cfg, training=True)
-    build_runner(cfg).train()
+        cfg.resume, cfg.load_from = True, args.resume
+        if args.resume == 'auto':
+            cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
+    report = report_before_training(cfg, check_before_run(cfg, training=True))
+    runner = build_runner(cfg)
+    if report is not None:
+        report.log(runner.logger)
+    resumed = [runner._load_from]
+    broadcast_object_list(resumed)  # the first rank's choice, should a disk be late for another
+    runner._load_from = resumed[0]
+    for newer in damaged:
+        runner.logger.warning('%s is cut off or damaged; going on from %s', newer, resumed[0])
+    guard(runner)
+    try:
+        runner.train()
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise TrainingStoppedError(
+            f'{_last_line(error).rstrip(".")}: it was killed or crashed, most often for want of '
+            f'memory; lower train_dataloader.num_workers or batch_size. '
+            f'{last_good(cfg.work_dir)} Go on with --resume.'
+        ) from error
+
+
+def report_before_training(cfg: Config, model: nn.Module) -> Report | None:
+    """The static part of preflight; None for a plain model."""
+    return static_report(cfg, model) if isinstance(model, RdimKDDistiller) else None

@@ -6,6 +6,8 @@ import pickle
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 
+from .errors import TrainingStoppedError
+
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 ONEDL = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection')
 
@@ -113,3 +115,29 @@ def make_positional_encoding_contiguous() -> None:
         return forward(self, *args, **kwargs).contiguous()
 
     SinePositionalEncoding.forward = contiguous_forward
+
+
+@cache
+def name_unreadable_images() -> None:
+    """Let an image file that cannot be read be named in one line.
+
+    mmcv (2.1.0, OneDL 2.3.6) names it in some of its errors only: OpenCV's for an empty file does
+    not, and a worker's traceback hides the rest.
+    """
+    from mmcv.transforms import LoadImageFromFile
+
+    transform = LoadImageFromFile.transform
+
+    @wraps(transform)
+    def transform_or_name(self, results: dict) -> dict | None:
+        try:
+            return transform(self, results)
+        except Exception as error:  # whatever the file's backend and decoder raise
+            path = results.get('img_path')
+            reason = str(error).strip().split('\n')[-1] or type(error).__name__
+            raise TrainingStoppedError(
+                f'image {path} cannot be read ({reason}); mend or remove it, and its entry in the '
+                f'annotations.'
+            ) from error
+
+    LoadImageFromFile.transform = transform_or_name

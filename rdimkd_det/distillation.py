@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from mmengine.logging import print_log
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
 from .balance import gradient_balance
@@ -35,6 +36,9 @@ class Distillation(nn.Module):
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
+        # Set for DistillHook(nonfinite='skip').
+        self.skip_nonfinite = False
+        self._nonfinite: list[str] = []
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
         self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))
@@ -143,8 +147,24 @@ class Distillation(nn.Module):
                 weight = float(loss.auto_weight)
                 print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
             losses.update(loss(student_feats, teacher_maps))
-        _check_finite(losses)
+        self._look_for_nonfinite(losses)
         return losses
+
+    def _look_for_nonfinite(self, losses: Mapping[str, Tensor]) -> None:
+        broken = ~torch.stack([loss.detach() for loss in losses.values()]).isfinite()
+        if self.skip_nonfinite:  # by all ranks, or none
+            broken = broken.float()
+            all_reduce(broken, 'max')
+        if broken.any():
+            names = [name for name, is_broken in zip(losses, broken) if is_broken]
+            if not self.skip_nonfinite:
+                raise FloatingPointError(_not_finite(names))
+            self._nonfinite = names
+
+    def take_nonfinite(self) -> list[str]:
+        """Names of the losses of the last iteration that are not finite; each is told once."""
+        names, self._nonfinite = self._nonfinite, []
+        return names
 
     def zero_losses(self) -> dict[str, Tensor]:
         """A loss of exactly 0 per level with an adapter, so that DDP finds none unused.
@@ -260,11 +280,11 @@ def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
     return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
 
 
-def _check_finite(losses: Mapping[str, Tensor]) -> None:
-    values = torch.stack([loss.detach() for loss in losses.values()])
-    if not values.isfinite().all():
-        broken = [name for name, loss in losses.items() if not loss.isfinite()]
-        raise FloatingPointError(
-            f'{", ".join(broken)} is not finite: the feature maps of student or teacher hold NaN '
-            f'or infinity at that level; lower the learning rate, or train without fp16.'
-        )
+def _not_finite(names: Sequence[str]) -> str:
+    saved = MessageHub.get_current_instance().runtime_info.get('last_ckpt')
+    kept = f'The last good checkpoint is {saved}.' if saved else 'There is no checkpoint yet.'
+    return (
+        f'{", ".join(names)} is not finite: the feature maps of student or teacher hold NaN or '
+        f'infinity at that level. {kept} Lower the learning rate, train without fp16, or set '
+        f"nonfinite='skip' in DistillHook."
+    )

@@ -8,13 +8,18 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
-from .calibration import calibration_batches, fit_projections, preserved_random_state
+from .calibration import calibration_batches, fit_projections
 from .checkpoints import load_checkpoint_safely
+from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
+from .guard import StepSkipper, guard
 from .inheritance import inherit_weights
+from .random_state import preserved_random_state
 from .schedule import build_schedule
+
+NONFINITE = ('stop', 'skip')
 
 
 @HOOKS.register_module()
@@ -28,15 +33,23 @@ class DistillHook(Hook):
         schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
             ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as
             they are. Defaults to None.
+        nonfinite (str): What a distillation loss that is not finite does: 'stop' ends the training
+            with the level's name, 'skip' leaves out the optimizer's step and counts. Defaults to
+            'stop'.
 
     Raises:
-        ConfigError: ``calibration_images`` is below 1, or the schedule has no sense.
+        ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown, or the schedule
+            has no sense.
     """
 
     priority = 'NORMAL'
 
     def __init__(
-        self, calibration_images: int = 256, seed: int = 0, schedule: dict | None = None
+        self,
+        calibration_images: int = 256,
+        seed: int = 0,
+        schedule: dict | None = None,
+        nonfinite: str = 'stop',
     ) -> None:
         if isinstance(calibration_images, bool) or not isinstance(calibration_images, int):
             calibration_images = 0
@@ -44,9 +57,20 @@ class DistillHook(Hook):
             raise ConfigError(
                 'DistillHook: calibration_images must be a whole number of 1 or more.'
             )
+        if nonfinite not in NONFINITE:
+            raise ConfigError(
+                f'DistillHook: nonfinite must be one of {NONFINITE}, got {nonfinite!r}.'
+            )
         self.calibration_images = calibration_images
         self.seed = seed
         self.schedule = build_schedule(schedule)
+        self.nonfinite = nonfinite
+        # Before any data loader has started its workers.
+        name_unreadable_images()
+
+    def before_run(self, runner: Runner) -> None:
+        """Guard a training against interruptions."""
+        guard(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Load the teachers, fit what is not fitted, make all ranks equal, and tell the levels.
@@ -55,6 +79,8 @@ class DistillHook(Hook):
             runner (Runner): The runner, its model initialised and a checkpoint resumed.
         """
         model = distilled_student(runner.model)
+        if self.nonfinite == 'skip':
+            StepSkipper(runner)
         self._apply_schedule(runner, model.distill)
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):

@@ -72,6 +72,12 @@ class Teacher:
         """bool: Whether the weights are in memory."""
         return self._network is not None
 
+    @property
+    def network(self) -> FeatureExtractor:
+        """FeatureExtractor: The network with its weights, built on first use."""
+        self.build()
+        return self._network
+
     def build_preprocessor(self) -> nn.Module:
         """Build the teacher's own data preprocessor, for the ``InputBridge``."""
         # Without one, or without its type, a detector takes mmengine's base class.

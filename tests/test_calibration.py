@@ -11,12 +11,8 @@ from sklearn.decomposition import PCA
 from torch.utils.data import BatchSampler, DataLoader
 
 from rdimkd_det import PCAProjection
-from rdimkd_det.calibration import (
-    ChannelCovariance,
-    calibration_batches,
-    fit_projections,
-    preserved_random_state,
-)
+from rdimkd_det.calibration import ChannelCovariance, calibration_batches, fit_projections
+from rdimkd_det.random_state import preserved_random_state
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 RETINANET = 'retinanet/retinanet_r18_fpn_1x_coco.py'
