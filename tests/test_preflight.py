@@ -307,6 +307,14 @@ def test_preflight__figures(preflight):
     assert 0 < figures['recommended_loss_weight']['neck'] < 1
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_preflight__gpu_memory(preflight):
+    rows = preflight('--samples', 4).report['tables'][2]['rows']
+    plain, distilled = (float(row[2].split(' GiB')[0]) for row in rows)
+    assert 0 < plain <= distilled
+
+
 def test_preflight__recommends_what_auto_sets(preflight, config):
     """The recommended weight is the one that training with 'auto' begins with."""
 
