@@ -344,6 +344,16 @@ def test_preflight__weight_that_drowns_the_task(preflight):
     assert f'set loss_weight={recommended:.2g},' in mend
 
 
+def test_preflight__weight_zero(preflight):
+    """Plain training is measured, and the teacher's file need not be there."""
+    done = preflight(
+        checkpoint='nowhere.pth', change=lambda cfg: cfg.model.losses.neck.update(loss_weight=0)
+    )
+    assert done.status == 0
+    assert done.report['figures']['seconds']['plain'] > 0
+    assert done.report['tables'][1]['rows'] == []
+
+
 @pytest.mark.parametrize('side', ['teacher', 'student'])
 def test_preflight__not_finite(preflight, trained, tmp_path, side):
     checkpoint = load(trained.checkpoint)
@@ -486,6 +496,27 @@ def test_static_report__leaves_random_state(config):
     after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert before == after
     torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
+
+
+def test_static_report__teacher_that_will_not_run(config):
+    """Without a weight, or with its maps from elsewhere, nothing of it is loaded or judged."""
+
+    def without_weight(cfg):
+        cfg.model.losses.neck.loss_weight = 0
+
+    cfg = Config.fromfile(config(without_weight, checkpoint='nowhere.pth'))
+    report = static_report(cfg, cli.check_before_run(cfg, training=True))
+    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
+        'not loaded: no loss has a weight'
+    ]
+    cfg = Config.fromfile(config())
+    model = cli.check_before_run(cfg, training=True)
+    model.distill.teacher, model.distill.bridge = object(), 'a folder'
+    report = static_report(cfg, model)
+    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
+        'not loaded: its maps come from a folder'
+    ]
+    assert len(report.tables[0].rows) == 3
 
 
 def test_static_report__log_level(config, caplog):

@@ -17,6 +17,7 @@ from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from .progress import watched
 from .report import Report, Table
+from .static import is_live
 
 # Each of the two, after one that is not counted.
 MIN_ROUNDS = 5
@@ -80,7 +81,7 @@ def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> 
 
 
 def _size_of_teacher(part: Distillation) -> int:
-    if not part.teacher.built:
+    if not is_live(part):
         return 0
     return sum(value.nbytes for value in part.teacher.network.state_dict().values())
 
