@@ -307,6 +307,14 @@ def test_preflight__figures(preflight):
     assert 0 < figures['recommended_loss_weight']['neck'] < 1
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_preflight__gpu_memory(preflight):
+    rows = preflight('--samples', 4).report['tables'][2]['rows']
+    plain, distilled = (float(row[2].split(' GiB')[0]) for row in rows)
+    assert 0 < plain <= distilled
+
+
 def test_preflight__recommends_what_auto_sets(preflight, config):
     """The recommended weight is the one that training with 'auto' begins with."""
 
@@ -334,6 +342,16 @@ def test_preflight__weight_that_drowns_the_task(preflight):
     assert 'it drowns the task' in text and "loss_weight='auto'" in mend
     recommended = done.report['figures']['recommended_loss_weight']['neck']
     assert f'set loss_weight={recommended:.2g},' in mend
+
+
+def test_preflight__weight_zero(preflight):
+    """Plain training is measured, and the teacher's file need not be there."""
+    done = preflight(
+        checkpoint='nowhere.pth', change=lambda cfg: cfg.model.losses.neck.update(loss_weight=0)
+    )
+    assert done.status == 0
+    assert done.report['figures']['seconds']['plain'] > 0
+    assert done.report['tables'][1]['rows'] == []
 
 
 @pytest.mark.parametrize('side', ['teacher', 'student'])
@@ -478,6 +496,27 @@ def test_static_report__leaves_random_state(config):
     after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert before == after
     torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
+
+
+def test_static_report__teacher_that_will_not_run(config):
+    """Without a weight, or with its maps from elsewhere, nothing of it is loaded or judged."""
+
+    def without_weight(cfg):
+        cfg.model.losses.neck.loss_weight = 0
+
+    cfg = Config.fromfile(config(without_weight, checkpoint='nowhere.pth'))
+    report = static_report(cfg, cli.check_before_run(cfg, training=True))
+    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
+        'not loaded: no loss has a weight'
+    ]
+    cfg = Config.fromfile(config())
+    model = cli.check_before_run(cfg, training=True)
+    model.distill.teacher, model.distill.bridge = object(), 'a folder'
+    report = static_report(cfg, model)
+    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
+        'not loaded: its maps come from a folder'
+    ]
+    assert len(report.tables[0].rows) == 3
 
 
 def test_static_report__log_level(config, caplog):

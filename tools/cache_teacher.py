@@ -42,7 +42,7 @@ from rdimkd_det.cache.making import (
 )
 from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.calibration import calibration_batches
-from rdimkd_det.checks import check_data, check_entries, check_model, check_work_dir
+from rdimkd_det.checks import check_data, check_model, check_work_dir
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 
@@ -75,8 +75,9 @@ def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
     cli.apply_common_arguments(cfg, args)
-    check_entries(cfg.model, args.config)
-    teachers = cfg.model.teacher
+    teachers = (cfg.get('model') or {}).get('teacher')
+    if not teachers:
+        raise ConfigError(f'config {args.config} has no model.teacher: its model is a plain one.')
     teachers = [teachers] if isinstance(teachers, Mapping) else teachers
     directories = cache_directories(teachers, args.out)
     if args.verify:

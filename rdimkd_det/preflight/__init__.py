@@ -16,7 +16,7 @@ from .detector import build_detector
 from .input_check import check_teacher_input
 from .report import Report
 from .samples import load_samples, measure_gradients, prepare
-from .static import check_static, teachers, topic, untrained_parts
+from .static import check_static, is_live, teachers, topic, untrained_parts
 from .teacher_eval import evaluate_teacher
 from .timing import batch_size, measure_time
 
@@ -52,7 +52,7 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
     model = distilled_student(model).to(get_device())
     batches = _measure(cfg, model, num_images, report) if num_images else []
     for entry, part in teachers(cfg, model):
-        if part.wanted and not part.teacher.projected and (batches or eval_teacher):
+        if is_live(part) and (batches or eval_teacher):
             _check_teacher(cfg, model, entry, part, batches, eval_teacher, report)
     return report
 

@@ -39,22 +39,21 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     check_student_classes(model, data, report)
     table = Table(f'Levels, of an image of {PROBE_SIZE}x{PROBE_SIZE}', LEVEL_COLUMNS)
     for entry, part in teachers(cfg, model):
-        if part.teacher.projected:
-            report.ok(topic('Teacher', part), str(part.bridge))
-            continue
-        if part.wanted:
+        if is_live(part):
             check_weights(part, report)
             check_teacher_classes(entry, part, data, report)
+            check_input(model, part, report)
         else:
-            report.ok(topic('Teacher weights', part), 'not loaded: no loss has a weight')
-        check_input(model, part, report)
-    table.rows = [
-        row
-        for part in model.distill.parts
-        for tap, loss in part.items()
-        for row in level_rows(part, tap, loss)
-    ]
+            why = f'its maps come from {part.bridge}' if part.wanted else 'no loss has a weight'
+            report.ok(topic('Teacher weights', part), f'not loaded: {why}')
+        for tap, loss in part.items():
+            table.rows += level_rows(part, tap, loss)
     report.tables.append(table)
+
+
+def is_live(part: Distillation) -> bool:
+    """Whether a teacher will run; not if it has no weight, or if its maps were stored before."""
+    return part.wanted and not part.teacher.projected
 
 
 def topic(name: str, part: Distillation) -> str:
