@@ -121,7 +121,7 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
     hooks = [
         hook
         for hook in cfg.get('custom_hooks') or ()
-        if check_type(hook, 'custom_hooks', HOOKS, _hook_types()) is DistillHook
+        if issubclass(check_type(hook, 'custom_hooks', HOOKS, _hook_types()), DistillHook)
     ]
     if distilled and not hooks:
         raise ConfigError(

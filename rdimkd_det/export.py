@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from mmdet import __version__ as mmdet_version
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -24,6 +22,7 @@ from .errors import ConfigError
 from .files import write_bytes
 from .literal_config import parse_config
 from .names import explain
+from .provenance import distillation_of, plain_data, recorded_metrics
 from .teacher import load_strictly
 from .version import __version__
 
@@ -75,17 +74,26 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
                 f'checkpoint {checkpoint} holds no config of its training; give the file: --config.'
             )
         config = parse_config(text, f'checkpoint {checkpoint}')
-    student = plain_config(config)
+    try:
+        student = plain_config(config)
+        metrics = recorded_metrics(Path(checkpoint), content, config)
+        distillation = distillation_of(config)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f'checkpoint {checkpoint}: its config is not of a detector ({explain(error)}); give '
+            f'the file: --config.'
+        ) from error
     kept = {
         'cfg': student.pretty_text,
         **{key: meta.get(key) for key in ('dataset_meta', 'epoch', 'iter', 'mmengine_version')},
-        'metrics': recorded_metrics(Path(checkpoint), content, config),
-        'distillation': distillation_of(config),
+        'metrics': metrics,
+        'distillation': distillation,
         'mmdet_version': mmdet_version,
         'torch_version': str(torch.__version__),
         'rdimkd_det_version': __version__,
     }
-    return Student(student, weights, {key: _plain(value) for key, value in kept.items() if value})
+    kept = {key: plain_data(value) for key, value in kept.items() if value}
+    return Student(student, weights, kept)
 
 
 def plain_config(config: Config) -> Config:
@@ -111,66 +119,6 @@ def plain_config(config: Config) -> Config:
         plain.custom_imports = {**imports, 'imports': names}
     plain.update(load_from=None, resume=False)
     return plain
-
-
-def distillation_of(config: Config) -> dict:
-    """What taught the student: teachers by name, losses, hook options; empty for a plain one."""
-    model = config.model
-    if 'student' not in model:
-        return {}
-    teachers = model.teacher if isinstance(model.teacher, (list, tuple)) else [model.teacher]
-    hooks = [hook for hook in config.get('custom_hooks') or [] if hook.type == 'DistillHook']
-    return {
-        'teachers': [{**teacher, **_names(teacher)} for teacher in teachers],
-        'losses': model.losses,
-        'inherit': model.get('inherit', ()),
-        'hook': hooks[0] if hooks else {},
-    }
-
-
-def _names(teacher: Mapping) -> dict:
-    # A path of somebody's disk means nothing elsewhere; an address and `mmdet::...` do.
-    config, checkpoint = teacher.get('config'), str(teacher.get('checkpoint'))
-    if not isinstance(config, str):
-        config = 'given as a dict'
-    return {
-        'config': config if '::' in config else Path(config).name,
-        'checkpoint': checkpoint if '://' in checkpoint else Path(checkpoint).name,
-    }
-
-
-def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict[str, float]:
-    """The validation's result for these very weights, if the training recorded one.
-
-    A checkpoint is written before its validation, whose result stands in the ``scalars.json`` of
-    its run; the best one is written after, and holds the result.
-
-    Args:
-        checkpoint (Path): File of the checkpoint.
-        content (Mapping): What is in it.
-        config (Config): The training's config.
-
-    Returns:
-        dict[str, float]: E.g. 'coco/bbox_mAP' to the AP; empty without a result.
-    """
-    if checkpoint.name.startswith('best_'):
-        scalars = content.get('message_hub', {}).get('log_scalars', {})
-        return {
-            name.removeprefix('val/'): float(values.current())
-            for name, values in scalars.items()
-            if name.startswith('val/') and '/' in name[4:] and isinstance(values, HistoryBuffer)
-        }
-    train_cfg = config.get('train_cfg') or {}
-    by_iter = train_cfg.get('type') == 'IterBasedTrainLoop' or train_cfg.get('by_epoch') is False
-    time = content.get('meta', {}).get('iter' if by_iter else 'epoch')
-    found = {}
-    for log in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
-        for line in log.read_text().splitlines():
-            entry = json.loads(line)
-            metrics = {name: value for name, value in entry.items() if '/' in name}
-            if metrics and entry.get('step') == time:
-                found = metrics
-    return found
 
 
 def write_student(student: Student, out: str) -> Path:
@@ -256,14 +204,3 @@ def predict(model: nn.Module, size: tuple[int, int] = (480, 640)) -> dict:
     )
     (result,) = model.test_step({'inputs': [image], 'data_samples': [sample]})
     return dict(result.pred_instances.items())
-
-
-def _plain(value: object) -> object:
-    """Dicts, lists, strings and numbers, whatever the training kept them in."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, 'tolist'):
-        return value.tolist()
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .export import Student
+from .names import explain
 
 try:
     import onnx
@@ -80,7 +81,7 @@ def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        _export(detector, temporary, name)
+        _export(detector, temporary)
         _add_metadata(temporary, student)
         difference = compare(detector, temporary)
         if difference > TOLERANCE:
@@ -89,33 +90,33 @@ def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
                 f'(allowed: {TOLERANCE:.0e}); nothing was written.'
             )
         os.replace(temporary, path)
+    except ConfigError:
+        raise
+    except Exception as error:  # an operator that torch.onnx or onnxruntime does not have
+        raise ConfigError(f'--onnx: {name} cannot be exported: {explain(error)}') from error
     finally:
         temporary.unlink(missing_ok=True)
     return f'wrote {path}: onnxruntime and PyTorch differ by {difference:.1e} of the largest value'
 
 
-def _export(detector: SingleStageDetector, path: Path, name: str) -> None:
+def _export(detector: SingleStageDetector, path: Path) -> None:
     # Large enough for a second position at stride 128, and for SSD.
     inputs = torch.zeros(1, 3, 320, 384)
     names = output_names(detector, inputs)
     free = {0: 'batch', 2: 'height', 3: 'width'}
     of_outputs = {output: {0: 'batch', 2: f'{output}_h', 3: f'{output}_w'} for output in names}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # the tracer's, on every shape that it reads
-            torch.onnx.export(
-                RawMaps(detector).eval(),
-                (inputs,),
-                str(path),
-                input_names=['inputs'],
-                output_names=names,
-                dynamic_axes={'inputs': free, **of_outputs},
-                opset_version=OPSET,
-                dynamo=False,
-            )
-    except Exception as error:  # whatever an operator without ONNX counterpart raises
-        line = str(error).strip().split('\n')[0]
-        raise ConfigError(f'--onnx: torch.onnx cannot export {name}: {line}') from error
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the tracer's, on every shape that it reads
+        torch.onnx.export(
+            RawMaps(detector).eval(),
+            (inputs,),
+            str(path),
+            input_names=['inputs'],
+            output_names=names,
+            dynamic_axes={'inputs': free, **of_outputs},
+            opset_version=OPSET,
+            dynamo=False,
+        )
 
 
 def compare(detector: SingleStageDetector, path: Path) -> float:

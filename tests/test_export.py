@@ -114,7 +114,7 @@ def test_export__result_is_that_of_these_weights(work_dir, tmp_path):
         log.parent.mkdir(parents=True)
         lines = [{'coco/bbox_mAP': value, 'step': epoch} for epoch, value in results.items()]
         lines.append({'loss': 1.0, 'step': 2})
-        log.write_text('\n'.join(map(json.dumps, lines)))
+        log.write_text('\n'.join([*map(json.dumps, lines), '{"coco/bbox_mAP": 0.']))
     found = [read_student(str(tmp_path / f'epoch_{n}.pth')).meta['metrics'] for n in (1, 2)]
     assert found == [{'coco/bbox_mAP': 0.25}, {'coco/bbox_mAP': 0.625}]
 
@@ -222,6 +222,8 @@ RUNS = "dict(type='os.mkdir', path='payload_ran')"
         ("model = dict(type='FCOS', _scope_='payload')", 'imports payload'),
         ('train_cfg = dict(max_epochs=1)', 'has no model'),
         ("model = dict(type='Nonesuch')", 'cannot be built: KeyError'),
+        ("model = dict(type='FCOS')\ncustom_hooks = 5", 'is not of a detector (TypeError'),
+        ("model = dict(student=dict(type='FCOS'))", 'is not of a detector (AttributeError'),
     ],
 )
 def test_export__config_in_the_checkpoint_is_never_run(
@@ -270,12 +272,12 @@ def test_export__file_names(work_dir, tmp_path, capsys, option, value):
 
 
 def test_onnx__not_installed(work_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    monkeypatch.setitem(sys.modules, 'onnx', None)
     monkeypatch.delitem(sys.modules, 'rdimkd_det.export_onnx', raising=False)
     line = refused(
         capsys, work_dir / 'epoch_2.pth', '--out', tmp_path / 's.pth', '--onnx', tmp_path / 's.onnx'
     )
-    assert 'not installed (onnxruntime): pip install "rdimkd_det[onnx]"' in line
+    assert 'not installed (onnx): pip install "rdimkd_det[onnx]"' in line
     assert not list(tmp_path.iterdir())
 
 
@@ -321,6 +323,20 @@ def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, '_add_metadata', change_the_detector)
     with pytest.raises(ConfigError, match='onnxruntime and PyTorch differ by'):
         export_onnx.export_onnx(detector, student, tmp_path / 's.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_onnx__operator_that_onnx_lacks(small_config, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from rdimkd_det.export import Student
+    from rdimkd_det.export_onnx import export_onnx
+
+    config = small_config('vfnet/vfnet_r50_fpn_1x_coco.py', depth=18)
+    detector = MODELS.build(config.model).eval()
+    student = Student(config, detector.state_dict(), {})
+    with pytest.raises(ConfigError, match=r'VFNet cannot be exported: .*DeformConv'):
+        export_onnx(detector, student, tmp_path / 's.onnx')
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -308,14 +309,14 @@ OUTSIDE = [
 
 def changed_config(files, tmp_path, place, value) -> Path:
     work = tmp_path / 'work'
-    text = repr(value).replace('PARENT', str(tmp_path)).replace('WORK', str(work))
+    text = json.dumps(value).replace('PARENT', str(tmp_path)).replace('WORK', str(work))
     content = Config.fromfile(files / 'plain.py').to_dict()
     content['custom_hooks'] = [dict(type='NumClassCheckHook')]
     node = content
     *parents, last = place.split('.')
     for key in parents:
         node = node[int(key) if key.isdigit() else key]
-    node[last] = eval(text)
+    node[last] = json.loads(text)
     path = tmp_path / 'changed.py'
     path.write_text('\n'.join(f'{key} = {entry!r}' for key, entry in content.items()))
     return path
