@@ -112,7 +112,8 @@ def _read(path: str, mapped: bool) -> object:
     if '://' in path:
         return torch.load(io.BytesIO(fileio.get(path)), map_location='cpu', weights_only=True)
     path = os.path.expanduser(path)
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped or None)
+    options = {'mmap': True} if mapped else {}
+    return torch.load(path, map_location='cpu', weights_only=True, **options)
 
 
 def _first_line(error: Exception) -> str:
