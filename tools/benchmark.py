@@ -31,6 +31,7 @@ from rdimkd_det.acceleration import Acceleration
 from rdimkd_det.checks import check_model
 from rdimkd_det.config_files import read_detector_config
 from rdimkd_det.features import record_outputs
+from rdimkd_det.files import write_text
 from rdimkd_det.stopwatch import Cost, describe_machine, measure
 from rdimkd_det.teacher import Teacher
 
@@ -55,21 +56,28 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='override settings of the config')  # fmt: skip
     args = parser.parse_args()
-    MMLogger.get_instance('benchmark', log_level='ERROR')  # a line per parameter of the optimizer
+    MMLogger.get_instance('benchmark').setLevel('ERROR')  # a line per parameter of the optimizer
     cfg = cli.read_config_file(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f'--cfg-options: {error}') from error
     with tempfile.TemporaryDirectory() as folder:
         prepare(cfg, args, Path(folder))
         report = run(cfg, args)
     print_report(report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+        write_text(Path(args.json), json.dumps(report, indent=2) + '\n')
 
 
 def prepare(cfg: Config, args: argparse.Namespace, folder: Path) -> None:
     """Find mistakes, and change the config to what can be timed here."""
     if min(*args.shape, args.batch, args.rounds) < 1:
         raise ConfigError('--shape, --batch and --rounds must be 1 or more.')
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ConfigError(f'--json {args.json}: its directory does not exist.')
+    if 'optim_wrapper' not in cfg:
+        raise ConfigError(f'{args.config} has no optim_wrapper, so there is no training step.')
     if not isinstance(cfg.get('model'), dict) or not isinstance(cfg.model.get('teacher'), dict):
         raise ConfigError(f'{args.config} has no model with one teacher; nothing to compare.')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -91,6 +99,7 @@ def prepare(cfg: Config, args: argparse.Namespace, folder: Path) -> None:
 def run(cfg: Config, args: argparse.Namespace) -> dict:
     """Measure everything."""
     device = torch.device(get_device())
+    torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).to(device).train()
     batch = random_batch(args.batch, args.shape)
@@ -166,10 +175,11 @@ def step_pieces(cfg: Config, model: nn.Module, batch: dict) -> dict[str, Callabl
         distill.teacher.taps,
         Acceleration(fuse=False, channels_last=False, precision='fp32'),
     )
-    student_maps, teacher_maps = tapped_maps(model, inputs, samples)
+    with wrappers[1].optim_context(model):  # autocast, under AMP
+        student_maps, teacher_maps = tapped_maps(model, inputs, samples)
     flat = [maps for of_tap in student_maps.values() for maps in of_tap]
-    read = [m for tap, pairs in distill.level_pairs.items() for s, _ in pairs
-            for m in (student_maps[tap][s.index],)]  # fmt: skip
+    pairs = distill.level_pairs.items()
+    read = [student_maps[tap][level.index] for tap, levels in pairs for level, _ in levels]
     read += [maps for of_tap in teacher_maps.values() for maps in of_tap]
 
     def without_distillation() -> None:
@@ -196,7 +206,9 @@ def step_pieces(cfg: Config, model: nn.Module, batch: dict) -> dict[str, Callabl
         'teacher: fp32, unfused': lambda: plain(distill.bridge(inputs, samples)),
         'teacher with head and loss, fp32': elsewhere,
         'distillation loss, forward': loss,
-        'distillation loss, and backward': lambda: torch.autograd.grad(loss(), flat),
+        'distillation loss, and backward': lambda: torch.autograd.grad(
+            loss(), flat, allow_unused=True
+        ),
         'read both maps': lambda: [maps.sum() for maps in read],
     }
 
