@@ -124,7 +124,7 @@ def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
         ([REPOSITORY / 'configs/digits/fcos_r18.py'], 'has no model with one teacher'),
         ([FLAGSHIP, '--batch', 0], 'must be 1 or more'),
         ([FLAGSHIP, '--json', 'none/b.json'], 'none/b.json: its directory does not exist'),
-        ([FLAGSHIP, '--cfg-options', 'model.losses.0.x=1'], '--cfg-options: '),
+        ([FLAGSHIP, '--cfg-options', 'optim_wrapper.type.x=1'], '--cfg-options: '),
     ],
 )
 def test_tool__wrong_use(rivals, capsys, arguments, message):
