@@ -166,7 +166,8 @@ def _read(path: str, who: str, mapped: bool) -> object:
             f'{who}: share_weights=True needs a file on this machine in the format of torch.save, '
             f'and {path} is none (or in the format of before 2020); save it again.'
         )
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped or None)
+    options = {'mmap': True} if mapped else {}
+    return torch.load(path, map_location='cpu', weights_only=True, **options)
 
 
 def download(url: str) -> str:

@@ -67,7 +67,19 @@ def rdimkd_loss(student: Tensor, teacher: Tensor, basis: Tensor) -> Tensor:
     # One product over the difference: half the work of projecting both maps, and nothing with C
     # channels is kept for the backward pass.
     student, teacher = student.to(basis.dtype), teacher.detach().to(basis.dtype)
-    return project(student - teacher, basis).square().mean()
+    return mean_square(project(student - teacher, basis))
+
+
+def mean_square(projected: Tensor) -> Tensor:
+    """Mean of the squares of coordinates, without a tensor of them.
+
+    Args:
+        projected (Tensor): Coordinates (N, d, L), or differences of them.
+
+    Returns:
+        Tensor: 0-dim.
+    """
+    return _MeanSquare.apply(projected)
 
 
 def subspace_variance(projected: Tensor) -> Tensor:
@@ -121,7 +133,8 @@ class _Projection(torch.autograd.Function):
     def forward(ctx: object, feats: Tensor, basis: Tensor) -> Tensor:
         ctx.save_for_backward(feats if ctx.needs_input_grad[1] else None, basis)
         ctx.shape, ctx.dtype = feats.shape, feats.dtype
-        return basis.t() @ feats.flatten(2).to(basis.dtype)
+        # Detached: of a matrix with gradient `matmul` transposes the maps, which copies them.
+        return basis.detach().t() @ feats.flatten(2).to(basis.dtype)
 
     @staticmethod
     @once_differentiable
@@ -129,11 +142,26 @@ class _Projection(torch.autograd.Function):
         feats, basis = ctx.saved_tensors
         of_feats = of_basis = None
         if ctx.needs_input_grad[0]:
-            of_feats = (basis @ gradient).to(ctx.dtype).view(ctx.shape)
+            of_feats = (basis.detach() @ gradient).to(ctx.dtype).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             feats = feats.flatten(2).to(basis.dtype)
             of_basis = (feats @ gradient.transpose(1, 2)).sum(0)
         return of_feats, of_basis
+
+
+class _MeanSquare(torch.autograd.Function):
+    """See :func:`mean_square`."""
+
+    @staticmethod
+    def forward(ctx: object, projected: Tensor) -> Tensor:
+        ctx.save_for_backward(projected)
+        return _products(projected, projected).sum() / projected.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        (projected,) = ctx.saved_tensors
+        return projected * (2 / projected.numel() * gradient)
 
 
 class _StandardizedDistance(torch.autograd.Function):

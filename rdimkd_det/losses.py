@@ -218,7 +218,7 @@ class RdimKDLoss(nn.Module):
         student = project_adapted(student, adapter, basis)
         if self.normalize == 'standardize':
             return functional.standardized_loss(student, teacher)
-        distance = (student - teacher).square().mean()
+        distance = functional.mean_square(student - teacher)
         if self.normalize == 'teacher':
             distance = distance / self._running_variance(level, teacher)
         return distance

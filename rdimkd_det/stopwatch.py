@@ -113,7 +113,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | bool]:
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor(),
         'threads': torch.get_num_threads(),
         'clock': 'CUDA events' if device.type == 'cuda' else 'CPU time' if _alone() else 'wall',
-        'system': platform.platform(),
+        'system': f'{platform.system()} {platform.machine()}',
         'python': platform.python_version(),
         'cudnn.benchmark': torch.backends.cudnn.benchmark,
     }

@@ -163,9 +163,7 @@ class Teacher:
             pass
         else:
             load_strictly(network, weights, self.checkpoint, self.config)
-        # What is in no checkpoint, Swin's index tables for one, must be computed.
-        tensors = [*network.parameters(), *network.buffers()] if network is not None else []
-        if not tensors or any(tensor.is_meta for tensor in tensors):
+        if network is None or _lacks_values(network):
             network = self._build_network()
             load_strictly(network, weights, self.checkpoint, self.config)
         return network.requires_grad_(False).eval()
@@ -233,6 +231,14 @@ class Teacher:
             current.wait_stream(self._stream)
             for maps in chain.from_iterable(outputs.values()):
                 maps.record_stream(current)
+
+
+def _lacks_values(network: nn.Module) -> bool:
+    """Whether a module computed a tensor that is in no checkpoint, so that it is on meta still."""
+    attributes = chain.from_iterable(vars(module).values() for module in network.modules())
+    flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
+    tensors = chain(network.parameters(), network.buffers(), flat)
+    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
 
 
 def load_strictly(

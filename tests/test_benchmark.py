@@ -12,6 +12,7 @@ from runs import REPOSITORY, call_tool, distilled, fcos, write_teacher
 from rdimkd_det.stopwatch import describe_machine, measure, peak_memory
 
 CPU = torch.device('cpu')
+FLAGSHIP = REPOSITORY / 'configs/rdimkd_fcos_r50_r18.py'
 
 
 @pytest.fixture
@@ -121,7 +122,9 @@ def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
     [
         (['none.py'], 'config none.py not found'),
         ([REPOSITORY / 'configs/digits/fcos_r18.py'], 'has no model with one teacher'),
-        ([REPOSITORY / 'configs/rdimkd_fcos_r50_r18.py', '--batch', 0], 'must be 1 or more'),
+        ([FLAGSHIP, '--batch', 0], 'must be 1 or more'),
+        ([FLAGSHIP, '--json', 'none/b.json'], 'none/b.json: its directory does not exist'),
+        ([FLAGSHIP, '--cfg-options', 'optim_wrapper.type.x=1'], '--cfg-options: '),
     ],
 )
 def test_tool__wrong_use(rivals, capsys, arguments, message):

@@ -126,6 +126,30 @@ def test_probe__needs_no_weights(small_config, name):
     assert {level.channels for level in levels} == {32} and not teacher.built
 
 
+class BackboneWithTables(nn.Module):
+    """Computes, when it is built, tensors that are in no checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.scale = torch.full((1,), 3.0)
+        self.shifts = [torch.full((1,), 5.0)]
+
+    def forward(self, images):
+        return (self.scale * self.conv(images) + self.shifts[0],)
+
+
+def test_load__tensors_that_are_in_no_checkpoint(tmp_path):
+    MODELS.register_module(module=BackboneWithTables, force=True)
+    config = {'model': {'type': 'FCOS', 'backbone': {'type': 'BackboneWithTables'}}}
+    plain = BackboneWithTables()
+    weights = {f'backbone.{key}': value for key, value in plain.state_dict().items()}
+    torch.save(weights, tmp_path / 'w.pth')
+    images = torch.randn(1, 3, 6, 5)
+    found = Teacher(config, str(tmp_path / 'w.pth'), ['backbone'])(images)['backbone'][0]
+    torch.testing.assert_close(found, plain(images)[0].detach())
+
+
 def test_load__other_architecture(tmp_path, files, small_config, teacher_files):
     (tmp_path / 'r50').mkdir()
     _, other = teacher_files(tmp_path / 'r50', small_config(FCOS, depth=50))

@@ -17,6 +17,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -30,7 +31,8 @@ from rdimkd_det.acceleration import Acceleration
 from rdimkd_det.checks import check_model
 from rdimkd_det.config_files import read_detector_config
 from rdimkd_det.features import record_outputs
-from rdimkd_det.stopwatch import describe_machine, measure
+from rdimkd_det.files import write_text
+from rdimkd_det.stopwatch import Cost, describe_machine, measure
 from rdimkd_det.teacher import Teacher
 
 LOSSES = ('l2', 'l2-adapter', 'pkd', 'mgd', 'plain', 'standardize', 'plain-adapter',
@@ -45,6 +47,7 @@ def main() -> None:
                         help='input size of both networks. Defaults to 800 1344')  # fmt: skip
     parser.add_argument('--batch', type=int, default=1, help='images a step. Defaults to 1')
     parser.add_argument('--rounds', type=int, default=20, help='timed rounds. Defaults to 20')
+    parser.add_argument('--only', choices=['steps', 'losses'], help='one half of the measurement')
     parser.add_argument('--compare', nargs='*', default=LOSSES, choices=LOSSES, metavar='LOSS',
                         help=f'losses to time alone, of: {", ".join(LOSSES)}')  # fmt: skip
     parser.add_argument('--random-weights', action='store_true',
@@ -53,20 +56,28 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='override settings of the config')  # fmt: skip
     args = parser.parse_args()
+    MMLogger.get_instance('benchmark').setLevel('ERROR')  # a line per parameter of the optimizer
     cfg = cli.read_config_file(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f'--cfg-options: {error}') from error
     with tempfile.TemporaryDirectory() as folder:
         prepare(cfg, args, Path(folder))
         report = run(cfg, args)
     print_report(report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+        write_text(Path(args.json), json.dumps(report, indent=2) + '\n')
 
 
 def prepare(cfg: Config, args: argparse.Namespace, folder: Path) -> None:
     """Find mistakes, and change the config to what can be timed here."""
     if min(*args.shape, args.batch, args.rounds) < 1:
         raise ConfigError('--shape, --batch and --rounds must be 1 or more.')
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ConfigError(f'--json {args.json}: its directory does not exist.')
+    if 'optim_wrapper' not in cfg:
+        raise ConfigError(f'{args.config} has no optim_wrapper, so there is no training step.')
     if not isinstance(cfg.get('model'), dict) or not isinstance(cfg.model.get('teacher'), dict):
         raise ConfigError(f'{args.config} has no model with one teacher; nothing to compare.')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -88,34 +99,47 @@ def prepare(cfg: Config, args: argparse.Namespace, folder: Path) -> None:
 def run(cfg: Config, args: argparse.Namespace) -> dict:
     """Measure everything."""
     device = torch.device(get_device())
+    torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).to(device).train()
     batch = random_batch(args.batch, args.shape)
     fit_projections(model, [batch])
-    steps = measure(step_pieces(cfg, model, batch), args.rounds, device)
     data = model.data_preprocessor(batch, True)
-    feats = next(iter(model.distill.teacher_feats(data['inputs'], data['data_samples']).values()))
-    _, loss = model.distill.items()[0]
-    dim = loss.projections[0].basis.shape[1]
-    losses = measure(loss_pieces(feats, args.compare, dim), args.rounds, device)
-    floor = steps['student step'].median + steps['read both maps'].median
-    floor += min(cost.median for name, cost in steps.items() if name.startswith('teacher:'))
-    return {
+    report = {
         'command': f'python {" ".join(sys.argv)}',
         'date': date.today().isoformat(),
         'machine': describe_machine(device),
         'shape': list(args.shape),
         'batch': args.batch,
         'rounds': args.rounds,
-        'steps': {name: asdict(cost) for name, cost in steps.items()},
-        'losses': {name: asdict(cost) for name, cost in losses.items()},
-        'weights': {
+    }
+    if args.only != 'losses':
+        pieces = step_pieces(cfg, model, batch)
+        report.update(compare_with_floor(measure(pieces, args.rounds, device)))
+        report['weights'] = {
             'student': sum(p.nbytes for p in model.parameters()),
             'teacher': sum(p.nbytes for p in model.distill.teacher._network.parameters()),
-        },
+        }
+    if args.only != 'steps':
+        feats = model.distill.teacher_feats(data['inputs'], data['data_samples'])
+        _, loss = model.distill.items()[0]
+        dim = loss.projections[0].basis.shape[1]
+        pieces = loss_pieces(next(iter(feats.values())), args.compare, dim)
+        costs = measure(pieces, args.rounds, device)
+        report.update(dim=dim, losses={name: asdict(cost) for name, cost in costs.items()})
+    return report
+
+
+def compare_with_floor(steps: dict[str, Cost]) -> dict:
+    """The floor: a student step, the teacher's fastest forward, and a look at both maps."""
+    student, distilled = steps['student step'].median, steps['distilled step'].median
+    teacher = min(cost.median for name, cost in steps.items() if name.startswith('teacher:'))
+    floor = student + teacher + steps['read both maps'].median
+    return {
+        'steps': {name: asdict(cost) for name, cost in steps.items()},
         'floor': floor,
-        'distilled_to_floor': steps['distilled step'].median / floor,
-        'distilled_to_plain': steps['distilled step'].median / steps['student step'].median,
+        'distilled_to_floor': distilled / floor,
+        'distilled_to_plain': distilled / student,
     }
 
 
@@ -151,10 +175,11 @@ def step_pieces(cfg: Config, model: nn.Module, batch: dict) -> dict[str, Callabl
         distill.teacher.taps,
         Acceleration(fuse=False, channels_last=False, precision='fp32'),
     )
-    student_maps, teacher_maps = tapped_maps(model, inputs, samples)
+    with wrappers[1].optim_context(model):  # autocast, under AMP
+        student_maps, teacher_maps = tapped_maps(model, inputs, samples)
     flat = [maps for of_tap in student_maps.values() for maps in of_tap]
-    read = [m for tap, pairs in distill.level_pairs.items() for s, _ in pairs
-            for m in (student_maps[tap][s.index],)]  # fmt: skip
+    pairs = distill.level_pairs.items()
+    read = [student_maps[tap][level.index] for tap, levels in pairs for level, _ in levels]
     read += [maps for of_tap in teacher_maps.values() for maps in of_tap]
 
     def without_distillation() -> None:
@@ -181,7 +206,9 @@ def step_pieces(cfg: Config, model: nn.Module, batch: dict) -> dict[str, Callabl
         'teacher: fp32, unfused': lambda: plain(distill.bridge(inputs, samples)),
         'teacher with head and loss, fp32': elsewhere,
         'distillation loss, forward': loss,
-        'distillation loss, and backward': lambda: torch.autograd.grad(loss(), flat),
+        'distillation loss, and backward': lambda: torch.autograd.grad(
+            loss(), flat, allow_unused=True
+        ),
         'read both maps': lambda: [maps.sum() for maps in read],
     }
 
@@ -196,8 +223,8 @@ def tapped_maps(model: nn.Module, inputs: torch.Tensor, samples: list) -> tuple[
 
 def loss_pieces(teacher: list[torch.Tensor], names: list[str], dim: int) -> dict[str, Callable]:
     """Each loss on the same maps, forward and backward."""
-    teacher = [maps.float() for maps in teacher]
-    student = [torch.randn_like(maps).contiguous().requires_grad_() for maps in teacher]
+    teacher = [maps.float().contiguous() for maps in teacher]  # as other tools have them
+    student = [torch.randn_like(maps).requires_grad_() for maps in teacher]
     channels = [maps.shape[1] for maps in teacher]
     rivals = {'l2': L2, 'l2-adapter': L2WithAdapter, 'pkd': PKD, 'mgd': MGD}
 
@@ -225,32 +252,31 @@ def loss_pieces(teacher: list[torch.Tensor], names: list[str], dim: int) -> dict
 
 
 def print_report(report: dict) -> None:
-    """Print one table of the steps, and one of the losses."""
-    console = Console()
+    """Print a table of the steps, and one of the losses."""
     height, width = report['shape']
     what = f'{report["batch"]} x {height} x {width}, {report["machine"]["device"]}'
-    step = report['steps']['student step']['median']
-    pkd = report['losses'].get('pkd', {}).get('median')
-    for title, costs, unit, of in (
-        ('steps', report['steps'], step, 'student step'),
-        ('losses alone, forward and backward', report['losses'], pkd, 'PKD'),
-    ):
-        table = Table(title=f'{title} ({what})')
-        table.add_column(no_wrap=True)
-        for column in ('ms', 'quartiles', f'of {of}', 'peak MiB'):
-            table.add_column(column, justify='right')
-        for name, cost in costs.items():
-            quartiles = f'{cost["low"]:.1f} - {cost["high"]:.1f}'
-            share = f'{cost["median"] / unit:.2f}' if unit else '-'
-            table.add_row(
-                name, f'{cost["median"]:.1f}', quartiles, share, f'{cost["memory"] / 2**20:.0f}'
-            )
-        console.print(table)
-    console.print(
-        f'floor (student step + fastest teacher forward + reading both maps once) '
-        f'{report["floor"]:.1f} ms; distilled step {report["distilled_to_floor"]:.3f} of it, '
-        f'{report["distilled_to_plain"]:.3f} of the student step'
-    )
+    if 'steps' in report:
+        print_table(f'steps: {what}', report['steps'], of='student step')
+        print(f'distilled step: {report["distilled_to_floor"]:.3f} of the floor, '
+              f'{report["distilled_to_plain"]:.3f} of the student step; floor: student step + '
+              f'fastest teacher + reading both maps once = {report["floor"]:.1f} ms')  # fmt: skip
+    if 'losses' in report:
+        title = f'losses alone, forward and backward, d = {report["dim"]}: {what}'
+        print_table(title, report['losses'], of='pkd')
+
+
+def print_table(title: str, costs: dict[str, dict], of: str) -> None:
+    """Print costs, and their share of one of them."""
+    table = Table(title=title)
+    table.add_column(no_wrap=True)
+    for column in ('ms', 'quartiles', f'of {of}', 'peak MiB'):
+        table.add_column(column, justify='right', no_wrap=True)
+    for name, cost in costs.items():
+        share = f'{cost["median"] / costs[of]["median"]:.2f}' if of in costs else '-'
+        quartiles = f'{cost["low"]:.1f} - {cost["high"]:.1f}'
+        table.add_row(name, f'{cost["median"]:.1f}', quartiles, share,
+                      f'{cost["memory"] / 2**20:.0f}')  # fmt: skip
+    Console(width=100).print(table)
 
 
 if __name__ == '__main__':
