@@ -17,6 +17,7 @@ from runs import assert_equal, hidden, load, train, trained_losses
 
 from rdimkd_det import ConfigError
 from rdimkd_det.cache.images import image_pipeline
+from rdimkd_det.cache.making import without_cache
 from rdimkd_det.cache.store import LevelArrays, TeacherCache
 from rdimkd_det.cache.teacher import as_batch
 from rdimkd_det.teacher import FeatureExtractor
@@ -268,6 +269,14 @@ def test_build__without_the_cache_for_testing_only(same_size):
     )
     with pytest.raises(ConfigError, match=r'teacher cache .*nowhere is not there'):
         train(config)
+
+
+def test_without_cache__the_live_config_and_the_other_as_it_was(same_size):
+    config = cached_run(same_size)
+    config.model.teacher = [config.model.teacher, dict(config.model.teacher)]
+    live = without_cache(config)
+    assert [set(teacher) for teacher in live.model.teacher] == [{'config', 'checkpoint'}] * 2
+    assert all('cache' in teacher for teacher in config.model.teacher)
 
 
 def test_several_teachers__one_cached_one_live(same_size):

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rdimkd_det import ConfigError, cli
+from rdimkd_det.cache.making import without_cache
 from rdimkd_det.calibration import calibration_batches, teacher_covariances
 from rdimkd_det.checks import check_data
 from rdimkd_det.distiller import distilled_student
@@ -42,7 +43,7 @@ def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
         raise ConfigError(f'--images must be 1 or more, got {num_images}.')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     check_data(cfg, ['train'])
-    model = distilled_student(MODELS.build(cfg.model))
+    model = distilled_student(MODELS.build(without_cache(cfg).model))
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batches = calibration_batches(loader, num_images, seed=0)
     spectra = {}

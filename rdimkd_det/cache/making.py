@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -32,9 +33,9 @@ PADDING_SIDE = 1024
 
 def without_cache(cfg: Config) -> Config:
     """The config of the same training with the live teacher."""
-    cfg = cfg.copy()
-    several = isinstance(cfg.model.teacher, (list, tuple))
-    for teacher in cfg.model.teacher if several else [cfg.model.teacher]:
+    cfg = copy.deepcopy(cfg)
+    teachers = cfg.model.get('teacher') or {}
+    for teacher in [teachers] if isinstance(teachers, Mapping) else teachers:
         teacher.pop('cache', None)
     return cfg
 

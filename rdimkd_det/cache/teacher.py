@@ -54,6 +54,7 @@ class CachedTeacher:
                 f'without cache=...'
             ) from error
         self.config = config
+        self.given_checkpoint = checkpoint
         self.checkpoint = str(checkpoint or self.cache.about['facts']['checkpoint'])
         check_facts(self.cache, projections)
 
@@ -106,7 +107,8 @@ class CachedTeacher:
         check_facts(self.cache, image_pipeline(cfg))
         if self.config is not None:
             check_facts(self.cache, model_facts(read_detector_config(self.config)))
-        check_facts(self.cache, checkpoint_facts(self.checkpoint))
+        if self.given_checkpoint is not None:
+            check_facts(self.cache, checkpoint_facts(self.checkpoint))
         self.build()
 
     def provide_bases(self, tap: str, indices: Sequence[int], loss: RdimKDLoss) -> None:
