@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 from pathlib import Path
 from unittest import mock
@@ -92,8 +93,12 @@ def parse(tool: str, words: list[str], is_synopsis: bool) -> None:
 def test_command__is_understood(command, launched, monkeypatch):
     program, *words = command.words
     if program == 'make':
-        done = subprocess.run(['make', '-n', *words], cwd=REPOSITORY, capture_output=True)
+        done = subprocess.run(
+            ['make', '-n', *words], cwd=REPOSITORY, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
+        for tool, options in re.findall(r'bin/python tools/(\S+)(.*)', done.stdout):
+            parse(tool, shlex.split(options), is_synopsis=False)
     elif program.endswith('.sh'):
         told = launched([program, *words])
         script = next(place for place, word in enumerate(told) if word.endswith('.py'))
@@ -308,6 +313,18 @@ def test_api_docs__are_up_to_date():
     tool = runpy.run_path(str(REPOSITORY / 'tools/make_api_docs.py'), run_name='tool')
     for path, text in tool['pages'](REPOSITORY).items():
         assert path.read_text() == text, 'run: python tools/make_api_docs.py'
+
+
+def test_api_docs__docstring_as_markdown():
+    tool = runpy.run_path(str(REPOSITORY / 'tools/make_api_docs.py'), run_name='tool')
+    docstring = (
+        'Sum of :class:`Two`.\n\nArgs:\n    first (int): A number\n        of any size.\n'
+        '    second: ``None`` too.\n\nReturns:\n    int: The\n    sum.'
+    )
+    assert tool['sections'](docstring) == (
+        'Sum of `Two`.\n\nArgs:\n\n- `first` (int): A number of any size.\n'
+        '- `second`: `None` too.\n\nReturns: int: The sum.'
+    )
 
 
 def test_api_docs__name_everything_public():

@@ -67,6 +67,19 @@ def test_wheel_and_sdist__have_everything(built):
 
 
 @pytest.mark.slow
+def test_editable__configs_are_linked(built):
+    (built / 'source/editable').mkdir()
+    build = "from setuptools import build_meta; build_meta.build_editable('editable')"
+    done = subprocess.run(
+        [sys.executable, '-c', build], cwd=built / 'source', capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    mim = built / 'source/rdimkd_det/.mim'
+    for name in ('configs/_base_/distill.py', 'tools/train.py', 'model-index.yml'):
+        assert (mim / name).read_text() == (REPOSITORY / name).read_text()
+
+
+@pytest.mark.slow
 def test_wheel__configs_and_tools_work_from_it(built, tmp_path):
     """The installed train.py reads an installed base, and goes as far as it can without COCO."""
     [wheel] = built.glob('*.whl')
