@@ -27,11 +27,12 @@ EXTRAS = {
 
 
 class BuildWithConfigs(build_py):
-    """Put configs and tools into wheels, as `rdimkd_det/.mim`, where MIM looks for them."""
+    """Put configs and tools into `rdimkd_det/.mim`, for MIM and `_base_ = ['rdimkd_det::...']`."""
 
     def run(self):
         super().run()
         if self.editable_mode:
+            self.link_extra_files()
             return
         for path in self.extra_files():
             target = Path(self.build_lib, 'rdimkd_det', '.mim', path)
@@ -41,8 +42,20 @@ class BuildWithConfigs(build_py):
     def get_source_files(self):
         return super().get_source_files() + self.extra_files()  # and into sdists
 
+    def link_extra_files(self):
+        mim = ROOT / 'rdimkd_det' / '.mim'
+        mim.mkdir(exist_ok=True)
+        for name in ('configs', 'tools', 'model-index.yml'):
+            if not (mim / name).is_symlink():
+                (mim / name).symlink_to(Path('..', '..', name))
+
     def extra_files(self):
-        paths = [*ROOT.glob('configs/**/*.py'), *ROOT.glob('tools/*.*')]
+        paths = [
+            *ROOT.glob('configs/**/*.py'),
+            *ROOT.glob('tools/*.*'),
+            ROOT / 'configs/metafile.yml',
+            ROOT / 'model-index.yml',
+        ]
         return sorted(str(path.relative_to(ROOT)) for path in paths if path.is_file())
 
 

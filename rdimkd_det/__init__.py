@@ -1,9 +1,15 @@
 """RdimKD (arXiv 2312.08700): feature distillation in a fixed subspace, for MMDetection."""
 
-from .compat import allow_checkpoint_types, check_distribution, show_student_in_config
+from .compat import (
+    allow_checkpoint_types,
+    allow_config_prefix,
+    check_distribution,
+    show_student_in_config,
+)
 
 check_distribution()
 allow_checkpoint_types()
+allow_config_prefix()
 show_student_in_config()
 
 from . import functional  # noqa: E402

@@ -51,6 +51,16 @@ def _installed(package: str) -> bool:
     return True
 
 
+def allow_config_prefix() -> None:
+    """Let ``_base_ = ['rdimkd_det::_base_/distill.py']`` find the configs that are installed.
+
+    mmengine (0.10.7, OneDL 0.10.12) asserts that such a prefix is one of OpenMMLab's packages.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    MODULE2PACKAGE.setdefault('rdimkd_det', 'rdimkd_det')
+
+
 def allow_checkpoint_types() -> None:
     """Let ``torch.load(weights_only=True)`` read the data types in mmengine's own checkpoints.
 
