@@ -1,0 +1,185 @@
+"""Results of experiments as tables: mean and standard error over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from rdimkd_det.errors import ConfigError
+
+from .runs import Plan
+from .table import GROUPS, TABLE, TEACHERS, Experiment, select
+
+NOTHING = '-'
+BEGIN, END = '<!-- results of experiments: begin -->', '<!-- results of experiments: end -->'
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All results of one experiment.
+
+    Args:
+        experiment (Experiment): The experiment.
+        results (Mapping[int, dict]): Seed to its result, of the seeds that have one.
+    """
+
+    experiment: Experiment
+    results: Mapping[int, dict]
+
+    def scores(self, key: str = 'ap') -> dict[int, float]:
+        """Seed to AP ('ap'), AP50 or AP75."""
+        return {seed: result[key] for seed, result in sorted(self.results.items())}
+
+
+def collect(plan: Plan, seeds: Sequence[int]) -> dict[str, Outcome]:
+    """Read the results of all experiments, those with other settings than today's left out.
+
+    Args:
+        plan (Plan): Where they are.
+        seeds (Sequence[int]): The seeds to look for.
+    """
+    outcomes = {}
+    for experiment in TABLE.values():
+        found = {seed: plan.result(plan.run(experiment, seed)) for seed in seeds}
+        results = {seed: result for seed, result in found.items() if result}
+        outcomes[experiment.name] = Outcome(experiment, results)
+    return outcomes
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and its standard error; None for what so few values do not give.
+
+    Args:
+        values (Sequence[float]): One per seed.
+
+    Returns:
+        tuple: The mean; the sample's deviation (n - 1) over the root of n.
+
+    Example:
+        >>> mean_and_error([1.0, 2.0, 6.0])
+        (3.0, 1.5275252316519468)
+    """
+    if not values:
+        return None, None
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return fmean(values), error
+
+
+def difference(outcome: Outcome, baseline: Outcome) -> list[float]:
+    """AP over a baseline's, seed by seed, of the seeds that both have."""
+    own, other = outcome.scores(), baseline.scores()
+    return [own[seed] - other[seed] for seed in own if seed in other]
+
+
+def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
+    """One group's table, a dash where nobody has measured.
+
+    Args:
+        group (str): One of ``GROUPS``.
+        outcomes (Mapping[str, Outcome]): From :func:`collect`.
+        seeds (Sequence[int]): The seeds to show.
+    """
+    columns = [*(f'seed {seed}' for seed in seeds), 'mean', 'AP50', 'AP75', 'over plain']
+    rows = [['', *columns], ['---'] * (1 + len(columns))]
+    for experiment in select([group]):
+        outcome = outcomes[experiment.name]
+        ap = outcome.scores()
+        baseline = outcomes[_plain_of(experiment)]
+        rows.append(
+            [
+                f'{experiment.title} (`{experiment.name}`)',
+                *(_number(ap.get(seed)) for seed in seeds),
+                _with_error(list(ap.values())),
+                _number(mean_and_error([*outcome.scores('ap50').values()])[0]),
+                _number(mean_and_error([*outcome.scores('ap75').values()])[0]),
+                NOTHING if baseline is outcome else _with_error(difference(outcome, baseline)),
+            ]
+        )
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def markdown_report(outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
+    """All tables, how complete they are, and where the numbers come from."""
+    parts = [_provenance(outcomes, seeds)]
+    for group, title in GROUPS.items():
+        table = markdown_table(group, outcomes, seeds)
+        command = f'`tools/run_experiments.py {group}`'
+        parts.append(
+            f'### {title}\n\n{command}. {_completeness(group, outcomes, seeds)}\n\n{table}'
+        )
+    return '\n\n'.join(parts)
+
+
+def insert_report(document: str, report: str) -> str:
+    """Put a report between the markers of a document.
+
+    Raises:
+        ConfigError: A marker is missing.
+    """
+    if not 0 <= document.find(BEGIN) < document.find(END):
+        raise ConfigError(f'the document needs the lines {BEGIN} and {END}.')
+    before, rest = document.split(BEGIN, 1)
+    return f'{before}{BEGIN}\n\n{report}\n\n{END}{rest.split(END, 1)[1]}'
+
+
+def _plain_of(experiment: Experiment) -> str:
+    """The plain student of the same size and schedule."""
+    suffix = experiment.name.rpartition('_')[2]
+    return f'plain_{suffix}' if f'plain_{suffix}' in TABLE else 'plain'
+
+
+def _completeness(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
+    experiments = select([group])
+    done = sum(len(outcomes[it.name].results) for it in experiments)
+    total = len(experiments) * len(seeds)
+    return 'Complete.' if done == total else f'Incomplete: {done} of {total} runs are there.'
+
+
+def _provenance(outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
+    results = [it for outcome in outcomes.values() for it in outcome.results.values()]
+    if not results:
+        return 'Nothing has been run yet.'
+    machines = sorted({_machine(result['machine']) for result in results})
+    dates = sorted(result['date'][:10] for result in results)
+    period = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
+    teachers = [
+        f'{it["title"]}: {it["ap"]:.3f} ({it["epochs"]} epochs, seed {it["seed"]})'
+        for name in TEACHERS
+        for it in outcomes[name].results.values()
+        if it['seed'] == 0
+    ]
+    weights = {}
+    for result in results:
+        if result['teacher']:
+            weights.setdefault(result['teacher']['experiment'], set()).add(
+                result['teacher']['sha256']
+            )
+    warning = ''.join(
+        f' The students of {name} had {len(hashes)} different trainings of it as teachers.'
+        for name, hashes in weights.items()
+        if len(hashes) > 1
+    )
+    return (
+        f'{len(results)} runs, {period}, {"; ".join(machines)}. COCO AP on the val images after '
+        f'the last epoch, from 0 to 1; mean ± standard error over the seeds; "over plain" is the '
+        f'mean over seeds of the difference to the plain student of that seed. A dash is a run '
+        f'that nobody made. Teachers: {"; ".join(teachers) or NOTHING}.{warning}'
+    )
+
+
+def _machine(machine: Mapping) -> str:
+    return (
+        f'{machine["processor"]}, {machine["cores"]} cores, torch {machine["torch"]}, '
+        f'mmdet {machine["mmdet"]}'
+    )
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f'{value:.3f}'
+
+
+def _with_error(values: Sequence[float]) -> str:
+    mean, error = mean_and_error(values)
+    return _number(mean) + ('' if error is None else f' ± {error:.3f}')
