@@ -1,11 +1,6 @@
-"""Run the experiments on digits that have no result yet, and write the tables of all that have.
-
-Stop it when you like: the same command goes on from there.
-"""
+"""Run the experiments on digits that have no result yet; stop when you like, and go on later."""
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -51,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--results', type=Path, help='default: docs/results/experiments')
     parser.add_argument('--list', action='store_true', help='list the experiments, and run none')
     parser.add_argument(
-        '--report', action='store_true', help='write tables and plot to docs/results.md, run none'
+        '--report', action='store_true', help='write the tables into docs/results.md, run none'
     )
     parser.add_argument(
         '--smoke', action='store_true', help='few images and one epoch, to see that all runs'
@@ -84,14 +79,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 def run_experiments(plan: Plan, experiments: list, args: argparse.Namespace) -> None:
     """Train what has no result yet; each result is written as soon as it is there."""
-    console, command = Console(), shlex.join(['python', *sys.argv])
+    console = Console()
     num_jobs = args.jobs or count_cores()
     check_work_dir(str(plan.work_dir))
     lock = lock_directory(plan.work_dir)
     if lock is None:
         raise ConfigError(f'other experiments are running in {plan.work_dir}.')
     with lock:
-        keep_finished(plan, open_runs(plan, experiments, args.seeds), command)
+        keep_finished(plan, open_runs(plan, experiments, args.seeds))
         runs = open_runs(plan, experiments, args.seeds)
         waiting = [run for run in runs if not is_done(run)]
         left = format_time(seconds_left(waiting, num_jobs))
@@ -110,9 +105,7 @@ def run_experiments(plan: Plan, experiments: list, args: argparse.Namespace) -> 
         for run in waiting:
             write_config(TABLE[run.kind], run)
         stop_on_signals()
-        train_all(
-            runs, num_jobs, console, lambda run: keep_result(plan, run, command), keep_going=True
-        )
+        train_all(runs, num_jobs, console, lambda run: keep_result(plan, run), keep_going=True)
 
 
 def list_experiments(plan: Plan, experiments: list[Experiment], seeds: list[int]) -> None:
@@ -144,15 +137,15 @@ def main() -> None:
     if args.list:
         list_experiments(plan, experiments, args.seeds)
         return
+    if args.report:
+        write_report(plan, args.seeds)
+        return
     try:
-        if not args.report:
-            run_experiments(plan, experiments, args)
+        run_experiments(plan, experiments, args)
     except TrainingFailedError as error:
         cli.exit_with(str(error), status=1)
     except KeyboardInterrupt:
         cli.exit_with('interrupted; the same command goes on from there.', status=130)
-    if not args.smoke:
-        write_report(plan, args.seeds)
 
 
 if __name__ == '__main__':

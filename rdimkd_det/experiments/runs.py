@@ -147,14 +147,8 @@ def write_config(experiment: Experiment, run: Run) -> None:
     write_text(path, '\n'.join(source) + '\n')
 
 
-def keep_result(plan: Plan, run: Run, command: str) -> None:
-    """Write down what a finished training came to.
-
-    Args:
-        plan (Plan): Where to.
-        run (Run): The training.
-        command (str): The command line that ran it.
-    """
+def keep_result(plan: Plan, run: Run) -> None:
+    """Write down what a finished training came to, whole or not at all."""
     history = read_history(run.work_dir)
     experiment = TABLE[run.kind]
     content = {
@@ -170,7 +164,7 @@ def keep_result(plan: Plan, run: Run, command: str) -> None:
         'digits': asdict(plan.digits),
         'teacher': _describe_teacher(run.needs),
         'checkpoint_sha256': _sha256(run.checkpoint),
-        'command': command,
+        'command': f'python tools/run_experiments.py {run.kind} --seeds {run.seed}',
         'date': datetime.now().astimezone().isoformat(timespec='seconds'),
         'machine': describe_machine(),
         'digest': run.digest,
@@ -180,11 +174,11 @@ def keep_result(plan: Plan, run: Run, command: str) -> None:
     write_json(path, content)
 
 
-def keep_finished(plan: Plan, runs: Iterable[Run], command: str) -> None:
+def keep_finished(plan: Plan, runs: Iterable[Run]) -> None:
     """Write down what finished trainings came to whose results were lost, or not written yet."""
     for run in runs:
         if is_done(run) and not plan.result(run):
-            keep_result(plan, run, command)
+            keep_result(plan, run)
 
 
 def _describe_teacher(teachers: tuple[Run, ...]) -> Mapping | None:
