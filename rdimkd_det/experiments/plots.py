@@ -42,7 +42,8 @@ def draw(outcomes: Mapping[str, Outcome], path: Path) -> None:
             axes.minorticks_off()
             _references(axes, outcomes)
         for axes in (dims, weights, epochs):
-            axes.legend(fontsize=8)
+            if axes.has_data():
+                axes.legend(fontsize=8)
         figure.savefig(path, metadata={'Date': None})
         plt.close(figure)
 
