@@ -11,8 +11,10 @@ from runs import REPOSITORY, call_tool
 
 from rdimkd_det import ConfigError, RandomProjection, RdimKDDistiller, RdimKDLoss
 from rdimkd_det.datasets.digits import DigitsOptions
+from rdimkd_det.experiments.plan import Plan, full_config, write_config
 from rdimkd_det.experiments.plots import draw
-from rdimkd_det.experiments.runs import Plan, full_config, keep_finished, open_runs, write_config
+from rdimkd_det.experiments.results import keep_finished
+from rdimkd_det.experiments.stages import open_runs
 from rdimkd_det.experiments.summary import (
     Outcome,
     collect,
@@ -329,7 +331,7 @@ class TestTool:
     def test_run__trains_teacher_and_student_and_does_nothing_twice(self, tmp_path, capsys):
         arguments = ['rdimkd_r_d8', '--smoke', '--seeds', '0', '--jobs', '1', '--work-dir']
         call_tool('run_experiments.py', *arguments, tmp_path)
-        assert '2 trainings' in capsys.readouterr().out
+        assert '2 trainings to do' in capsys.readouterr().out
         result_file = tmp_path / 'results' / 'rdimkd_r_d8' / 'seed0.json'
         result = json.loads(result_file.read_text())
         assert 0 <= result['ap'] <= result['ap50'] <= 1
@@ -341,7 +343,7 @@ class TestTool:
 
         result_file.unlink()
         call_tool('run_experiments.py', *arguments, tmp_path)
-        assert '0 trainings' in capsys.readouterr().out
+        assert '0 trainings to do' in capsys.readouterr().out
         assert (
             json.loads(result_file.read_text())['checkpoint_sha256']
             == (result['checkpoint_sha256'])

@@ -4,34 +4,24 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from rdimkd_det import cli
-from rdimkd_det.checks import check_work_dir
-from rdimkd_det.datasets.digits import DigitsOptions, make_digits
+from rdimkd_det.datasets.digits import DigitsOptions
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.experiments.plan import Plan
 from rdimkd_det.experiments.plots import draw
-from rdimkd_det.experiments.runs import Plan, keep_finished, keep_result, open_runs, write_config
+from rdimkd_det.experiments.stages import run_experiments
 from rdimkd_det.experiments.summary import (
     collect,
     insert_report,
     markdown_report,
     mean_and_error,
 )
-from rdimkd_det.experiments.table import TABLE, Experiment, select
+from rdimkd_det.experiments.table import Experiment, select
 from rdimkd_det.files import write_text
-from rdimkd_det.trainings import (
-    ROOT,
-    TrainingFailedError,
-    is_done,
-    seconds_left,
-    stop_on_signals,
-    train_all,
-)
+from rdimkd_det.trainings import ROOT, TrainingFailedError
 from rdimkd_det.trainings.machine import count_cores
-from rdimkd_det.trainings.progress import format_time
-from rdimkd_det.trainings.state import lock_directory
 
 DOCUMENT = ROOT / 'docs' / 'results.md'
 
@@ -77,37 +67,6 @@ def make_plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def run_experiments(plan: Plan, experiments: list, args: argparse.Namespace) -> None:
-    """Train what has no result yet; each result is written as soon as it is there."""
-    console = Console()
-    num_jobs = args.jobs or count_cores()
-    check_work_dir(str(plan.work_dir))
-    lock = lock_directory(plan.work_dir)
-    if lock is None:
-        raise ConfigError(f'other experiments are running in {plan.work_dir}.')
-    with lock:
-        keep_finished(plan, open_runs(plan, experiments, args.seeds))
-        runs = open_runs(plan, experiments, args.seeds)
-        waiting = [run for run in runs if not is_done(run)]
-        left = format_time(seconds_left(waiting, num_jobs))
-        console.print(
-            f'{len(waiting)} trainings, {num_jobs} at once, about {left}. Results: {plan.results}',
-            highlight=False,
-            soft_wrap=True,
-        )
-        if not waiting:
-            return
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task(
-                'digits', total=plan.digits.num_train + plan.digits.num_val, visible=False
-            )
-            make_digits(plan.data, plan.digits, on_image=lambda: progress.advance(task))
-        for run in waiting:
-            write_config(TABLE[run.kind], run)
-        stop_on_signals()
-        train_all(runs, num_jobs, console, lambda run: keep_result(plan, run), keep_going=True)
-
-
 def list_experiments(plan: Plan, experiments: list[Experiment], seeds: list[int]) -> None:
     """Print what there is, and the results so far."""
     table = Table('experiment', 'what it is', 'groups')
@@ -141,7 +100,7 @@ def main() -> None:
         write_report(plan, args.seeds)
         return
     try:
-        run_experiments(plan, experiments, args)
+        run_experiments(plan, experiments, args.seeds, args.jobs or count_cores(), Console())
     except TrainingFailedError as error:
         cli.exit_with(str(error), status=1)
     except KeyboardInterrupt:

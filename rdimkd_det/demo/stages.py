@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import Progress
 
 from rdimkd_det.checks import check_work_dir
-from rdimkd_det.datasets.digits import is_made, make_digits
+from rdimkd_det.datasets.digits import is_made
 from rdimkd_det.errors import ConfigError
-from rdimkd_det.trainings import Run, check_settings, seconds_left, stop_on_signals, train_all
+from rdimkd_det.trainings import (
+    Run,
+    check_settings,
+    prepare_digits,
+    seconds_left,
+    stop_on_signals,
+    train_all,
+)
 from rdimkd_det.trainings.machine import count_cores
 from rdimkd_det.trainings.progress import format_time
 from rdimkd_det.trainings.state import lock_directory
@@ -44,7 +50,7 @@ def run_demo(options: DemoOptions, command: str, console: Console | None = None)
         for run in runs:
             check_settings(run)
         announce(options, runs, console)
-        prepare_digits(options, console)
+        prepare_digits(options.data, options.digits, console)
         train_all(runs[:1], 1, console)
         train_all(runs[1:], options.num_jobs, console)
         make_report(options, runs, command, console)
@@ -82,15 +88,6 @@ def announce(options: DemoOptions, runs: Sequence[Run], console: Console) -> Non
             highlight=False,
             soft_wrap=True,
         )
-
-
-def prepare_digits(options: DemoOptions, console: Console) -> None:
-    """Make the data set unless it is there."""
-    total = options.digits.num_train + options.digits.num_val
-    made = is_made(options.data, options.digits)
-    with Progress(console=console, disable=made or not console.is_terminal) as progress:
-        task = progress.add_task('making digits', total=total)
-        make_digits(options.data, options.digits, on_image=lambda: progress.advance(task))
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from rdimkd_det.errors import ConfigError
 
-from .runs import Plan
+from .plan import Plan
 from .table import GROUPS, TABLE, TEACHERS, Experiment, select
 
 NOTHING = '-'

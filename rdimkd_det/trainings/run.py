@@ -55,18 +55,6 @@ class Run:
         return self.work_dir / f'epoch_{self.epochs}.pth'
 
 
-def data_paths(data: Path) -> dict[str, str]:
-    """Config overrides that say where a digits data set lies.
-
-    Args:
-        data (Path): Its directory.
-    """
-    root = path_option(data)
-    loaders = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
-    ann_file = f'{root}/annotations/val.json'
-    return {**loaders, **{f'{split}_evaluator.ann_file': ann_file for split in ('val', 'test')}}
-
-
 def path_option(path: Path) -> str:
     """A path as a config override, relative to ``ROOT`` where it lies below.
 

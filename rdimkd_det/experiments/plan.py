@@ -1,13 +1,11 @@
-"""From experiments to trainings and back to results: one small JSON per experiment and seed."""
+"""Where and on what experiments run, and what training each of them is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +13,10 @@ from mmengine.config import Config, ConfigDict
 
 from rdimkd_det.datasets.digits import VERSION, DigitsOptions
 from rdimkd_det.files import write_text
-from rdimkd_det.trainings import ROOT, Run, data_paths, is_done, path_option
-from rdimkd_det.trainings.history import read_history
-from rdimkd_det.trainings.machine import describe_machine
-from rdimkd_det.trainings.state import read_json, write_json
+from rdimkd_det.trainings import ROOT, Run, data_paths, path_option
+from rdimkd_det.trainings.state import read_json
 
-from .table import TABLE, TEACHERS, Experiment
+from .table import TEACHERS, Experiment
 
 # What of a config decides the result; the rest is where things are and what is shown.
 DECISIVE = (
@@ -118,19 +114,6 @@ def _read_config(base: str) -> Config:
     return Config.fromfile(ROOT / base)
 
 
-def open_runs(plan: Plan, experiments: Iterable[Experiment], seeds: Iterable[int]) -> list[Run]:
-    """Trainings whose results are missing, seed by seed, each after the teacher that it needs."""
-    experiments = list(experiments)
-    runs = {}
-    for seed in seeds:
-        for experiment in experiments:
-            run = plan.run(experiment, 0 if experiment.name in TEACHERS else seed)
-            if not plan.result(run):
-                for it in (*run.needs, run):
-                    runs[it.digest] = it
-    return list(runs.values())
-
-
 def write_config(experiment: Experiment, run: Run) -> None:
     """Write the config of an experiment: its base, and what it changes there."""
     changes = ConfigDict()
@@ -145,50 +128,3 @@ def write_config(experiment: Experiment, run: Run) -> None:
     path = ROOT / run.config
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, '\n'.join(source) + '\n')
-
-
-def keep_result(plan: Plan, run: Run) -> None:
-    """Write down what a finished training came to, whole or not at all."""
-    history = read_history(run.work_dir)
-    experiment = TABLE[run.kind]
-    content = {
-        'experiment': run.kind,
-        'title': experiment.title,
-        'seed': run.seed,
-        **history.metrics(run.epochs),
-        'ap_by_epoch': [history.metrics(epoch)['ap'] for epoch in sorted(history.val)],
-        'seconds': round(history.seconds(run.iterations), 1),
-        'base': experiment.base,
-        'changes': experiment.changes,
-        'epochs': run.epochs,
-        'digits': asdict(plan.digits),
-        'teacher': _describe_teacher(run.needs),
-        'checkpoint_sha256': _sha256(run.checkpoint),
-        'command': f'python tools/run_experiments.py {run.kind} --seeds {run.seed}',
-        'date': datetime.now().astimezone().isoformat(timespec='seconds'),
-        'machine': describe_machine(),
-        'digest': run.digest,
-    }
-    path = plan.result_file(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
-
-
-def keep_finished(plan: Plan, runs: Iterable[Run]) -> None:
-    """Write down what finished trainings came to whose results were lost, or not written yet."""
-    for run in runs:
-        if is_done(run) and not plan.result(run):
-            keep_result(plan, run)
-
-
-def _describe_teacher(teachers: tuple[Run, ...]) -> Mapping | None:
-    if not teachers:
-        return None
-    (teacher,) = teachers
-    ap = read_history(teacher.work_dir).metrics(teacher.epochs)['ap']
-    return {'experiment': teacher.kind, 'ap': ap, 'sha256': _sha256(teacher.checkpoint)}
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
