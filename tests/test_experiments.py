@@ -94,6 +94,14 @@ class TestTable:
         assert {group for it in TABLE.values() for group in it.groups} == set(GROUPS)
         assert all(it.teacher in TEACHERS for it in TABLE.values() if it.teacher)
 
+    def test_table__the_plain_student_differs_in_distillation_only(self):
+        for experiment in TABLE.values():
+            if experiment.teacher:
+                cfg, plain = full_config(experiment), full_config(TABLE[experiment.plain])
+                assert cfg.model.student == plain.model
+                for key in ('train_cfg', 'param_scheduler', 'optim_wrapper', 'train_dataloader'):
+                    assert cfg[key] == plain[key]
+
     def test_select__names_groups_and_all(self):
         assert [it.name for it in select(['pkd', 'bases', 'pkd'])] == [
             'pkd', 'rdimkd_p', 'rdimkd_r', 'rdimkd_r_redrawn', 'rdimkd_r_three'

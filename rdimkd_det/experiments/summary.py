@@ -86,7 +86,7 @@ def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[
     for experiment in select([group]):
         outcome = outcomes[experiment.name]
         ap = outcome.scores()
-        baseline = outcomes[_plain_of(experiment)]
+        baseline = outcomes[experiment.plain]
         rows.append(
             [
                 f'{experiment.title} (`{experiment.name}`)',
@@ -122,12 +122,6 @@ def insert_report(document: str, report: str) -> str:
         raise ConfigError(f'the document needs the lines {BEGIN} and {END}.')
     before, rest = document.split(BEGIN, 1)
     return f'{before}{BEGIN}\n\n{report}\n\n{END}{rest.split(END, 1)[1]}'
-
-
-def _plain_of(experiment: Experiment) -> str:
-    """The plain student of the same size and schedule."""
-    suffix = experiment.name.rpartition('_')[2]
-    return f'plain_{suffix}' if f'plain_{suffix}' in TABLE else 'plain'
 
 
 def _completeness(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:

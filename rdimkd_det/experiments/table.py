@@ -42,6 +42,8 @@ class Experiment:
         changes (dict): Config overrides, dotted key to value. Defaults to none.
         teacher (str, optional): Name of the experiment that trains its teacher. None for a
             detector that is not distilled. Defaults to None.
+        plain (str): Name of the experiment that it is compared with: the same student without
+            distillation. Defaults to 'plain'.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Experiment:
     base: str = DISTILLED
     changes: dict = field(default_factory=dict)
     teacher: str | None = None
+    plain: str = 'plain'
 
 
 def select(names: Iterable[str]) -> list[Experiment]:
@@ -76,13 +79,14 @@ def _rdimkd(
     name: str,
     title: str,
     *groups: str,
-    projection: str | Mapping = 'PCAProjection',
+    projection: str = 'PCAProjection',
     dim: int | None = 64,
     loss: str = 'RdimKDLoss',
     normalize: str | None = 'standardize',
     weight: float = 1.0,
     teacher: str = 'teacher_fcos',
     changes: Mapping | None = None,
+    plain: str = 'plain',
     **options,
 ) -> Experiment:
     """A distilled student; the loss is spelt out in full, whatever the package's defaults."""
@@ -94,7 +98,7 @@ def _rdimkd(
         'model.teacher.config': TEACHERS[teacher].base,
         **(changes or {}),
     }
-    return Experiment(name, title, groups, DISTILLED, changes, teacher)
+    return Experiment(name, title, groups, DISTILLED, changes, teacher, plain)
 
 
 def _l2(name: str, title: str, *groups: str, **options) -> Experiment:
@@ -236,10 +240,11 @@ def _sizes() -> list[Experiment]:
     }
     rows = []
     for suffix, (title, base_channels, depth) in sizes.items():
-        changes = _student_size(base_channels, depth)
-        rows.append(Experiment(f'plain_{suffix}', f'plain, {title}', ('size',), PLAIN, changes))
+        plain, changes = f'plain_{suffix}', _student_size(base_channels, depth)
+        rows.append(Experiment(plain, f'plain, {title}', ('size',), PLAIN, changes, plain=plain))
         changes = _student_size(base_channels, depth, 'model.student')
-        rows.append(_rdimkd(f'rdimkd_{suffix}', f'RdimKD-P, {title}', 'size', changes=changes))
+        title = f'RdimKD-P, {title}'
+        rows.append(_rdimkd(f'rdimkd_{suffix}', title, 'size', changes=changes, plain=plain))
     return rows
 
 
@@ -253,11 +258,12 @@ def _families() -> list[Experiment]:
 
 
 def _schedules() -> list[Experiment]:
-    changes = _schedule(8)
+    changes, plain = _schedule(8), 'plain_8e'
+    distilled = dict(changes=changes, plain=plain)
     return [
-        Experiment('plain_8e', 'plain, 8 epochs', ('schedule',), PLAIN, changes),
-        _l2('pkd_8e', 'PKD, 8 epochs', 'schedule', changes=changes),
-        _rdimkd('rdimkd_p_8e', 'RdimKD-P, d = 64, 8 epochs', 'schedule', changes=changes),
+        Experiment(plain, 'plain, 8 epochs', ('schedule',), PLAIN, changes, plain=plain),
+        _l2('pkd_8e', 'PKD, 8 epochs', 'schedule', **distilled),
+        _rdimkd('rdimkd_p_8e', 'RdimKD-P, d = 64, 8 epochs', 'schedule', **distilled),
     ]
 
 
