@@ -99,6 +99,7 @@ class TestTable:
             if experiment.teacher:
                 cfg, plain = full_config(experiment), full_config(TABLE[experiment.plain])
                 assert cfg.model.student == plain.model
+                assert experiment.rival is None or experiment.rival in TABLE
                 for key in ('train_cfg', 'param_scheduler', 'optim_wrapper', 'train_dataloader'):
                     assert cfg[key] == plain[key]
 
@@ -283,12 +284,20 @@ class TestSummary:
         assert difference(outcomes['pkd'], outcomes['plain']) == [pytest.approx(0.15)]
 
     def test_markdown_table__dashes_where_nobody_ran(self, plan):
-        outcomes = outcomes_of({'plain': {0: 0.4, 1: 0.5}, 'rdimkd_p': {0: 0.55, 1: 0.61}}, plan)
-        rows = markdown_table('main', outcomes, [0, 1, 2]).splitlines()
-        assert rows[0] == ('|  | seed 0 | seed 1 | seed 2 | mean | AP50 | AP75 | over plain |')
-        row = next(row for row in rows if '`rdimkd_p`' in row)
-        assert row.endswith('| 0.550 | 0.610 | - | 0.580 ± 0.030 | 0.780 | 0.680 | 0.130 ± 0.020 |')
-        assert next(row for row in rows if '`pkd`' in row).endswith('| - | - | - | - | - | - | - |')
+        scores = {
+            'plain': {0: 0.4, 1: 0.5},
+            'rdimkd_p': {0: 0.55, 1: 0.61},
+            'pkd': {1: 0.58},
+        }
+        rows = markdown_table('main', outcomes_of(scores, plan), [0, 1, 2]).splitlines()
+        columns = ['', 'seed 0', 'seed 1', 'seed 2', 'mean', 'AP50', 'AP75']
+        assert rows[0] == '| ' + ' | '.join([*columns, 'over plain', 'over PKD']) + ' |'
+        cells = {row.split('`')[1]: row.split('| ', 2)[2] for row in rows[2:]}
+        assert cells['rdimkd_p'] == (
+            '0.550 | 0.610 | - | 0.580 ± 0.030 | 0.780 | 0.680 | 0.130 ± 0.020 | 0.030 |'
+        )
+        assert cells['plain'].endswith('| 0.450 ± 0.050 | 0.650 | 0.550 | - | -0.080 |')
+        assert cells['rdimkd_a'] == '- | - | - | - | - | - | - | - |'
 
     def test_markdown_report__says_what_is_incomplete_and_who_taught(self, plan):
         report = markdown_report(outcomes_of({'pkd': {0: 0.5, 1: 0.6}}, plan), [0, 1])

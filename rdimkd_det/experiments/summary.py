@@ -81,12 +81,12 @@ def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[
         outcomes (Mapping[str, Outcome]): From :func:`collect`.
         seeds (Sequence[int]): The seeds to show.
     """
-    columns = [*(f'seed {seed}' for seed in seeds), 'mean', 'AP50', 'AP75', 'over plain']
+    scores = ['mean', 'AP50', 'AP75', 'over plain', 'over PKD']
+    columns = [*(f'seed {seed}' for seed in seeds), *scores]
     rows = [['', *columns], ['---'] * (1 + len(columns))]
     for experiment in select([group]):
         outcome = outcomes[experiment.name]
         ap = outcome.scores()
-        baseline = outcomes[experiment.plain]
         rows.append(
             [
                 f'{experiment.title} (`{experiment.name}`)',
@@ -94,7 +94,8 @@ def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[
                 _with_error(list(ap.values())),
                 _number(mean_and_error([*outcome.scores('ap50').values()])[0]),
                 _number(mean_and_error([*outcome.scores('ap75').values()])[0]),
-                NOTHING if baseline is outcome else _with_error(difference(outcome, baseline)),
+                _over(outcome, outcomes.get(experiment.plain)),
+                _over(outcome, outcomes.get(experiment.rival)),
             ]
         )
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
@@ -102,7 +103,7 @@ def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[
 
 def markdown_report(outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
     """All tables, how complete they are, and where the numbers come from."""
-    parts = [_provenance(outcomes, seeds)]
+    parts = [_provenance(outcomes)]
     for group, title in GROUPS.items():
         table = markdown_table(group, outcomes, seeds)
         command = f'`tools/run_experiments.py {group}`'
@@ -124,6 +125,10 @@ def insert_report(document: str, report: str) -> str:
     return f'{before}{BEGIN}\n\n{report}\n\n{END}{rest.split(END, 1)[1]}'
 
 
+def _over(outcome: Outcome, other: Outcome | None) -> str:
+    return NOTHING if other in (None, outcome) else _with_error(difference(outcome, other))
+
+
 def _completeness(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
     experiments = select([group])
     done = sum(len(outcomes[it.name].results) for it in experiments)
@@ -131,36 +136,33 @@ def _completeness(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[i
     return 'Complete.' if done == total else f'Incomplete: {done} of {total} runs are there.'
 
 
-def _provenance(outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
+def _provenance(outcomes: Mapping[str, Outcome]) -> str:
     results = [it for outcome in outcomes.values() for it in outcome.results.values()]
     if not results:
         return 'Nothing has been run yet.'
-    machines = sorted({_machine(result['machine']) for result in results})
     dates = sorted(result['date'][:10] for result in results)
     period = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
-    teachers = [
-        f'{it["title"]}: {it["ap"]:.3f} ({it["epochs"]} epochs, seed {it["seed"]})'
-        for name in TEACHERS
-        for it in outcomes[name].results.values()
-        if it['seed'] == 0
-    ]
-    weights = {}
-    for result in results:
-        if result['teacher']:
-            weights.setdefault(result['teacher']['experiment'], set()).add(
-                result['teacher']['sha256']
-            )
-    warning = ''.join(
-        f' The students of {name} had {len(hashes)} different trainings of it as teachers.'
-        for name, hashes in weights.items()
-        if len(hashes) > 1
-    )
+    machines = '; '.join(sorted({_machine(result['machine']) for result in results}))
     return (
-        f'{len(results)} runs, {period}, {"; ".join(machines)}. COCO AP on the val images after '
-        f'the last epoch, from 0 to 1; mean ± standard error over the seeds; "over plain" is the '
-        f'mean over seeds of the difference to the plain student of that seed. A dash is a run '
-        f'that nobody made. Teachers: {"; ".join(teachers) or NOTHING}.{warning}'
+        f'{len(results)} runs, {period}, {machines}. AP is COCO AP on the val images after the last '
+        f'epoch; mean ± standard error over the seeds. "Over plain" and "over PKD" are differences '
+        f'to those students of the same seeds. A dash is a run that nobody made. '
+        f'{_teachers(outcomes, results)}'
     )
+
+
+def _teachers(outcomes: Mapping[str, Outcome], results: Sequence[Mapping]) -> str:
+    """The teachers' AP, and a warning where students had different trainings of one."""
+    trained = [it for name in TEACHERS for it in outcomes[name].results.values()]
+    listed = [f'{it["title"]}: AP {it["ap"]:.3f}' for it in trained]
+    taught = [it['teacher'] for it in results if it['teacher']]
+    names = [name for name, _ in {(it['experiment'], it['sha256']) for it in taught}]
+    warnings = [
+        f'The students of {name} had {names.count(name)} different trainings of it as teachers.'
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]
+    return ' '.join([f'Teachers: {"; ".join(listed) or NOTHING}.', *warnings])
 
 
 def _machine(machine: Mapping) -> str:

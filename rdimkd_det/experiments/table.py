@@ -42,8 +42,10 @@ class Experiment:
         changes (dict): Config overrides, dotted key to value. Defaults to none.
         teacher (str, optional): Name of the experiment that trains its teacher. None for a
             detector that is not distilled. Defaults to None.
-        plain (str): Name of the experiment that it is compared with: the same student without
-            distillation. Defaults to 'plain'.
+        plain (str): Name of the same student without distillation, to compare with. Defaults to
+            'plain'.
+        rival (str, optional): Name of the same student with PKD's loss, to compare with; None if
+            there is none. Defaults to 'pkd'.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Experiment:
     changes: dict = field(default_factory=dict)
     teacher: str | None = None
     plain: str = 'plain'
+    rival: str | None = 'pkd'
 
 
 def select(names: Iterable[str]) -> list[Experiment]:
@@ -87,6 +90,7 @@ def _rdimkd(
     teacher: str = 'teacher_fcos',
     changes: Mapping | None = None,
     plain: str = 'plain',
+    rival: str | None = 'pkd',
     **options,
 ) -> Experiment:
     """A distilled student; the loss is spelt out in full, whatever the package's defaults."""
@@ -98,7 +102,7 @@ def _rdimkd(
         'model.teacher.config': TEACHERS[teacher].base,
         **(changes or {}),
     }
-    return Experiment(name, title, groups, DISTILLED, changes, teacher, plain)
+    return Experiment(name, title, groups, DISTILLED, changes, teacher, plain, rival)
 
 
 def _l2(name: str, title: str, *groups: str, **options) -> Experiment:
@@ -125,7 +129,7 @@ TEACHERS = _by_name(
 )
 
 
-def _student_size(base_channels: int, depth: int, prefix: str = 'model') -> dict:
+def _student_size(base_channels: int, depth: int, prefix: str) -> dict:
     """Overrides for a ResNet of another size; ``prefix`` is where the student's config is."""
     expansion = 1 if depth < 50 else 4
     return {
@@ -235,35 +239,36 @@ def _controls() -> list[Experiment]:
 
 def _sizes() -> list[Experiment]:
     sizes = {
-        'small': ('FCOS R18, an eighth of the width', 8, 18),
-        'equal': ("FCOS R50, the teacher's own size", 32, 50),
+        'small': ('FCOS R18, an eighth of the width', (8, 18)),
+        'equal': ("FCOS R50, the teacher's own size", (32, 50)),
     }
     rows = []
-    for suffix, (title, base_channels, depth) in sizes.items():
-        plain, changes = f'plain_{suffix}', _student_size(base_channels, depth)
-        rows.append(Experiment(plain, f'plain, {title}', ('size',), PLAIN, changes, plain=plain))
-        changes = _student_size(base_channels, depth, 'model.student')
-        title = f'RdimKD-P, {title}'
-        rows.append(_rdimkd(f'rdimkd_{suffix}', title, 'size', changes=changes, plain=plain))
+    for suffix, (title, size) in sizes.items():
+        plain, distilled = (
+            dict(changes=_student_size(*size, prefix), plain=f'plain_{suffix}', rival=None)
+            for prefix in ('model', 'model.student')
+        )
+        rows += [
+            Experiment(f'plain_{suffix}', f'plain, {title}', ('size',), PLAIN, **plain),
+            _rdimkd(f'rdimkd_{suffix}', f'RdimKD-P, {title}', 'size', **distilled),
+        ]
     return rows
 
 
 def _families() -> list[Experiment]:
-    teacher = 'teacher_retinanet'
+    options = dict(teacher='teacher_retinanet', rival='pkd_retinanet')
     return [
-        _rdimkd('rdimkd_retinanet', 'RdimKD-P, RetinaNet R50 as teacher', 'family',
-                teacher=teacher),
-        _l2('pkd_retinanet', 'PKD, RetinaNet R50 as teacher', 'family', teacher=teacher),
-    ]  # fmt: skip
+        _rdimkd('rdimkd_retinanet', 'RdimKD-P, RetinaNet R50 as teacher', 'family', **options),
+        _l2('pkd_retinanet', 'PKD, RetinaNet R50 as teacher', 'family', **options),
+    ]
 
 
 def _schedules() -> list[Experiment]:
-    changes, plain = _schedule(8), 'plain_8e'
-    distilled = dict(changes=changes, plain=plain)
+    options = dict(changes=_schedule(8), plain='plain_8e', rival='pkd_8e')
     return [
-        Experiment(plain, 'plain, 8 epochs', ('schedule',), PLAIN, changes, plain=plain),
-        _l2('pkd_8e', 'PKD, 8 epochs', 'schedule', **distilled),
-        _rdimkd('rdimkd_p_8e', 'RdimKD-P, d = 64, 8 epochs', 'schedule', **distilled),
+        Experiment('plain_8e', 'plain, 8 epochs', ('schedule',), PLAIN, **options),
+        _l2('pkd_8e', 'PKD, 8 epochs', 'schedule', **options),
+        _rdimkd('rdimkd_p_8e', 'RdimKD-P, d = 64, 8 epochs', 'schedule', **options),
     ]
 
 
