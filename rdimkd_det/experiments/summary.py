@@ -144,9 +144,9 @@ def _provenance(outcomes: Mapping[str, Outcome]) -> str:
     period = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
     machines = '; '.join(sorted({_machine(result['machine']) for result in results}))
     return (
-        f'{len(results)} runs, {period}, {machines}. AP is COCO AP on the val images after the last '
-        f'epoch; mean ± standard error over the seeds. "Over plain" and "over PKD" are differences '
-        f'to those students of the same seeds. A dash is a run that nobody made. '
+        f'{len(results)} runs, {period}, {machines}. AP is COCO AP on the val images after the '
+        f'last epoch; mean ± standard error over the seeds. "Over plain" and "over PKD" are '
+        f'differences to those students of the same seeds. A dash is a run that nobody made. '
         f'{_teachers(outcomes, results)}'
     )
 
