@@ -13,7 +13,9 @@ from pathlib import Path
 from mmdet.apis import inference_detector, init_detector
 from torch import nn
 
-from .plan import CONFIGS, ROOT
+from rdimkd_det.trainings import ROOT
+
+from .plan import CONFIGS
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 

@@ -9,13 +9,17 @@ from html import escape
 
 from rich.console import Console
 
+from rdimkd_det.files import write_text
+from rdimkd_det.trainings import Run
+from rdimkd_det.trainings.history import History, read_history
+from rdimkd_det.trainings.machine import describe_machine
+from rdimkd_det.trainings.state import read_json, write_json
+
 from .detections import IOU_THRESHOLD, NUM_CANDIDATES, SCORE_THRESHOLD, Example, find_examples
 from .figures import draw_ap, draw_example, draw_losses
-from .history import History, read_history
 from .page import definitions, page, paragraph, section
-from .plan import DemoOptions, Run
-from .results import COLUMNS, Row, collect_rows, describe_machine, gain, show_table, summarise
-from .state import read_json, write_json, write_text
+from .plan import DemoOptions
+from .results import COLUMNS, Row, collect_rows, gain, show_table, summarise
 
 TITLE = 'RdimKD on handwritten digits'
 
