@@ -39,6 +39,8 @@ class Distillation(nn.Module):
         # Set for DistillHook(nonfinite='skip').
         self.skip_nonfinite = False
         self._nonfinite: list[str] = []
+        # Is shown each tap's loss and the maps that it compares.
+        self.observer: Callable[[RdimKDLoss, Sequence, Sequence], None] | None = None
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
         self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))
@@ -148,6 +150,8 @@ class Distillation(nn.Module):
                 weight = float(loss.auto_weight)
                 print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
             losses.update(loss(student_feats, teacher_maps))
+            if self.observer is not None:
+                self.observer(loss, student_feats, teacher_maps)
         self._look_for_nonfinite(losses)
         return losses
 

@@ -201,10 +201,7 @@ class RdimKDLoss(nn.Module):
         self._check_maps(level, student, teacher)
         basis, adapter = self.projections[level].basis, self.adapters[level]
         student, teacher = _at_least_float(student), _at_least_float(teacher.detach())
-        if self.resize == 'student':
-            student = _resize(student, like=teacher)
-        elif self.resize == 'teacher':
-            teacher = _resize(teacher, like=student)
+        student, teacher = self.same_size(student, teacher)
         basis = basis.to(student.dtype)
         if self.normalize is None and isinstance(adapter, nn.Identity):
             return functional.rdimkd_loss(student, teacher, basis)
@@ -216,6 +213,14 @@ class RdimKDLoss(nn.Module):
         if self.normalize == 'teacher':
             distance = distance / self._running_variance(level, teacher)
         return distance
+
+    def same_size(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Two maps (N, C, H, W), the one that ``resize`` names resized to the other's size."""
+        if self.resize == 'student':
+            return _resize(student, like=teacher), teacher
+        if self.resize == 'teacher':
+            return student, _resize(teacher, like=student)
+        return student, teacher
 
     def _running_variance(self, level: int, projected: Tensor) -> Tensor:
         """The teacher's variance in the subspace, averaged over the batches seen in training."""
