@@ -16,13 +16,13 @@ from rich.console import Console
 
 from rdimkd_det.datasets.digits import DigitsOptions
 from rdimkd_det.demo import DemoOptions, TrainingFailedError, stages
-from rdimkd_det.demo.detections import Detection, Example, iou, match
-from rdimkd_det.demo.page import page
 from rdimkd_det.demo.plan import plan_runs
 from rdimkd_det.demo.report import build_page
 from rdimkd_det.demo.results import Row, gain
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.files import write_text
+from rdimkd_det.reports.detections import Detection, Example, iou, match
+from rdimkd_det.reports.page import page
 from rdimkd_det.trainings import Run, pool, training
 from rdimkd_det.trainings.history import read_history
 from rdimkd_det.trainings.state import lock_directory, read_json, write_json

@@ -1,7 +1,8 @@
 """The demo: a teacher, a plain and a RdimKD student on digits, and a report on the three.
 
 ``plan`` says what is to be trained, ``stages`` goes through all, ``results``, ``detections``,
-``figures``, ``page`` and ``report`` show it; ``rdimkd_det.trainings`` does the training.
+``figures`` and ``report`` show it; ``rdimkd_det.trainings`` does the training,
+``rdimkd_det.reports`` has what reports are made of.
 """
 
 from rdimkd_det.trainings import TrainingFailedError
