@@ -17,21 +17,47 @@ from .errors import ConfigError
 
 
 def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
-    """Weights of a checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
+    """Weights of a checkpoint, see :func:`read_checkpoint_safely`.
 
     Args:
-        path (str): A path, an http(s) URL (downloaded once, its hash compared with the one in an
-            OpenMMLab file name), or another address that ``mmengine.fileio`` reads.
+        path (str): The checkpoint.
         who (str): Whose checkpoint it is, for messages.
 
     Returns:
         Mapping[str, Tensor]: The state dict, without the 'module.' of a wrapped model.
 
     Raises:
-        ConfigError: It is missing, damaged, holds objects that are not data, or no weights.
+        ConfigError: It cannot be read, or holds no weights.
+    """
+    return weights_of(read_checkpoint_safely(path, who), path, who)
+
+
+def weights_of(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Tensor]:
+    """Weights in a checkpoint that has been read, see :func:`load_checkpoint_safely`."""
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else {}
+    weights = {
+        key.removeprefix('module.'): value
+        for key, value in (weights.items() if isinstance(weights, Mapping) else ())
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    if not weights:
+        raise ConfigError(f'{who}: checkpoint {path} holds no state_dict.')
+    return weights
+
+
+def read_checkpoint_safely(path: str, who: str) -> object:
+    """A whole checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
+
+    Args:
+        path (str): A path, an http(s) URL (downloaded once, its hash compared with the one in an
+            OpenMMLab file name), or another address that ``mmengine.fileio`` reads.
+        who (str): Whose checkpoint it is, for messages.
+
+    Raises:
+        ConfigError: It is missing, damaged, or holds objects that are not data.
     """
     try:
-        checkpoint = _read(path)
+        return _read(path)
     except FileNotFoundError:
         raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
     except pickle.UnpicklingError as error:
@@ -48,15 +74,6 @@ def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
             f'{who}: checkpoint {path} cannot be read, it is damaged, incomplete or out of reach '
             f'({_first_line(error)}).'
         ) from error
-    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else {}
-    weights = {
-        key.removeprefix('module.'): value
-        for key, value in weights.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
-    }
-    if not weights:
-        raise ConfigError(f'{who}: checkpoint {path} holds no state_dict.')
-    return weights
 
 
 def _read(path: str) -> object:

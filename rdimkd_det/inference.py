@@ -8,7 +8,8 @@ from mmdet.registry import MODELS
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
-from .checkpoints import load_checkpoint_safely
+from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_of
+from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 
 
@@ -35,6 +36,42 @@ def trained_detector(model: Mapping, checkpoint: str, who: str) -> nn.Module:
     detector = revert_sync_batchnorm(MODELS.build(student_config(model)))
     load_weights(detector, weights, checkpoint, who)
     return detector.eval()
+
+
+def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistiller:
+    """Build a distilled student with its bases and adapters, as a checkpoint of it holds them.
+
+    Args:
+        model (Mapping): Config of a ``RdimKDDistiller``.
+        checkpoint (str): Path or URL of a checkpoint of its training.
+        who (str): Whose checkpoint it is, for messages.
+
+    Returns:
+        RdimKDDistiller: In evaluation mode, on the CPU, with ``dataset_meta`` from the checkpoint;
+        its teacher is built on first use.
+
+    Raises:
+        ConfigError: The model is not distilled; the checkpoint cannot be read, is of another
+            config, or holds no distillation state.
+    """
+    content = read_checkpoint_safely(checkpoint, who)
+    weights = weights_of(content, checkpoint, who)
+    student = distilled_student(MODELS.build(model))
+    load_weights(student, weights, checkpoint, who)
+    if 'distill' not in content:
+        raise ConfigError(
+            f"{who}: checkpoint {checkpoint} has no entry 'distill': it is of a plain or exported "
+            f'student; give one that the distilled training wrote.'
+        )
+    try:
+        student.distill.load_state_dict(content['distill'])
+    except RuntimeError as error:
+        raise ConfigError(
+            f'{who}: checkpoint {checkpoint} was made with another teacher or other losses than '
+            f'this config; give the config of its run.'
+        ) from error
+    student.dataset_meta = content.get('meta', {}).get('dataset_meta', {})
+    return student.eval()
 
 
 def load_weights(detector: nn.Module, weights: Mapping, checkpoint: str, who: str) -> None:

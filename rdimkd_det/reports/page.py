@@ -23,7 +23,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
 h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 0.3rem; }
 p { margin: 0.4rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: 0.88rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .wide img { min-width: 36rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
