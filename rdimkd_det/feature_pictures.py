@@ -22,9 +22,10 @@ UNRELATED = 2**0.5  # root mean square difference of unrelated standardised maps
 BOX_COLOUR, LABEL_COLOUR = '#46e08a', '#10131a'
 LEGEND = (
     "Colours: the three directions in which the teacher's map varies most inside the subspace, "
-    'each standardised, in the same colours for all. Difference: root mean square over the directions, '
-    'from 0 (black) to 1.4 (bright), where student and teacher are unrelated. The number is the '
-    "share of the teacher's variance in the subspace that the student explains on this image."
+    'each standardised, in the same colours for all. Difference: root mean square over the '
+    'directions, from 0 (black) to 1.4 (bright), where student and teacher are unrelated. The '
+    "number is the share of the teacher's variance in the subspace that the student explains on "
+    'this image.'
 )
 
 

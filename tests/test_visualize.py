@@ -132,20 +132,13 @@ class TestVisualizeTool:
     )
     def test_visualize__mistakes(self, trained, tmp_path, capsys, change, message):
         config, checkpoint, image = arguments(trained, trained / 'data' / 'images' / '0.png')
-        paths = {
-            'config': config,
-            'checkpoint': checkpoint,
-            'image': image,
-            'out': tmp_path / 'f.png',
-        }
+        paths = dict(config=config, checkpoint=checkpoint, image=image, out=tmp_path / 'f.png')
         paths.update({name: trained / path for name, path in change.items()})
+        *given, out = paths.values()
         with pytest.raises(SystemExit) as status:
-            call_tool(
-                'visualize.py', paths['config'], paths['checkpoint'], paths['image'],
-                '--out', paths['out'],
-            )  # fmt: skip
+            call_tool('visualize.py', *given, '--out', out)
         assert status.value.code == 2
         error = capsys.readouterr().err
         assert error.count('\n') == 1
         assert message in error
-        assert not paths['out'].exists()
+        assert not out.exists()

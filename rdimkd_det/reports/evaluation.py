@@ -143,7 +143,8 @@ def _test(run: TrainedRun, metric: ConfigDict, console: Console) -> Evaluation:
     loader = val_loader(run)
     device = get_device()
     detector = trained_detector(run.config.model, str(run.checkpoint), run.name).to(device)
-    evaluator = Evaluator(metric)
+    with quiet():
+        evaluator = Evaluator(metric)
     evaluator.dataset_meta = loader.dataset.metainfo
     detections = {}
     for batch in watched(loader, f'evaluating {run.name}', console=console):
