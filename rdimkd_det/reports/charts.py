@@ -11,8 +11,9 @@ from itertools import cycle
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-LINE_COLOURS = ('#2f7fe0', '#12a594', '#d97706', '#c2559d', '#8b7cf6')
+LINE_COLOURS = ('#2f7fe0', '#d97706', '#12a594', '#c2559d', '#8b7cf6')
 MOST_MARKED = 30  # points of a line, each of which gets a mark
 TEXT_COLOUR = '#123457'  # becomes the page's own, light or dark
 STYLE = {
@@ -39,7 +40,7 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
 
     Args:
         name (str): Tells the chart from others of its page.
-        lines (Mapping[str, Line]): Label to a line.
+        lines (Mapping[str, Line]): Label to a line over whole numbers.
         xlabel (str): What is along x.
         ylabel (str): What is along y.
         **axes: Further properties of matplotlib's axes, e.g. ``yscale='log'``.
@@ -53,6 +54,7 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
             marker = 'o' if len(x) <= MOST_MARKED else None
             on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=label)
         on.set(xlabel=xlabel, ylabel=ylabel, **axes)
+        on.xaxis.set_major_locator(MaxNLocator(integer=True))
         if 'yscale' not in axes:
             on.set_ylim(bottom=0)
 
