@@ -5,7 +5,6 @@ import importlib
 
 import pytest
 
-
 MODULES = ['functional', 'losses', 'monitoring', 'projections', 'schedule', 'wrapping']
 
 
