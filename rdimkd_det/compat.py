@@ -5,6 +5,10 @@ from __future__ import annotations
 import pickle
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 from .errors import TrainingStoppedError
 
@@ -78,6 +82,17 @@ def _statistics_method(owner: object, name: str) -> object:
 # The name under which checkpoints ask for it; the real one would open every door.
 _statistics_method.__module__ = 'builtins'
 _statistics_method.__qualname__ = _statistics_method.__name__ = 'getattr'
+
+
+def cuda_autocast_dtype() -> torch.dtype | None:
+    """Precision of the CUDA autocast that is on, if one is."""
+    import torch
+
+    if not torch.is_autocast_enabled():
+        return None
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype('cuda')
+    return torch.get_autocast_gpu_dtype()  # torch < 2.4
 
 
 def show_student_in_config() -> None:

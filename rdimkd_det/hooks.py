@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
-from .calibration import calibration_batches, fit_projections
+from .calibration import calibration_batches, default_calibration_images, fit_projections
 from .checkpoints import load_checkpoint_safely
 from .compat import name_unreadable_images
 from .distillation import Distillation
@@ -28,8 +28,9 @@ class DistillHook(Hook):
     """Prepares distillation before training, schedules its weight, keeps its state in checkpoints.
 
     Args:
-        calibration_images (int): Training images, on all ranks together, from which projections
-            learn. Defaults to 256.
+        calibration_images (int, optional): Training images, on all ranks together, from which
+            projections learn. Defaults to 256, but no more than a tenth of the data set (and no
+            fewer than 32), so that fitting costs a few percent of an epoch at most.
         seed (int): Seed of the choice of these images. Defaults to 0.
         schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
             ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as
@@ -49,15 +50,14 @@ class DistillHook(Hook):
 
     def __init__(
         self,
-        calibration_images: int = 256,
+        calibration_images: int | None = None,
         seed: int = 0,
         schedule: dict | None = None,
         nonfinite: str = 'stop',
         monitor_interval: int = 50,
     ) -> None:
-        if isinstance(calibration_images, bool) or not isinstance(calibration_images, int):
-            calibration_images = 0
-        if calibration_images < 1:
+        whole = isinstance(calibration_images, int) and not isinstance(calibration_images, bool)
+        if calibration_images is not None and not (whole and calibration_images >= 1):
             raise ConfigError(
                 'DistillHook: calibration_images must be a whole number of 1 or more.'
             )
@@ -94,7 +94,7 @@ class DistillHook(Hook):
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):
             for part in parts:
-                part.teacher.build()
+                part.prepare(runner.cfg)
             if not all(loss.fitted for part in parts for _, loss in part.items()):
                 self._fit(runner, model)
         if model.distill.inherit and not runner._resume:
@@ -163,14 +163,11 @@ class DistillHook(Hook):
         return len(runner.train_dataloader) if self.schedule.by_epoch else 1
 
     def _fit(self, runner: Runner, model: RdimKDDistiller) -> None:
-        runner.logger.info(
-            'RdimKD: fitting the projections on %d training images', self.calibration_images
-        )
+        loader = runner.train_dataloader
+        num_images = self.calibration_images or default_calibration_images(len(loader.dataset))
+        runner.logger.info('RdimKD: fitting the projections on %d training images', num_images)
         with preserved_random_state():
-            batches = calibration_batches(
-                runner.train_dataloader, self.calibration_images, self.seed
-            )
-            fit_projections(model, batches)
+            fit_projections(model, calibration_batches(loader, num_images, self.seed))
 
     def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
         teacher = model.distill.parts[0].teacher

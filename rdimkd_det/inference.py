@@ -8,14 +8,15 @@ from mmdet.registry import MODELS
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
-from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_of
+from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
+from .teacher import load_strictly
 
 
 def student_config(model: Mapping) -> Mapping:
     """Config of the plain detector: of a distilled one, its student."""
-    return model['student'] if 'losses' in model and 'student' in model else model
+    return model.get('student', model)
 
 
 def trained_detector(model: Mapping, checkpoint: str, who: str) -> nn.Module:
@@ -34,7 +35,7 @@ def trained_detector(model: Mapping, checkpoint: str, who: str) -> nn.Module:
     """
     weights = load_checkpoint_safely(checkpoint, who)
     detector = revert_sync_batchnorm(MODELS.build(student_config(model)))
-    load_weights(detector, weights, checkpoint, who)
+    load_strictly(detector, weights, checkpoint, 'this config', who)
     return detector.eval()
 
 
@@ -55,9 +56,9 @@ def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistille
             config, or holds no distillation state.
     """
     content = read_checkpoint_safely(checkpoint, who)
-    weights = weights_of(content, checkpoint, who)
+    weights = weights_in(content, checkpoint, who)
     student = distilled_student(MODELS.build(model))
-    load_weights(student, weights, checkpoint, who)
+    load_strictly(student, weights, checkpoint, 'this config', who)
     if 'distill' not in content:
         raise ConfigError(
             f"{who}: checkpoint {checkpoint} has no entry 'distill': it is of a plain or exported "
@@ -72,22 +73,3 @@ def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistille
         ) from error
     student.dataset_meta = content.get('meta', {}).get('dataset_meta', {})
     return student.eval()
-
-
-def load_weights(detector: nn.Module, weights: Mapping, checkpoint: str, who: str) -> None:
-    """Load weights that must be the detector's, all of them.
-
-    Raises:
-        ConfigError: They are of another architecture.
-    """
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        own = detector.state_dict()
-        matching = sum(
-            key in weights and weights[key].shape == value.shape for key, value in own.items()
-        )
-        raise ConfigError(
-            f'{who}: checkpoint {checkpoint} is not of this config: {matching} of {len(own)} keys '
-            f'match; give the config that it was trained with.'
-        ) from error

@@ -84,15 +84,22 @@ def explained_shares(
         teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W).
 
     Returns:
-        dict[str, Tensor]: 'explained_in_<level name>' and, unless the subspace is everything,
-        'explained_out_<level name>': 0-dim each.
+        dict[str, Tensor]: 'explained_in_<level name>' and, unless the subspace is everything or
+        the teacher comes from a cache, 'explained_out_<level name>': 0-dim each.
     """
     shares = {}
     with torch.autocast(student_feats[0].device.type, enabled=False):
         for level, name in enumerate(loss.level_names):
-            student, teacher = adapted_maps(loss, level, student_feats[level], teacher_feats[level])
-            basis = loss.projections[level].basis.to(student)
-            student, teacher = (split(maps.flatten(2), basis) for maps in (student, teacher))
+            maps = student_feats[level], teacher_feats[level]
+            basis = loss.projections[level].basis
+            if loss.teacher_projected:  # from a cache, which holds nothing of the complement
+                student, teacher = _comparable(loss, *maps)
+                student = project_adapted(student, loss.adapters[level], basis.to(student))
+                shares[f'explained_in_{name}'] = explained_share(student, teacher.flatten(2))
+                continue
+            student, teacher = (
+                split(it.flatten(2), basis.to(it)) for it in adapted_maps(loss, level, *maps)
+            )
             shares[f'explained_in_{name}'] = explained_share(student[0], teacher[0])
             if basis.shape[1] < basis.shape[0]:
                 shares[f'explained_out_{name}'] = explained_share(student[1], teacher[1])
@@ -113,12 +120,16 @@ def adapted_maps(
     Returns:
         tuple[Tensor, Tensor]: Both (N, C_t, H, W), of one size, in float32 or float64.
     """
-    student, teacher = loss.same_size(student, teacher)
-    precision = torch.promote_types(student.dtype, torch.float32)
-    student, teacher = student.to(precision), teacher.to(precision)
-    identity = torch.eye(teacher.shape[1], device=teacher.device, dtype=precision)
+    student, teacher = _comparable(loss, student, teacher)
+    identity = torch.eye(teacher.shape[1], device=teacher.device, dtype=teacher.dtype)
     adapted = project_adapted(student, loss.adapters[level], identity)
     return adapted.unflatten(2, teacher.shape[2:]), teacher
+
+
+def _comparable(loss: RdimKDLoss, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps of one size, in float32 or float64."""
+    precision = torch.promote_types(student.dtype, torch.float32)
+    return tuple(maps.to(precision) for maps in loss.same_size(student, teacher))
 
 
 class Monitor:

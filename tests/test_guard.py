@@ -129,7 +129,7 @@ def start(config, *hooks, resume=False):
     """Train, or go on from the newest whole checkpoint, as tools/train.py does."""
     if resume:
         path, _ = latest_checkpoint(config.work_dir)
-        config.resume, config.load_from = True, path and str(path)
+        config.resume, config.load_from = True, path
     runner = Runner.from_cfg(config)
     for hook in (Noise(), *hooks):
         runner.register_hook(hook)
@@ -303,15 +303,16 @@ def test_resume__never_runs_text_of_the_checkpoint(config, tmp_path):
 # Checkpoint files
 
 
-def test_checkpoint__truncated_newest_is_passed_over(config, capsys):
+def test_checkpoint__truncated_newest_is_passed_over(config):
     run = config()
     start(run)
     run.dump(Path(run.work_dir) / 'config.py')
     newest, before = (Path(run.work_dir) / f'iter_{number}.pth' for number in (12, 11))
     newest.write_bytes(newest.read_bytes()[:-1000])
-    assert latest_checkpoint(run.work_dir) == (before, [newest])
+    assert latest_checkpoint(run.work_dir) == (str(before), [str(newest)])
     call_tool('train.py', Path(run.work_dir) / 'config.py', '--resume')
-    assert f'{newest} is cut off or damaged; going on from {before}' in capsys.readouterr().err
+    log = max(Path(run.work_dir).glob('*/*.log')).read_text()
+    assert f'{newest} is cut off or damaged; going on from {before}' in log
     assert is_whole(newest)  # trained and written again
 
 
@@ -320,7 +321,7 @@ def test_checkpoint__damaged_inside(tmp_path):
     content = bytearray((tmp_path / 'a.pth').read_bytes())
     content[len(content) // 2] ^= 1  # of the same length: only the checksum tells
     (tmp_path / 'a.pth').write_bytes(content)
-    with pytest.raises(ConfigError, match=r'none of the 1 checkpoints in .* is whole \(a.pth\)'):
+    with pytest.raises(ConfigError, match=r'none of the 1 checkpoints in .* is whole \(.*a.pth\)'):
         latest_checkpoint(tmp_path)
 
 
@@ -429,7 +430,7 @@ def test_signal__command_line(config):
     last = errors.strip().splitlines()[-1]
     assert last.startswith('train.py: stopped at iteration ') and 'interrupted.pth' in last
     assert 'Traceback' not in errors
-    assert latest_checkpoint(run.work_dir)[0].name == 'interrupted.pth'
+    assert latest_checkpoint(run.work_dir)[0].endswith('interrupted.pth')
 
 
 # Losses that are not finite

@@ -124,6 +124,27 @@ class TestExplainedShares:
         assert shares['explained_in_neck_s8'].item() == pytest.approx(1, abs=1e-4)
         assert shares['explained_out_neck_s8'].item() < 0.05
 
+    def test_explained_shares__teacher_from_a_cache(self):
+        loss = make_loss()
+        student, teacher = [torch.randn(2, 5, 4, 6)] * 2, [torch.randn(2, 7, 4, 6)] * 2
+        live = explained_shares(loss, student, teacher)
+        loss.teacher_projected = True
+        cached = [
+            torch.einsum('cd,nchw->ndhw', projection.basis, maps)
+            for projection, maps in zip(loss.projections, teacher)
+        ]
+        shares = explained_shares(loss, student, cached)
+        assert list(shares) == ['explained_in_neck_s8', 'explained_in_neck_s16']
+        for name, share in shares.items():
+            assert share.item() == pytest.approx(live[name].item(), rel=1e-4)
+
+    def test_explained_shares__half_precision(self):
+        loss = make_loss(student_channels=7)
+        maps = [torch.randn(2, 7, 4, 6)] * 2, [torch.randn(2, 7, 4, 6)] * 2
+        half = [[it.bfloat16() for it in side] for side in maps]
+        same = [[it.float() for it in side] for side in half]
+        assert explained_shares(loss, *half) == explained_shares(loss, *same)
+
     def test_explained_shares__no_complement(self):
         loss = make_loss(projection=dict(type='IdentityProjection'))
         maps = [torch.randn(2, 5, 4, 6)] * 2, [torch.randn(2, 7, 4, 6)] * 2

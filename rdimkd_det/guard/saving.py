@@ -78,14 +78,14 @@ class LateRemoval:
                 self._backend.remove(path)
 
 
-def latest_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[Path]]:
+def latest_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
     """The newest checkpoint that is whole.
 
     Args:
         work_dir (str | Path): Work directory of a training.
 
     Returns:
-        tuple[Path | None, list[Path]]: The checkpoint, None if there is none; and the newer ones
+        tuple[str | None, list[str]]: The checkpoint, None if there is none; and the newer ones
         that are cut off or damaged.
 
     Raises:
@@ -94,12 +94,12 @@ def latest_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[Path]]:
     damaged = []
     for path in _newest_first(Path(work_dir)):
         if is_whole(path):
-            return path, damaged
-        damaged.append(path)
+            return str(path), damaged
+        damaged.append(str(path))
     if damaged:
         raise ConfigError(
             f'none of the {len(damaged)} checkpoints in {work_dir} is whole '
-            f'({", ".join(path.name for path in damaged[:3])}); train anew without --resume.'
+            f'({", ".join(damaged[:3])}); train anew without --resume.'
         )
     return None, []
 
