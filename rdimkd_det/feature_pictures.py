@@ -19,6 +19,7 @@ from .reports.page import page, paragraph, section
 
 CELL = 2.1  # inches
 UNRELATED = 2**0.5  # root mean square difference of unrelated standardised maps
+LABEL_SHARE = 0.08  # of the image's height, above a box
 BOX_COLOUR, LABEL_COLOUR = '#46e08a', '#10131a'
 LEGEND = (
     "Colours: the three directions in which the teacher's map varies most inside the subspace, "
@@ -102,4 +103,5 @@ def _draw_detections(
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=BOX_COLOUR))
         name = classes[label] if label < len(classes) else f'class {label}'
         text = axes.text(x1, y1, f'{name} {score:.2f}', fontsize=6, color=LABEL_COLOUR)
-        text.set(verticalalignment='bottom', clip_on=True, bbox=label_box)
+        room = y1 > LABEL_SHARE * image.shape[0]
+        text.set(va='bottom' if room else 'top', clip_on=True, bbox=label_box)

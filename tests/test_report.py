@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from rich.console import Console
 from runs import call_tool, distilled, fcos, run_config, train, write_data, write_teacher
 
+from rdimkd_det import ConfigError
 from rdimkd_det.reports import evaluation
 from rdimkd_det.reports.comparison import classes_table, comparison_page, scores_table
 from rdimkd_det.reports.config_diff import differing_settings, flatten
@@ -15,7 +17,7 @@ from rdimkd_det.reports.detections import Detection, Example, match, most_differ
 from rdimkd_det.reports.evaluation import Evaluation
 from rdimkd_det.reports.gallery import draw_example, embed
 from rdimkd_det.reports.page import table
-from rdimkd_det.reports.runs import TrainedRun
+from rdimkd_det.reports.runs import TrainedRun, read_runs
 from rdimkd_det.trainings.history import History
 from rdimkd_det.trainings.state import read_json
 
@@ -51,7 +53,7 @@ class TestReportTool:
         assert 'over plain' in html
         for name in ('red', 'green', 'blue', 'distillation.losses.neck.projection.dim', 'neck_s16'):
             assert name in html
-        assert 'explained inside the subspace' in html.replace('&#x27;', "'")
+        assert 'variance explained in the subspace' in html
         assert 'model.backbone' not in html  # equal, whether distilled or not
         assert html.count('<svg class="boxes') == 3 * 6  # truth and two runs of six images
         assert references(html)
@@ -66,8 +68,6 @@ class TestReportTool:
 
     @pytest.mark.slow
     def test_evaluate__is_what_the_run_itself_found_and_is_done_once(self, trained, monkeypatch):
-        from rdimkd_det.reports.runs import read_runs
-
         (run,) = read_runs([trained / 'rdimkd'])
         (trained / 'rdimkd' / evaluation.CACHE).unlink(missing_ok=True)
         found = evaluation.evaluate(run, CONSOLE)
@@ -115,10 +115,38 @@ class TestReportTool:
         assert f'{tmp_path} holds no training' in error
         assert not (tmp_path / 'report.html').exists()
 
+    @pytest.mark.slow
+    def test_report__damaged_checkpoints(self, trained, tmp_path, capsys):
+        copy = tmp_path / 'cut'
+        shutil.copytree(trained / 'plain', copy)
+        (copy / 'last_checkpoint').unlink()
+        for path in copy.glob('*.pth'):
+            path.write_bytes(path.read_bytes()[:1000])
+        call_tool('report.py', copy, '--out', tmp_path / 'report.html')
+        assert 'No AP by class or size of cut: no whole checkpoint' in capsys.readouterr().err
+        assert 'AP after each epoch' in (tmp_path / 'report.html').read_text()
+
     def test_report__one_directory_twice(self, tmp_path, capsys):
         with pytest.raises(SystemExit):
             call_tool('report.py', tmp_path, tmp_path)
         assert 'given twice' in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        'config, message',
+        [
+            (dict(), 'has no val_dataloader'),
+            (
+                dict(val_dataloader=dict(dataset={}), val_evaluator=[dict(type='VOCMetric')]),
+                'no Coco',
+            ),
+        ],
+    )
+    def test_evaluate__nothing_to_evaluate(self, tmp_path, config, message):
+        checkpoint = tmp_path / 'epoch_1.pth'
+        checkpoint.touch()
+        run = TrainedRun('a', tmp_path, Config(config), History(), checkpoint)
+        with pytest.raises(ConfigError, match=message):
+            evaluation.evaluate(run, CONSOLE)
 
 
 class TestConfigDiff:

@@ -16,6 +16,7 @@ from .runs import TrainedRun
 COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
 SHOWN_CLASSES = 10
 MINUS = '\u2212'
+SHARE = dict(ylim=(0, 1))
 
 
 def comparison_page(
@@ -129,16 +130,15 @@ def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
 
 def _distillation_charts(run: TrainedRun, number: int) -> list[tuple[str, str]]:
     drawings = []
-    for prefix, ylabel, caption in (
-        ('loss_rdimkd_', 'distillation loss', 'distillation loss of each level.'),
-        ('explained_in_', 'share', "the teacher's variance explained inside the subspace."),
-        ('explained_out_', 'share', 'and outside of it, where the student is free.'),
+    for prefix, ylabel, caption, axes in (
+        ('loss_rdimkd_', 'distillation loss', 'distillation loss of each level.', {}),
+        ('explained_in_', 'explained', "teacher's variance explained in the subspace ...", SHARE),
+        ('explained_out_', 'explained', '... and outside of it, where the student is free.', SHARE),
     ):
-        lines = {
-            name[len(prefix) :]: run.history.series(name) for name in run.history.losses(prefix)
-        }
+        names = run.history.losses(prefix)
+        lines = {name[len(prefix) :]: run.history.series(name) for name in names}
         if lines:
-            svg = draw_lines(f'{prefix}{number}', lines, 'iteration', ylabel)
+            svg = draw_lines(f'{prefix}{number}', lines, 'iteration', ylabel, **axes)
             drawings.append((svg, f'{run.name}: {caption}'))
     return drawings
 

@@ -59,10 +59,12 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
         console (Console): Where to show a progress bar.
 
     Raises:
-        ConfigError: There is no checkpoint, no val data, or no metric of COCO among its metrics.
+        ConfigError: There is no checkpoint, no val data, or no CocoMetric.
     """
     if run.checkpoint is None:
-        raise ConfigError(f'{run.name}: no checkpoint in {run.work_dir}.')
+        raise ConfigError(f'no whole checkpoint in {run.work_dir}.')
+    if not run.config.get('val_dataloader'):
+        raise ConfigError('its config has no val_dataloader.')
     made_of = _made_of(run)
     kept = read_json(run.work_dir / CACHE)
     if kept.get('made_of') == made_of:
@@ -135,7 +137,7 @@ def _coco_metric(run: TrainedRun) -> ConfigDict:
     for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
         if str(metric.get('type')).rpartition('.')[2] == 'CocoMetric':
             return ConfigDict(deepcopy(metric), metric='bbox', classwise=True, prefix='coco')
-    raise ConfigError(f'{run.name}: its val_evaluator has no CocoMetric.')
+    raise ConfigError('its val_evaluator has no CocoMetric.')
 
 
 @torch.no_grad()

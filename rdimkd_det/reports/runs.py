@@ -68,8 +68,15 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
             f'{work_dir} holds no training: mmengine logs one in <time>/vis_data/scalars.json and '
             f'config.py; give the work directory of a training.'
         )
-    checkpoint, _ = latest_checkpoint(work_dir)
-    return TrainedRun(name, work_dir, read_config(configs[-1], name), history, checkpoint)
+    return TrainedRun(name, work_dir, read_config(configs[-1], name), history, _newest(work_dir))
+
+
+def _newest(work_dir: Path) -> Path | None:
+    try:
+        path, _ = latest_checkpoint(work_dir)
+    except ConfigError:  # all of them are damaged; the logs are still worth a report
+        return None
+    return path and Path(path)
 
 
 def _config_path(work_dir: Path, part: str) -> Path:
