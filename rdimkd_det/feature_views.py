@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -16,11 +17,14 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from .distillation import Distillation
+from .distiller import RdimKDDistiller
 from .errors import ConfigError
 from .features import record_outputs
 from .functional import RELATIVE_EPS
 from .losses import RdimKDLoss
 from .monitoring import adapted_maps, explained_share
+from .preflight.classes import teacher_classes
+from .preflight.detector import at_size_of, build_detector
 
 NUM_COLOURS = 3
 DEVIATIONS = 2  # from the mean to full or no colour
@@ -65,7 +69,8 @@ class ImageView:
         path (Path): Its file.
         image (np.ndarray): (H, W, 3), RGB, uint8.
         levels (list[LevelView]): The maps.
-        detections (dict[str, list]): Name of a student to its (box, label, score), in pixels.
+        detections (dict[str, list]): Name of a student, or 'teacher', to (box in pixels, class,
+            score) of each detected object.
     """
 
     path: Path
@@ -128,23 +133,36 @@ class Viewer:
     """Shows images to a teacher, its distilled student and, if there is one, a plain student.
 
     Args:
-        distilled (nn.Module): The distilled student, in evaluation mode.
+        distilled (RdimKDDistiller): The distilled student, in evaluation mode, with its
+            ``dataset_meta``.
         plain (nn.Module, optional): The same detector, trained without a teacher.
         pipeline (Compose): The student's test pipeline.
         score_threshold (float): Detections below are not shown.
+
+    Raises:
+        ConfigError: The teacher is a cache, which has no maps of other images.
     """
 
     def __init__(
         self,
-        distilled: nn.Module,
+        distilled: RdimKDDistiller,
         plain: nn.Module | None,
         pipeline: Compose,
         score_threshold: float,
     ) -> None:
+        first = distilled.distill.parts[0]
+        if any(part.teacher.projected for part in distilled.distill.parts):
+            raise ConfigError(
+                'visualize: model.teacher.cache holds the maps of its own images only; drop it '
+                'from the config, so that the teacher itself runs.'
+            )
         self.distilled = distilled
         self.students = {'distilled': distilled, **({} if plain is None else {'plain': plain})}
         self.pipeline = pipeline
         self.score_threshold = score_threshold
+        self.classes = distilled.dataset_meta.get('classes', ())
+        self.teacher_classes = teacher_classes(first.teacher.config, first.teacher.checkpoint) or ()
+        self.teacher = _whole_teacher(first, next(distilled.parameters()).device)
 
     @torch.no_grad()
     def __call__(self, path: Path) -> ImageView:
@@ -162,19 +180,26 @@ class Viewer:
         view = ImageView(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         batch = pseudo_collate([self.pipeline(dict(img_path=str(path), img_id=0))])
         batch = self.distilled.data_preprocessor(batch, False)
+        inputs, samples = batch['inputs'], batch['data_samples']
+        parts = self.distilled.distill.parts
+        if self.teacher is not None:
+            seen = parts[0].bridge(inputs, samples)
+            (found,) = self.teacher.predict(seen, at_size_of(seen, samples))
+            view.detections['teacher'] = self._detections(found, self.teacher_classes)
         outputs = {}
         for name, student in self.students.items():
             with record_outputs(student, self.distilled.distill.taps) as outputs[name]:
-                (sample,) = student(**batch, mode='predict')
-            view.detections[name] = self._detections(sample)
-        for part in self.distilled.distill.parts:
-            view.levels.extend(self._levels(part, outputs, batch['inputs'], batch['data_samples']))
+                (found,) = student.predict(inputs, deepcopy(samples))
+            view.detections[name] = self._detections(found, self.classes)
+        for part in parts:
+            view.levels.extend(self._levels(part, outputs, inputs, samples))
         return view
 
-    def _detections(self, sample: DetDataSample) -> list:
+    def _detections(self, sample: DetDataSample, classes: Sequence[str]) -> list:
         found = sample.pred_instances
         found = found[found.scores >= self.score_threshold]
-        return list(zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist()))
+        names = [classes[it] if it < len(classes) else f'class {it}' for it in found.labels]
+        return list(zip(found.bboxes.tolist(), names, found.scores.tolist()))
 
     def _levels(
         self, part: Distillation, outputs: Mapping, inputs: Tensor, samples: list
@@ -203,3 +228,11 @@ class Viewer:
 def _crop(maps: Tensor, shares: tuple[float, float]) -> Tensor:
     height, width = (ceil(side * share) for side, share in zip(maps.shape[2:], shares))
     return maps[:, :, :height, :width]
+
+
+def _whole_teacher(part: Distillation, device: torch.device) -> nn.Module | None:
+    """The teacher with its head; None where its checkpoint has none, which training never needs."""
+    try:
+        return build_detector(part, device)
+    except ConfigError:
+        return None

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 from browser import look_at, needs_chromium
+from mmcv.transforms import Compose
+from mmdet.apis import inference_detector, init_detector
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
 from runs import (
+    CLASSES,
     call_tool,
     distilled,
     fcos,
+    load,
     run_config,
     train,
     write_data,
@@ -17,7 +23,8 @@ from runs import (
 )
 
 from rdimkd_det import RdimKDLoss
-from rdimkd_det.feature_views import principal_axes, view_level
+from rdimkd_det.feature_views import Viewer, principal_axes, view_level
+from rdimkd_det.inference import trained_detector, trained_student
 
 
 def make_loss(**options):
@@ -91,6 +98,48 @@ def trained(tmp_path_factory):
 
 def arguments(root, *images):
     return root / 'rdimkd.py', root / 'rdimkd' / 'epoch_1.pth', *images
+
+
+def make_viewer(trained, teacher=None, score_threshold=0.0):
+    cfg = Config.fromfile(trained / 'rdimkd.py')
+    if teacher is not None:
+        cfg.model.teacher.checkpoint = str(teacher)
+    student = trained_student(cfg.model, str(trained / 'rdimkd' / 'epoch_1.pth'), 'student')
+    plain = trained_detector(cfg.model, str(trained / 'plain' / 'epoch_1.pth'), 'plain')
+    return Viewer(student, plain, Compose(get_test_pipeline_cfg(cfg)), score_threshold)
+
+
+class TestViewer:
+    @pytest.mark.slow
+    def test_viewer__detects_what_mmdet_detects(self, trained):
+        image = trained / 'data' / 'images' / '0.png'
+        view = make_viewer(trained)(image)
+        assert list(view.detections) == ['teacher', 'distilled', 'plain']
+        config = str(trained / 'plain.py')  # of all students
+        for name, folder in (('distilled', 'rdimkd'), ('plain', 'plain')):
+            checkpoint = str(trained / folder / 'epoch_1.pth')
+            detector = init_detector(config, checkpoint, palette='random', device='cpu')
+            expected = inference_detector(detector, str(image)).pred_instances
+            boxes, names, scores = zip(*view.detections[name])
+            np.testing.assert_allclose(boxes, expected.bboxes, rtol=1e-5)
+            np.testing.assert_allclose(scores, expected.scores, rtol=1e-5)
+            assert list(names) == [CLASSES[label] for label in expected.labels]
+
+    @pytest.mark.slow
+    def test_viewer__teacher_without_a_head(self, trained, tmp_path):
+        checkpoint = load(trained / 'teacher' / 'teacher.pth')
+        weights = checkpoint['state_dict']
+        headless = {key: it for key, it in weights.items() if not key.startswith('bbox_head')}
+        torch.save({**checkpoint, 'state_dict': headless}, tmp_path / 'headless.pth')
+        view = make_viewer(trained, tmp_path / 'headless.pth')(trained / 'data/images/0.png')
+        assert list(view.detections) == ['distilled', 'plain']
+        assert [level.name for level in view.levels] == ['neck_s8', 'neck_s16', 'neck_s32']
+
+    @pytest.mark.slow
+    def test_viewer__shows_the_maps_of_the_image_without_padding(self, trained):
+        view = make_viewer(trained)(trained / 'data' / 'images' / '0.png')
+        # 64x80 pixels, padded to 64x96.
+        assert [level.teacher.shape[:2] for level in view.levels] == [(8, 10), (4, 5), (2, 3)]
 
 
 class TestVisualizeTool:

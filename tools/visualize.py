@@ -1,4 +1,4 @@
-"""Draw the feature maps of teacher and students in the subspace, and the students' detections."""
+"""Draw the feature maps of teacher and students in the subspace, and their detections."""
 
 import argparse
 from pathlib import Path
@@ -48,12 +48,12 @@ def main() -> None:
     viewer = build_viewer(cfg, args)
     views = [viewer(path) for path in watched(args.images, 'looking at images')]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_pictures(views, viewer.distilled.dataset_meta.get('classes', ()), args.out)
+    write_pictures(views, args.out)
     print(f'wrote {args.out}')
 
 
 def build_viewer(cfg: Config, args: argparse.Namespace) -> Viewer:
-    """Load the students; the teacher is loaded with the first image."""
+    """Load the students and the teacher."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     device = get_device()
     distilled = trained_student(cfg.model, args.checkpoint, who='student').to(device)
