@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'rdimkd_det/version.py').read_text()).group(1)
 
 DEMO = ['matplotlib', 'rich', 'scikit-learn']
+ONNX = ['onnx', 'onnxruntime']
 EXTRAS = {
     # mmengine 0.10.7 imports pkg_resources at run time, which setuptools 81 removes.
     'openmmlab': ['torch', 'setuptools<81', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
@@ -20,7 +21,8 @@ EXTRAS = {
         'onedl-mmdetection==3.5.1',
     ],
     'demo': DEMO,
-    'dev': [*DEMO, 'pytest', 'ruff'],
+    'onnx': ONNX,
+    'dev': [*DEMO, *ONNX, 'pytest', 'ruff'],
 }
 
 

@@ -20,13 +20,14 @@ def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> 
     Returns:
         Tensor: 0-dim ratio of the two gradients' norms, the same on every rank; 1 if either is 0.
     """
-    squares = torch.stack([_squared_gradient(loss, maps) for loss in (task, distance)])
+    squares = torch.stack([squared_gradient(loss, maps) for loss in (task, distance)])
     all_reduce(squares, 'mean')
     ratio = (squares[0] / squares[1]).sqrt()
     return ratio if ratio.isfinite() and ratio > 0 else torch.ones_like(ratio)
 
 
-def _squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """Sum of squares of a loss's gradient at feature maps, 0-dim; the graph is kept."""
     grads = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
     return sum(
         (grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(())

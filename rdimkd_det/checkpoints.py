@@ -2,56 +2,80 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from mmengine import fileio
+from mmengine.runner import checkpoint as host
 
 from .compat import allow_checkpoint_types
 from .errors import ConfigError
+from .names import did_you_mean
+
+# At the end of OpenMMLab's and torchvision's file names: the first digits of their SHA-256.
+HASH = re.compile(r'-([a-f0-9]{8,64})\.')
+
+# mmengine's names for published weights, and where it keeps their addresses.
+NAMED_WEIGHTS = {
+    'torchvision://': host.get_torchvision_models,
+    'modelzoo://': host.get_torchvision_models,
+    'open-mmlab://': host.get_external_models,
+    'openmmlab://': host.get_external_models,
+    'mmcls://': host.get_mmcls_models,
+}
+
+# What has been read within `checkpoints_kept`, by file.
+_kept: dict[tuple, object] = {}
+_keeping = False
 
 
-def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
-    """Weights of a checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
+@contextmanager
+def checkpoints_kept() -> Iterator[None]:
+    """Keep what the block reads for the next reading of the same file, which takes it.
+
+    For checks that are followed by the run itself in the same process.
+    """
+    global _keeping
+    _keeping = True
+    try:
+        yield
+    finally:
+        _keeping = False
+
+
+def load_checkpoint_safely(path: str, who: str, mapped: bool = False) -> Mapping[str, torch.Tensor]:
+    """Weights of a checkpoint, see :func:`read_checkpoint_safely`.
 
     Args:
-        path (str): A path, an http(s) URL (downloaded once, its hash compared with the one in an
-            OpenMMLab file name), or another address that ``mmengine.fileio`` reads.
+        path (str): The checkpoint.
         who (str): Whose checkpoint it is, for messages.
+        mapped (bool): Whether tensors are mapped from the file, to be shared by the processes of a
+            machine; they must not be changed. Defaults to False.
 
     Returns:
         Mapping[str, Tensor]: The state dict, without the 'module.' of a wrapped model.
 
     Raises:
-        ConfigError: It is missing, damaged, holds objects that are not data, or no weights.
+        ConfigError: It cannot be read, or holds no weights.
     """
-    try:
-        checkpoint = _read(path)
-    except FileNotFoundError:
-        raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
-    except pickle.UnpicklingError as error:
-        # PyTorch's own message begins with how to switch the protection off.
-        refused = re.search(r'(?:GLOBAL|class) ([\w.]+)', str(error))
-        if refused is None:
-            raise ConfigError(f'{who}: file {path} is no checkpoint, or is damaged.') from error
-        raise ConfigError(
-            f'{who}: checkpoint {path} holds more than plain data and is not loaded, since '
-            f'unpickling it could run code (it asks for {refused[1]}).'
-        ) from error
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f'{who}: checkpoint {path} cannot be read, it is damaged, incomplete or out of reach '
-            f'({_first_line(error)}).'
-        ) from error
+    return weights_in(read_checkpoint_safely(path, who, mapped), path, who)
+
+
+def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Tensor]:
+    """The weights in what has been read, see :func:`load_checkpoint_safely`."""
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else {}
     weights = {
         key.removeprefix('module.'): value
-        for key, value in weights.items()
+        for key, value in (weights.items() if isinstance(weights, Mapping) else ())
         if isinstance(key, str) and isinstance(value, torch.Tensor)
     }
     if not weights:
@@ -59,16 +83,123 @@ def load_checkpoint_safely(path: str, who: str) -> Mapping[str, torch.Tensor]:
     return weights
 
 
-def _read(path: str) -> object:
+def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
+    """A whole checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
+
+    Args:
+        path (str): A path; an http(s) URL or one of mmengine's names, e.g. 'torchvision://resnet50'
+            (downloaded once, its hash compared with the one in its file name); or another address
+            that ``mmengine.fileio`` reads.
+        who (str): Whose checkpoint it is, for messages.
+        mapped (bool): See :func:`load_checkpoint_safely`. Defaults to False.
+
+    Raises:
+        ConfigError: It is missing, damaged, or holds objects that are not data; or it cannot be
+            mapped.
+    """
+    version = (path, mapped, *_size_and_time(path))
+    content = _kept.pop(version) if version in _kept else _load(str(path), who, mapped)
+    if _keeping:
+        _kept[version] = content
+    return content
+
+
+def _size_and_time(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(os.path.expanduser(path))
+    except OSError:  # an address, or nothing at all
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
+def _load(path: str, who: str, mapped: bool) -> object:
+    try:
+        return _read(_address(path, who), who, mapped)
+    except FileNotFoundError:
+        raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message begins with how to switch the protection off.
+        refused = re.search(r'(?:GLOBAL|class|function|type) ([\w.]+\.\w+)', str(error))
+        if refused is None:
+            raise ConfigError(f'{who}: file {path} is no checkpoint, or is damaged.') from error
+        raise ConfigError(
+            f'{who}: checkpoint {path} holds more than plain data and is not loaded, since '
+            f'unpickling it could run code (it asks for {refused[1]}).'
+        ) from error
+    except ConfigError:
+        raise
+    except Exception as error:  # damaged data breaks PyTorch's unpickler in any way
+        raise ConfigError(
+            f'{who}: checkpoint {path} cannot be read, it is damaged, incomplete or out of reach '
+            f'({_first_line(error)}).'
+        ) from error
+
+
+def _address(path: str, who: str) -> str:
+    """The URL behind one of mmengine's names; other paths as they are."""
+    scheme = next((scheme for scheme in NAMED_WEIGHTS if path.startswith(scheme)), None)
+    if scheme is None:
+        return path
+    name = path[len(scheme) :]
+    try:
+        addresses = NAMED_WEIGHTS[scheme]()
+    except ImportError as error:
+        raise ConfigError(
+            f'{who}: checkpoint {path} needs torchvision: pip install torchvision.'
+        ) from error
+    name = host.get_deprecated_model_names().get(name, name)
+    if name not in addresses:
+        raise ConfigError(f'{who}: checkpoint {path} is not known{did_you_mean(name, addresses)}.')
+    return addresses[name]
+
+
+def _read(path: str, who: str, mapped: bool) -> object:
     # Again: OneDL's mmengine 0.10.12 takes them off the list after a load of its own.
     allow_checkpoint_types()
     if path.startswith(('http://', 'https://')):
-        return torch.hub.load_state_dict_from_url(
-            path, map_location='cpu', check_hash=True, weights_only=True
-        )
-    if '://' in path:
+        path = download(path)
+    elif '://' in path:
         return torch.load(io.BytesIO(fileio.get(path)), map_location='cpu', weights_only=True)
-    return torch.load(os.path.expanduser(path), map_location='cpu', weights_only=True)
+    path = os.path.expanduser(path)
+    if mapped and not zipfile.is_zipfile(path):
+        raise ConfigError(
+            f'{who}: share_weights=True needs a file on this machine in the format of torch.save, '
+            f'and {path} is none (or in the format of before 2020); save it again.'
+        )
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped or None)
+
+
+def download(url: str) -> str:
+    """Download a file once, to where torch and mmengine look for it, and check its hash.
+
+    mmengine (0.10.7, OneDL 0.10.12) compares no hash, and torch that of a new download only.
+
+    Args:
+        url (str): Address of a checkpoint.
+
+    Returns:
+        str: Its path.
+
+    Raises:
+        RuntimeError: The hash is another; the file has been removed.
+    """
+    path = Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    wanted = HASH.search(path.name)
+    if wanted is not None:
+        with path.open('rb') as file:
+            found = hashlib.sha256()
+            while chunk := file.read(2**20):
+                found.update(chunk)
+        if not found.hexdigest().startswith(wanted[1]):
+            path.unlink()
+            raise RuntimeError(
+                f'its SHA-256 begins with {found.hexdigest()[:8]}, its name says {wanted[1]}; the '
+                f'file has been removed'
+            )
+    return str(path)
 
 
 def _first_line(error: Exception) -> str:

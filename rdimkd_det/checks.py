@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS, OPTIMIZERS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
+from torch import nn
 
-from .checkpoints import load_checkpoint_safely
-from .distiller import RdimKDDistiller, distilled_student
+from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
+from .distiller import RdimKDDistiller, distilled_student, sharding_message
 from .errors import ConfigError
+from .hooks import DistillHook
+from .names import check_options, check_type, explain
 
-LOSS_TYPES = ('RdimKDLoss',)
-PROJECTION_TYPES = (
-    'PCAProjection',
-    'AutoencoderProjection',
-    'RandomProjection',
-    'IdentityProjection',
+SECTIONS = (
+    'train_cfg',
+    'optim_wrapper',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'auto_scale_lr',
+)
+# mmengine's strategies and model wrappers that split parameters over the ranks.
+SHARDING = (
+    'FSDPStrategy',
+    'DeepSpeedStrategy',
+    'ColossalAIStrategy',
+    'MMFullyShardedDataParallel',
+    'MMDeepSpeedEngineWrapper',
+    'ColossalAIModelWrapper',
+    'CollosalAIModelWrapper',
 )
 
 
-def check_model(cfg: Config, training: bool) -> None:
+def check_model(cfg: Config, training: bool) -> nn.Module:
     """Build the model of a config once, and for training its teacher with its weights.
 
-    Both are dropped again: the Runner seeds the random state before it builds the model.
+    The run itself does not use it: the Runner seeds the random state before it builds the model.
 
     Args:
         cfg (Config): The run's config.
-        training (bool): Whether the teacher will be needed.
+        training (bool): Whether teacher and pretrained weights will be needed.
+
+    Returns:
+        nn.Module: The model.
 
     Raises:
         ConfigError: The model cannot be built, or the teacher does not fit it or its checkpoint.
@@ -42,97 +58,117 @@ def check_model(cfg: Config, training: bool) -> None:
     if not isinstance(model, Mapping) or 'type' not in model:
         raise ConfigError(f'config {cfg.filename} has no model with a type.')
     distilled = model['type'] in ('RdimKDDistiller', RdimKDDistiller)
-    if distilled:
-        check_entries(model, cfg.filename)
-    if training:
-        check_hooks(cfg, distilled)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
+    if distilled:
+        check_options('model', model, RdimKDDistiller)
+        check_strategy(cfg)
     try:
         built = MODELS.build(model)
     except ConfigError:
         raise
-    except (
-        ImportError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # every class has its own way to refuse its arguments
         raise ConfigError(
-            f'config {cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            f'config {cfg.filename}: the model cannot be built: {explain(error)}'
         ) from error
-    if training and distilled:
-        for part in distilled_student(built).distill.parts:
+    if training:
+        check_hooks(cfg, distilled)
+        check_pretrained(built)
+        for part in distilled_student(built).distill.parts if distilled else ():
             if part.wanted:
-                part.teacher.build()
+                part.prepare(cfg)
+    return built
 
 
-def check_entries(model: Mapping, filename: str) -> None:
-    """Check what a distilled model's config must have.
-
-    Args:
-        model (Mapping): The config of a ``RdimKDDistiller``.
-        filename (str): Its file, for the message.
+def check_sections(cfg: Config) -> None:
+    """Check that the parts of a config that this package looks into are what it takes them for.
 
     Raises:
-        ConfigError: ``student``, ``teacher`` or ``losses`` is missing, or a loss or projection is
-            unknown.
+        ConfigError: One is something else, or the training has no length.
     """
-    for name, kinds in (('student', Mapping), ('teacher', (Mapping, list)), ('losses', Mapping)):
-        if not isinstance(model.get(name), kinds) or not model[name]:
+    for name in SECTIONS:
+        if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
+            raise ConfigError(f'{name} must be a dict, got {cfg[name]!r}.')
+    if not isinstance(cfg.get('custom_hooks'), (list, tuple, type(None))):
+        raise ConfigError(f'custom_hooks must be a list of dicts, got {cfg.custom_hooks!r}.')
+    if not isinstance(cfg.get('default_scope', 'mmdet'), str):
+        raise ConfigError(f"default_scope must be 'mmdet', got {cfg.default_scope!r}.")
+    for name in ('max_epochs', 'max_iters'):
+        length = (cfg.get('train_cfg') or {}).get(name, 1)
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ConfigError(
-                f'config {filename}: model.{name} is missing; a distilled model is '
-                f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
+                f'train_cfg.{name} must be a whole number of 1 or more, got {length!r}.'
             )
-    for tap, loss in model['losses'].items():
-        where = f'model.losses.{tap}'
-        check_type(loss, where, LOSS_TYPES)
-        check_type(loss.get('projection'), f'{where}.projection', PROJECTION_TYPES)
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Check that the optimizer is one: mmengine says "None is not a callable object".
+
+    Raises:
+        ConfigError: It is unknown; suggests the nearest.
+    """
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    if optimizer is not None:
+        known = sorted({*OPTIMIZERS.module_dict, *OPTIMIZERS.parent.module_dict})
+        check_type(optimizer, 'optim_wrapper.optimizer', OPTIMIZERS, known)
 
 
 def check_hooks(cfg: Config, distilled: bool) -> None:
-    """Check that a distilled model has its hook, and a plain one has not.
+    """Check that a distilled model has its hook, with options that make sense, and a plain none.
 
     Raises:
-        ConfigError: It is the other way round.
+        ConfigError: It is the other way round, or an option cannot be.
     """
-    hooks = [hook for hook in cfg.get('custom_hooks') or () if isinstance(hook, Mapping)]
-    has_hook = any(
-        getattr(kind, '__name__', kind) == 'DistillHook'
-        for kind in (hook.get('type') for hook in hooks)
-    )
-    if distilled and not has_hook:
+    hooks = [
+        hook
+        for hook in cfg.get('custom_hooks') or ()
+        if issubclass(check_type(hook, 'custom_hooks', HOOKS, _hook_types()), DistillHook)
+    ]
+    if distilled and not hooks:
         raise ConfigError(
             f"config {cfg.filename}: custom_hooks has no dict(type='DistillHook'), which fits the "
             f'projections and keeps the distillation state in checkpoints; add it to your list.'
         )
-    if has_hook and not distilled:
+    if hooks and not distilled:
         raise ConfigError(
             f'config {cfg.filename}: custom_hooks has a DistillHook, but the model is a plain '
             f"{cfg.model['type']}; make it a dict(type='RdimKDDistiller', student=..., "
             f'teacher=..., losses=...), or drop the hook.'
         )
+    for hook in hooks:
+        check_options('custom_hooks', hook, DistillHook, others=('type', 'priority'))
+        HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
 
 
-def check_type(entry: object, where: str, known: Sequence[str]) -> None:
-    """Check that a config entry names a registered type.
+def _hook_types() -> list[str]:
+    return ['DistillHook', *sorted({*HOOKS.module_dict, *HOOKS.parent.module_dict})]
+
+
+def check_pretrained(model: nn.Module) -> None:
+    """Check the checkpoints from which a model's ``init_cfg`` would start it.
 
     Args:
-        entry (object): The entry, which should be a dict with a 'type'.
-        where (str): Its place in the config.
-        known (Sequence[str]): This package's own types, to suggest.
+        model (nn.Module): The student.
 
     Raises:
-        ConfigError: It does not; suggests the nearest name.
+        ConfigError: One is missing, damaged, or could run code.
     """
-    name = entry.get('type') if isinstance(entry, Mapping) else None
-    if name is None:
-        raise ConfigError(f"{where} must be a dict with a type, e.g. '{known[0]}'; got {entry!r}.")
-    if isinstance(name, str) and MODELS.get(name) is None:
-        nearest = get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{nearest[0]}'?" if nearest else f'; there are {", ".join(known)}.'
-        raise ConfigError(f"{where}: unknown type '{name}'{hint}")
+    paths = {
+        path
+        for name, module in model.named_modules()
+        for path in _checkpoints_in(getattr(module, 'init_cfg', None))
+    }
+    for path in sorted(paths):
+        load_checkpoint_safely(path, who='init_cfg')
+
+
+def _checkpoints_in(init_cfg: object) -> list[str]:
+    if isinstance(init_cfg, Mapping):
+        found = init_cfg.get('checkpoint')
+        below = [path for entry in init_cfg.values() for path in _checkpoints_in(entry)]
+        return [found, *below] if isinstance(found, str) else below
+    if isinstance(init_cfg, (list, tuple)):
+        return [path for entry in init_cfg for path in _checkpoints_in(entry)]
+    return []
 
 
 def check_precision(cfg: Config) -> None:
@@ -165,7 +201,10 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             dataset = dataset['dataset']
         if not isinstance(dataset, Mapping) or not isinstance(dataset.get('ann_file'), str):
             continue
-        path = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
+        root = dataset.get('data_root') or ''
+        if not isinstance(root, str):
+            raise ConfigError(f'{split} data: data_root must be a path, got {root!r}.')
+        path = os.path.join(root, dataset['ann_file'])
         if path and '://' not in path and not os.path.exists(path):
             raise ConfigError(
                 f'{split} data: {path} does not exist. {_how_to_get(path)} Or set '
@@ -196,9 +235,38 @@ def check_checkpoint(cfg: Config) -> None:
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
         path = find_latest_checkpoint(cfg.work_dir)
-    # Names like torchvision://resnet50 are addresses that only mmengine can resolve.
-    if path is not None and ('://' not in path or path.startswith(('http://', 'https://'))):
-        load_checkpoint_safely(path, who='model')
+    if path is None:
+        return
+    checkpoint = read_checkpoint_safely(path, who='model')
+    weights_in(checkpoint, path, who='model')
+    if cfg.get('resume'):
+        check_resumable(checkpoint, path)
+
+
+def check_resumable(checkpoint: Mapping, path: str) -> None:
+    """Check that a checkpoint has nothing that mmengine would run as Python when it resumes.
+
+    mmengine's Runner (0.10.7, OneDL 0.10.12) executes the text ``meta['config']``. Its own
+    checkpoints have none, those of MMDetection 2 have.
+
+    Args:
+        checkpoint (Mapping): What has been read.
+        path (str): Its file, for the message.
+
+    Raises:
+        ConfigError: It has one, or is no checkpoint of a training.
+    """
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping) or 'epoch' not in meta:
+        raise ConfigError(
+            f'model: checkpoint {path} does not say where its training stood; start from its '
+            f'weights: --cfg-options load_from={path}.'
+        )
+    if 'config' in meta:
+        raise ConfigError(
+            f"model: checkpoint {path} holds Python code (meta['config']) that mmengine would run "
+            f'to resume; start from its weights: --cfg-options load_from={path}.'
+        )
 
 
 def check_work_dir(work_dir: str) -> None:
@@ -211,3 +279,17 @@ def check_work_dir(work_dir: str) -> None:
     existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f'work directory {work_dir} cannot be written: {existing} is not ours.')
+
+
+def check_strategy(cfg: Config) -> None:
+    """Check that every rank will hold the model's parameters whole.
+
+    Raises:
+        ConfigError: A strategy of the ``FlexibleRunner``, or a model wrapper, shards them.
+    """
+    for key in ('strategy', 'model_wrapper_cfg'):
+        entry = cfg.get(key)
+        kind = entry.get('type') if isinstance(entry, Mapping) else type(entry)
+        name = str(getattr(kind, '__name__', kind)).split('.')[-1]
+        if name in SHARDING:
+            raise ConfigError(sharding_message(f'{key}.type={name}'))

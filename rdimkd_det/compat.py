@@ -5,6 +5,12 @@ from __future__ import annotations
 import pickle
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+from .errors import TrainingStoppedError
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 ONEDL = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection')
@@ -78,6 +84,17 @@ _statistics_method.__module__ = 'builtins'
 _statistics_method.__qualname__ = _statistics_method.__name__ = 'getattr'
 
 
+def cuda_autocast_dtype() -> torch.dtype | None:
+    """Precision of the CUDA autocast that is on, if one is."""
+    import torch
+
+    if not torch.is_autocast_enabled():
+        return None
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype('cuda')
+    return torch.get_autocast_gpu_dtype()  # torch < 2.4
+
+
 def show_student_in_config() -> None:
     """Let code that looks into a detector's config find the student in a distilled one.
 
@@ -113,3 +130,29 @@ def make_positional_encoding_contiguous() -> None:
         return forward(self, *args, **kwargs).contiguous()
 
     SinePositionalEncoding.forward = contiguous_forward
+
+
+@cache
+def name_unreadable_images() -> None:
+    """Let an image file that cannot be read be named in one line.
+
+    mmcv (2.1.0, OneDL 2.3.6) names it in some of its errors only: OpenCV's for an empty file does
+    not, and a worker's traceback hides the rest.
+    """
+    from mmcv.transforms import LoadImageFromFile
+
+    transform = LoadImageFromFile.transform
+
+    @wraps(transform)
+    def transform_or_name(self, results: dict) -> dict | None:
+        try:
+            return transform(self, results)
+        except Exception as error:  # whatever the file's backend and decoder raise
+            path = results.get('img_path')
+            reason = str(error).strip().split('\n')[-1] or type(error).__name__
+            raise TrainingStoppedError(
+                f'image {path} cannot be read ({reason}); mend or remove it, and its entry in the '
+                f'annotations.'
+            ) from error
+
+    LoadImageFromFile.transform = transform_or_name

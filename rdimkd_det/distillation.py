@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from mmengine.logging import print_log
+from mmengine.config import Config
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
+from .acceleration import build_acceleration
 from .balance import gradient_balance
-from .bridge import InputBridge
+from .cache.facts import projection_facts
+from .cache.teacher import CachedTeacher
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .losses import RdimKDLoss
-from .tap_loss import build_tap_loss
+from .tap_loss import build_tap_loss, check_losses
 from .teacher import Teacher
 
 
@@ -22,7 +26,8 @@ class Distillation(nn.Module):
 
     Args:
         student (nn.Module): The student detector; it is looked at, not kept.
-        teacher (dict): ``config`` and ``checkpoint`` of the teacher.
+        teacher (dict): ``config`` and ``checkpoint`` of the teacher, and options of
+            :class:`rdimkd_det.acceleration.Acceleration`.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of a loss. The
             teacher is tapped at the same path unless the entry has a ``teacher_module``.
         name (str): Set apart in the names of the losses, where there are several teachers.
@@ -35,10 +40,15 @@ class Distillation(nn.Module):
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
+        # Set for DistillHook(nonfinite='skip').
+        self.skip_nonfinite = False
+        self._nonfinite: list[str] = []
+        check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
+        self.loss_configs = losses
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
-        self.teacher = _build_teacher(teacher, list(self.teacher_taps.values()))
-        self.bridge = InputBridge(student.data_preprocessor, self.teacher.build_preprocessor())
+        self.teacher = _build_teacher(teacher, self.teacher_taps, losses)
+        self.bridge = self.teacher.build_bridge(student.data_preprocessor)
         student_levels = probe_levels(student, list(losses))
         teacher_levels = self.teacher.probe()
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
@@ -53,6 +63,7 @@ class Distillation(nn.Module):
             )
             self.level_pairs[tap] = pairs
             self.losses[_key(tap)] = build_tap_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
+        self._provide_bases()
         if not self.active:
             # Off means off: gradient clipping and DDP do not even see the adapters.
             self.requires_grad_(False)
@@ -77,6 +88,25 @@ class Distillation(nn.Module):
         """list[Distillation]: One per teacher: itself."""
         return [self]
 
+    def prepare(self, cfg: Config) -> None:
+        """Load the teacher; of a cached one, check that it is of this training.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: The teacher's checkpoint is not there or not its own; or the cache is
+                incomplete, or of another teacher, other losses or other images.
+        """
+        self.teacher.prepare(cfg)
+        # Again: a checkpoint that has been resumed in between may have brought others.
+        self._provide_bases()
+
+    def _provide_bases(self) -> None:
+        for tap, loss in self.items():
+            indices = [teacher.index for _, teacher in self.level_pairs[tap]]
+            self.teacher.provide_bases(self.teacher_taps[tap], indices, loss)
+
     def set_factor(self, factor: float) -> None:
         """Scale every loss weight, as a schedule asks.
 
@@ -91,18 +121,22 @@ class Distillation(nn.Module):
         return [(tap, self.losses[_key(tap)]) for tap in self.taps]
 
     def teacher_feats(
-        self, inputs: Tensor, data_samples: Sequence | None
+        self, inputs: Tensor, data_samples: Sequence | None, wait: bool = True
     ) -> dict[str, list[Tensor]]:
         """The teacher's maps that have a counterpart, for a batch of the student.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
             data_samples (Sequence[DetDataSample], optional): Its data samples.
+            wait (bool): Whether the maps may be used at once, or by :meth:`forward` only, so that
+                the teacher may run beside the student. Defaults to True.
 
         Returns:
             dict[str, list[Tensor]]: Tap of the student to the teacher's maps, by level.
         """
         outputs = self.teacher(self.bridge(inputs, data_samples))
+        if wait:
+            self.teacher.wait(outputs)
         return {
             tap: [outputs[self.teacher_taps[tap]][teacher.index] for _, teacher in pairs]
             for tap, pairs in self.level_pairs.items()
@@ -128,14 +162,14 @@ class Distillation(nn.Module):
         Raises:
             FloatingPointError: A loss is not finite; names it.
         """
+        self.teacher.wait(teacher_feats)
         losses = {}
         for tap, loss in self.items():
             maps = student_outputs[tap]
             feats = [
-                (maps[s.index], t) for (s, _), t in zip(self.level_pairs[tap], teacher_feats[tap])
+                crop_to_common(maps[student.index], feat, student.stride, teacher.stride)
+                for (student, teacher), feat in zip(self.level_pairs[tap], teacher_feats[tap])
             ]
-            if loss.resize is None:
-                feats = [crop_to_common(student, teacher) for student, teacher in feats]
             student_feats, teacher_maps = zip(*feats)
             if loss.needs_auto_weight and task_loss is not None:
                 distances = loss.distances(student_feats, teacher_maps)
@@ -144,8 +178,24 @@ class Distillation(nn.Module):
                 weight = float(loss.auto_weight)
                 print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
             losses.update(loss(student_feats, teacher_maps))
-        _check_finite(losses)
+        self._look_for_nonfinite(losses)
         return losses
+
+    def _look_for_nonfinite(self, losses: Mapping[str, Tensor]) -> None:
+        broken = ~torch.stack([loss.detach() for loss in losses.values()]).isfinite()
+        if self.skip_nonfinite:  # by all ranks, or none
+            broken = broken.float()
+            all_reduce(broken, 'max')
+        if broken.any():
+            names = [name for name, is_broken in zip(losses, broken) if is_broken]
+            if not self.skip_nonfinite:
+                raise FloatingPointError(_not_finite(names))
+            self._nonfinite = names
+
+    def take_nonfinite(self) -> list[str]:
+        """Names of the losses of the last iteration that are not finite; each is told once."""
+        names, self._nonfinite = self._nonfinite, []
+        return names
 
     def zero_losses(self) -> dict[str, Tensor]:
         """A loss of exactly 0 per level with an adapter, so that DDP finds none unused.
@@ -198,9 +248,14 @@ class SeveralTeachers(nn.ModuleList):
         """bool: Whether any teacher must run."""
         return any(part.active for part in self)
 
-    def teacher_feats(self, inputs: Tensor, data_samples: Sequence | None) -> list[dict]:
+    @property
+    def wanted(self) -> bool:
+        """bool: Whether any teacher must run at some time of its schedule."""
+        return any(part.wanted for part in self)
+
+    def teacher_feats(self, *args, **kwargs) -> list[dict]:
         """:meth:`Distillation.teacher_feats` of each active teacher."""
-        return [part.teacher_feats(inputs, data_samples) if part.active else None for part in self]
+        return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
 
     def forward(
         self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
@@ -234,7 +289,7 @@ def build_distillation(
         return Distillation(student, teacher, losses)
     parts = []
     for number, entry in enumerate(teacher):
-        entry = dict(entry)
+        entry = dict(entry) if isinstance(entry, Mapping) else {}
         name, own_losses = entry.pop('name', f't{number}'), entry.pop('losses', losses)
         parts.append(Distillation(student, entry, own_losses, name))
     if len({part.name for part in parts}) < len(parts):
@@ -246,21 +301,27 @@ def _key(tap: str) -> str:
     return tap.replace('.', '_')  # nn.ModuleDict takes no dots
 
 
-def _build_teacher(teacher: dict, taps: list[str]) -> Teacher:
-    unknown = teacher.keys() - {'config', 'checkpoint'}
-    if unknown or 'config' not in teacher:
+def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher | CachedTeacher:
+    if not isinstance(teacher, Mapping) or not teacher.keys() & {'config', 'cache'}:
         raise ConfigError(
-            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), got the keys '
-            f'{sorted(teacher)}.'
+            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), or, with the maps '
+            f'that tools/cache_teacher.py stored, dict(cache=...); got {teacher!r}.'
         )
-    return Teacher(teacher['config'], teacher.get('checkpoint'), taps)
+    options = dict(teacher)
+    config, checkpoint, cache = (
+        options.pop(name, None) for name in ('config', 'checkpoint', 'cache')
+    )
+    acceleration = build_acceleration(options)
+    if cache is None:
+        return Teacher(config, checkpoint, list(taps.values()), acceleration)
+    return CachedTeacher(cache, config, checkpoint, projection_facts(losses, taps))
 
 
-def _check_finite(losses: Mapping[str, Tensor]) -> None:
-    values = torch.stack([loss.detach() for loss in losses.values()])
-    if not values.isfinite().all():
-        broken = [name for name, loss in losses.items() if not loss.isfinite()]
-        raise FloatingPointError(
-            f'{", ".join(broken)} is not finite: the feature maps of student or teacher hold NaN '
-            f'or infinity at that level; lower the learning rate, or train without fp16.'
-        )
+def _not_finite(names: Sequence[str]) -> str:
+    saved = MessageHub.get_current_instance().runtime_info.get('last_ckpt')
+    kept = f'The last good checkpoint is {saved}.' if saved else 'There is no checkpoint yet.'
+    return (
+        f'{", ".join(names)} is not finite: the feature maps of student or teacher hold NaN or '
+        f'infinity at that level. {kept} Lower the learning rate, train without fp16, or set '
+        f"nonfinite='skip' in DistillHook."
+    )

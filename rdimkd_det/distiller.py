@@ -6,15 +6,20 @@ import types
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .compat import make_positional_encoding_contiguous
 from .config_files import UnreadableConfigError
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
+
+# Of what a Runner may wrap a model in, these keep every parameter whole on every rank.
+WRAPPERS = (DataParallel, DistributedDataParallel)
 
 
 @MODELS.register_module()
@@ -30,13 +35,16 @@ class RdimKDDistiller:
     Args:
         student (dict | nn.Module): Config of the student detector, or the built one.
         teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
-            ``checkpoint`` (path or URL) of the teacher. Of several teachers, each may have a
+            ``checkpoint`` (path or URL) of the teacher, and options of
+            :class:`rdimkd_det.acceleration.Acceleration`. Of several teachers, each may have a
             ``name`` (it goes into the names of its losses) and ``losses`` of its own.
         losses (dict): Path of a module of the student, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
             teacher is tapped at the same path unless the entry says ``teacher_module='...'``.
         inherit (Sequence[str]): Paths of modules that start from the (first) teacher's weights when
             training starts, e.g. ``['neck', 'bbox_head']``. Defaults to none.
+        data_preprocessor (dict, optional): The student's, unless its config has one. mmengine's
+            Runner hands it in from the top level of a config, where YOLOv3's is.
 
     Returns:
         nn.Module: The student.
@@ -46,18 +54,13 @@ class RdimKDDistiller:
             that is not there is an error only once training starts: testing needs none.
     """
 
-    def __new__(cls, student=None, teacher=None, losses=None, inherit=()):
+    def __new__(cls, student=None, teacher=None, losses=None, inherit=(), data_preprocessor=None):
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student comes this way
             return super().__new__(cls)
-        arguments = {'student': student, 'teacher': teacher, 'losses': losses}
-        for name, value in arguments.items():
-            kinds = {'student': (Mapping, nn.Module), 'teacher': (Mapping, list, tuple)}
-            if not value or not isinstance(value, kinds.get(name, Mapping)):
-                raise ConfigError(
-                    f'RdimKDDistiller: model.{name} must be a dict, got {value!r}; a distilled '
-                    f"model is dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
-                )
+        _check_arguments(student, teacher, losses)
         make_positional_encoding_contiguous()
+        if data_preprocessor is not None and isinstance(student, Mapping):
+            student = {'data_preprocessor': data_preprocessor, **student}
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
         return _attach(
             detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit
@@ -78,23 +81,43 @@ class RdimKDDistiller:
             'loss_rdimkd_<tap>_s<stride>' for each level.
         """
         distill = self.distill
-        if not distill.active:
+        if not distill.wanted:
             return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
+        active = distill.active
         # The teacher first: its intermediate maps are freed before the student's graph grows.
-        teacher_feats = distill.teacher_feats(batch_inputs, batch_data_samples)
+        teacher_feats = (
+            distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
+        )
+        # While a schedule rests as well: torch.compile would not notice taps that come later.
         with record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
+        if not active:
+            return {**losses, **distill.zero_losses()}
+        _check_taps(distill.taps, student_outputs)
         task_loss = partial(_total, self, losses)
         return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
+
+    def init_weights(self) -> None:
+        """Initialise the student as without distillation; the adapters stay as they were drawn."""
+        # An init_cfg of the detector would reach each layer of its type in all children.
+        distill = self._modules.pop('distill')
+        try:
+            super().init_weights()
+        finally:
+            self.distill = distill
 
 
 def distilled_student(model: nn.Module) -> RdimKDDistiller:
     """The distilled student in a model, unwrapped from DDP.
 
     Raises:
-        ConfigError: It is a plain model, or its teacher's config could not be read.
+        ConfigError: It is a plain model, its teacher's config could not be read, or its parameters
+            are sharded.
     """
-    model = model.module if is_model_wrapper(model) else model
+    if is_model_wrapper(model):
+        if not isinstance(model, WRAPPERS):
+            raise ConfigError(sharding_message(type(model).__name__))
+        model = model.module
     if not isinstance(model, RdimKDDistiller):
         raise ConfigError(
             f'DistillHook: the model is a plain {type(model).__name__}; make it model=dict('
@@ -103,6 +126,43 @@ def distilled_student(model: nn.Module) -> RdimKDDistiller:
     if isinstance(model.distill, _WithoutTeacher):
         raise model.distill.error
     return model
+
+
+def _check_taps(taps: Sequence[str], student_outputs: Mapping[str, list[Tensor]]) -> None:
+    for tap in taps:
+        if tap not in student_outputs:
+            raise ConfigError(f"tap '{tap}': the student's loss() does not run this module.")
+        if torch.is_grad_enabled() and not any(m.requires_grad for m in student_outputs[tap]):
+            raise ConfigError(
+                f"tap '{tap}': its feature maps carry no gradient, so nothing would reach the "
+                f'student: the module is frozen, or lies inside one that activation checkpointing '
+                f'runs; tap a module that is trained, or checkpoint smaller parts.'
+            )
+
+
+def sharding_message(wrapper: str) -> str:
+    """Why distillation refuses a model wrapper or strategy other than DDP."""
+    return (
+        f'{wrapper}: distillation folds its adapters into the projection and saves them beside the '
+        f"student, so every rank must hold them whole, which FSDP, DeepSpeed and ColossalAI don't "
+        f'do. Train with DDP (MMDistributedDataParallel, DDPStrategy); where memory is short, '
+        f'with_cp=True in the backbone and --amp help.'
+    )
+
+
+def _check_arguments(student: object, teacher: object, losses: object) -> None:
+    expected = {
+        'student': (student, (Mapping, nn.Module)),
+        'teacher': (teacher, (Mapping, list, tuple)),
+        'losses': (losses, Mapping),
+    }
+    for name, (value, kinds) in expected.items():
+        if not value or not isinstance(value, kinds):
+            problem = 'is missing' if value is None else f'must be a dict, got {value!r}'
+            raise ConfigError(
+                f'RdimKDDistiller: model.{name} {problem}; a distilled model is '
+                f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
+            )
 
 
 def _total(detector: nn.Module, losses: dict[str, Tensor]) -> Tensor:
@@ -151,11 +211,11 @@ def _miss_no_distillation(module: nn.Module, incompatible_keys: tuple) -> None:
 class _WithoutTeacher(nn.Module):
     """Stands in for a ``Distillation`` whose teacher config is not there: good for testing."""
 
-    active = True
+    wanted = active = True
 
     def __init__(self, error: ConfigError) -> None:
         super().__init__()
         self.error = error
 
-    def teacher_feats(self, *args) -> None:
+    def teacher_feats(self, *args, **kwargs) -> None:
         raise self.error

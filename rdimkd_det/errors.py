@@ -1,4 +1,4 @@
-"""The one exception for a mistake that the user can mend."""
+"""The exceptions that users see: mistakes that they can mend, and ends of a training."""
 
 
 class ConfigError(ValueError):
@@ -7,3 +7,23 @@ class ConfigError(ValueError):
     Its message is one line: who complains, what was expected, what came, what to do. The command
     lines print that line and exit with status 2.
     """
+
+
+class TrainingStoppedError(RuntimeError):
+    """A training cannot go on, for a reason outside of its config, e.g. a full disk.
+
+    Its message is one line, with what to do. The command lines exit with status 1.
+    """
+
+
+class TrainingInterruptedError(KeyboardInterrupt):
+    """A signal ended a training, after it had written a checkpoint.
+
+    Args:
+        message (str): One line that names the checkpoint.
+        status (int): Exit status of the command line: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import log2
+from math import ceil, log2
 
 import torch
 from torch import Tensor, nn
@@ -160,18 +160,30 @@ def match_levels(
     return [(of_student[s], of_teacher[t]) for s, t in pairs]
 
 
-def crop_to_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut two maps of one stride to the positions that both have.
+def crop_to_common(
+    student: Tensor, teacher: Tensor, student_stride: int = 1, teacher_stride: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Cut two maps to the part of the image that both cover.
 
-    Both start at the image's first pixel; one is larger where its model pads the batch further.
+    Both start at the image's first pixel; one reaches further where its model pads the batch
+    further. Maps of one stride have one size then.
 
     Args:
         student (Tensor): Map (N, C_s, H_s, W_s).
         teacher (Tensor): Map (N, C_t, H_t, W_t).
+        student_stride (int): Pixels per position of the student's map. Defaults to 1.
+        teacher_stride (int): The same of the teacher's. Defaults to 1.
 
     Returns:
-        tuple[Tensor, Tensor]: Both maps, with the smaller H and the smaller W.
+        tuple[Tensor, Tensor]: Both maps without what only one of them has.
     """
-    height = min(student.shape[2], teacher.shape[2])
-    width = min(student.shape[3], teacher.shape[3])
-    return student[:, :, :height, :width], teacher[:, :, :height, :width]
+    covered = [
+        min(s * student_stride, t * teacher_stride)
+        for s, t in zip(student.shape[2:], teacher.shape[2:])
+    ]
+    return _crop(student, student_stride, covered), _crop(teacher, teacher_stride, covered)
+
+
+def _crop(maps: Tensor, stride: int, covered: Sequence[int]) -> Tensor:
+    height, width = (ceil(pixels / stride) for pixels in covered)
+    return maps[:, :, :height, :width]

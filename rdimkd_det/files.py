@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
+    """Write a file so that it is there completely or not at all, also after a power cut.
+
+    Args:
+        path (Path): The file; its directory must exist.
+        mode (str): 'wb' or 'w' (UTF-8). Defaults to 'wb'.
+
+    Yields:
+        IO: An open file, which becomes ``path`` when the block ends without an error.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with temporary.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or not at all.
+    """Write a text file so that it is there completely or not at all.
 
     Args:
         path (Path): The file; its directory must exist.
         text (str): Its content.
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with temporary.open('w', encoding='utf-8') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, 'w') as file:
+        file.write(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file so that it is there completely or not at all.
+
+    Args:
+        path (Path): The file; its directory must exist.
+        content (bytes): Its content.
+    """
+    with written_whole(path) as file:
+        file.write(content)
+
+
+def _sync_directory(directory: Path) -> None:
+    # Without it the new name itself may be lost. Some file systems cannot do it.
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # The floor under a variance, relative to the teacher's mean variance in the subspace: directions
 # in which the teacher does (almost) not vary must not be blown up to unit variance.
@@ -21,13 +22,13 @@ def project(feats: Tensor, basis: Tensor) -> Tensor:
     """Coordinates of feature maps along the columns of a basis.
 
     Args:
-        feats (Tensor): Feature map (N, C, H, W).
+        feats (Tensor): Feature map (N, C, H, W), of the basis's precision or a lower one.
         basis (Tensor): Basis (C, d).
 
     Returns:
-        Tensor: ``K^T F`` as (N, d, H * W).
+        Tensor: ``K^T F`` as (N, d, H * W), in the basis's precision.
     """
-    return basis.t() @ feats.flatten(2)
+    return _Projection.apply(feats, basis)
 
 
 def rdimkd_loss(student: Tensor, teacher: Tensor, basis: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ def rdimkd_loss(student: Tensor, teacher: Tensor, basis: Tensor) -> Tensor:
         )
     # One product over the difference: half the work of projecting both maps, and nothing with C
     # channels is kept for the backward pass.
-    return project(student - teacher.detach(), basis).square().mean()
+    student, teacher = student.to(basis.dtype), teacher.detach().to(basis.dtype)
+    return project(student - teacher, basis).square().mean()
 
 
 def subspace_variance(projected: Tensor) -> Tensor:
@@ -75,11 +77,14 @@ def subspace_variance(projected: Tensor) -> Tensor:
         projected (Tensor): Coordinates (N, d, L), see :func:`project`.
 
     Returns:
-        Tensor: 0-dim, the same on every rank: the ranks' batches count as one.
+        Tensor: 0-dim, the same on every rank: the ranks' batches, of whatever size, count as one.
     """
-    moments = torch.stack([projected.mean(dim=(0, 2)), projected.square().mean(dim=(0, 2))])
-    all_reduce(moments, 'mean')
-    mean, square = moments
+    dims = (0, 2)
+    mean = projected.mean(dims)
+    count = projected.shape[0] * projected.shape[2]
+    sums = count * torch.stack([torch.ones_like(mean), mean, projected.square().mean(dims)])
+    all_reduce(sums, 'sum')
+    mean, square = sums[1:] / sums[0]
     return (square - mean.square()).clamp_(min=0).mean()
 
 
@@ -106,39 +111,74 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> round(standardized_loss(7 - 5 * teacher, teacher).item(), 3)
         4.0
     """
-    dims = (0, 2)
-    teacher = teacher.detach()
-    # Second moments about a fixed point near the mean: one pass, no cancellation, and exact
-    # whichever point is taken, so that it needs no gradient.
-    centers = torch.stack([student.detach().mean(dims), teacher.mean(dims)])
-    all_reduce(centers, 'mean')
-    s = student - centers[0][:, None]
-    t = teacher - centers[1][:, None]
-    count = s.new_full((s.shape[1],), s.shape[0] * s.shape[2])
-    sums = torch.stack(
-        [count, s.sum(dims), t.sum(dims), (s * s).sum(dims), (t * t).sum(dims), (s * t).sum(dims)]
-    )
-    sums = _SumOverRanks.apply(sums)
-    mean_s, mean_t, square_s, square_t, product = sums[1:] / sums[0]
-    var_s = (square_s - mean_s.square()).clamp(min=0)
-    var_t = (square_t - mean_t.square()).clamp(min=0)
-    cov = product - mean_s * mean_t
-    eps = RELATIVE_EPS * var_t.mean() + ABSOLUTE_EPS
-    inv_s, inv_t = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
-    return (var_s * inv_s.square() + var_t * inv_t.square() - 2 * cov * inv_s * inv_t).mean()
+    return _StandardizedDistance.apply(student, teacher.detach())
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over the ranks, through which gradients flow back from every rank to every other."""
+class _Projection(torch.autograd.Function):
+    """``K^T F``. Keeps the map as it came, if at all: no copy of it in a higher precision."""
 
     @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:
-        values = values.clone()
-        all_reduce(values, 'sum')
-        return values
+    def forward(ctx: object, feats: Tensor, basis: Tensor) -> Tensor:
+        ctx.save_for_backward(feats if ctx.needs_input_grad[1] else None, basis)
+        ctx.shape, ctx.dtype = feats.shape, feats.dtype
+        return basis.t() @ feats.flatten(2).to(basis.dtype)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
+    @once_differentiable
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        feats, basis = ctx.saved_tensors
+        of_feats = of_basis = None
+        if ctx.needs_input_grad[0]:
+            of_feats = (basis @ gradient).to(ctx.dtype).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            feats = feats.flatten(2).to(basis.dtype)
+            of_basis = (feats @ gradient.transpose(1, 2)).sum(0)
+        return of_feats, of_basis
+
+
+class _StandardizedDistance(torch.autograd.Function):
+    """See :func:`standardized_loss`; its gradient in closed form.
+
+    The loss depends on the coordinates through each direction's variances and covariance, so that
+    its gradient is ``slope_s * s + slope_t * t + shift`` with three numbers per direction, and a
+    backward pass takes one look at the coordinates.
+    """
+
+    @staticmethod
+    def forward(ctx: object, student: Tensor, teacher: Tensor) -> Tensor:
+        dims = (0, 2)
+        # Second moments about a fixed point near the mean: one pass, no cancellation, and exact
+        # whichever point is taken.
+        centers = torch.stack([student.mean(dims), teacher.mean(dims)])
+        all_reduce(centers, 'mean')
+        s, t = student - centers[0][:, None], teacher - centers[1][:, None]
+        count = s.new_full((s.shape[1],), s.shape[0] * s.shape[2])
+        sums = [count, s.sum(dims), t.sum(dims), _products(s, s), _products(t, t), _products(s, t)]
+        sums = torch.stack(sums)
+        all_reduce(sums, 'sum')
+        mean_s, mean_t, square_s, square_t, product = sums[1:] / sums[0]
+        var_s = (square_s - mean_s.square()).clamp(min=0)
+        var_t = (square_t - mean_t.square()).clamp(min=0)
+        eps = RELATIVE_EPS * var_t.mean() + ABSOLUTE_EPS
+        inv_s, inv_t = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
+        correlation = (product - mean_s * mean_t) * inv_s * inv_t
+        scale = 2 / (sums[0] * len(count))
+        slope_s = scale * inv_s.square() * (eps * inv_s.square() + correlation)
+        slope_t = -scale * inv_s * inv_t
+        shift = -slope_s * mean_s - slope_t * mean_t
+        ctx.save_for_backward(s, t, torch.stack([slope_s, slope_t, shift]))
+        return (var_s * inv_s.square() + var_t * inv_t.square() - 2 * correlation).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        s, t, factors = ctx.saved_tensors
         gradient = gradient.clone()
-        all_reduce(gradient, 'sum')
-        return gradient
+        all_reduce(gradient, 'sum')  # every rank's loss is of every rank's coordinates
+        slope_s, slope_t, shift = (gradient * factors)[..., None]
+        return torch.addcmul(shift, s, slope_s).addcmul_(t, slope_t), None
+
+
+def _products(first: Tensor, second: Tensor) -> Tensor:
+    """Sum over batch and positions of two sets of coordinates (N, d, L), per direction."""
+    return torch.einsum('ndl,ndl->nd', first, second).sum(0)

@@ -8,13 +8,18 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
-from .calibration import calibration_batches, fit_projections, preserved_random_state
+from .calibration import calibration_batches, default_calibration_images, fit_projections
 from .checkpoints import load_checkpoint_safely
+from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
+from .guard import StepSkipper, guard
 from .inheritance import inherit_weights
+from .random_state import preserved_random_state
 from .schedule import build_schedule
+
+NONFINITE = ('stop', 'skip')
 
 
 @HOOKS.register_module()
@@ -22,31 +27,50 @@ class DistillHook(Hook):
     """Prepares distillation before training, schedules its weight, keeps its state in checkpoints.
 
     Args:
-        calibration_images (int): Training images, on all ranks together, from which projections
-            learn. Defaults to 256.
+        calibration_images (int, optional): Training images, on all ranks together, from which
+            projections learn. Defaults to 256, but no more than a tenth of the data set (and no
+            fewer than 32), so that fitting costs a few percent of an epoch at most.
         seed (int): Seed of the choice of these images. Defaults to 0.
         schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
             ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as
             they are. Defaults to None.
+        nonfinite (str): What a distillation loss that is not finite does: 'stop' ends the training
+            with the level's name, 'skip' leaves out the optimizer's step and counts. Defaults to
+            'stop'.
 
     Raises:
-        ConfigError: ``calibration_images`` is below 1, or the schedule has no sense.
+        ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown, or the schedule
+            has no sense.
     """
 
     priority = 'NORMAL'
 
     def __init__(
-        self, calibration_images: int = 256, seed: int = 0, schedule: dict | None = None
+        self,
+        calibration_images: int | None = None,
+        seed: int = 0,
+        schedule: dict | None = None,
+        nonfinite: str = 'stop',
     ) -> None:
-        if isinstance(calibration_images, bool) or not isinstance(calibration_images, int):
-            calibration_images = 0
-        if calibration_images < 1:
+        whole = isinstance(calibration_images, int) and not isinstance(calibration_images, bool)
+        if calibration_images is not None and not (whole and calibration_images >= 1):
             raise ConfigError(
                 'DistillHook: calibration_images must be a whole number of 1 or more.'
+            )
+        if nonfinite not in NONFINITE:
+            raise ConfigError(
+                f'DistillHook: nonfinite must be one of {NONFINITE}, got {nonfinite!r}.'
             )
         self.calibration_images = calibration_images
         self.seed = seed
         self.schedule = build_schedule(schedule)
+        self.nonfinite = nonfinite
+        # Before any data loader has started its workers.
+        name_unreadable_images()
+
+    def before_run(self, runner: Runner) -> None:
+        """Guard a training against interruptions."""
+        guard(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Load the teachers, fit what is not fitted, make all ranks equal, and tell the levels.
@@ -55,11 +79,13 @@ class DistillHook(Hook):
             runner (Runner): The runner, its model initialised and a checkpoint resumed.
         """
         model = distilled_student(runner.model)
+        if self.nonfinite == 'skip':
+            StepSkipper(runner)
         self._apply_schedule(runner, model.distill)
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):
             for part in parts:
-                part.teacher.build()
+                part.prepare(runner.cfg)
             if not all(loss.fitted for part in parts for _, loss in part.items()):
                 self._fit(runner, model)
         if model.distill.inherit and not runner._resume:
@@ -104,14 +130,11 @@ class DistillHook(Hook):
         return len(runner.train_dataloader) if self.schedule.by_epoch else 1
 
     def _fit(self, runner: Runner, model: RdimKDDistiller) -> None:
-        runner.logger.info(
-            'RdimKD: fitting the projections on %d training images', self.calibration_images
-        )
+        loader = runner.train_dataloader
+        num_images = self.calibration_images or default_calibration_images(len(loader.dataset))
+        runner.logger.info('RdimKD: fitting the projections on %d training images', num_images)
         with preserved_random_state():
-            batches = calibration_batches(
-                runner.train_dataloader, self.calibration_images, self.seed
-            )
-            fit_projections(model, batches)
+            fit_projections(model, calibration_batches(loader, num_images, self.seed))
 
     def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
         teacher = model.distill.parts[0].teacher

@@ -87,9 +87,9 @@ class RdimKDLoss(nn.Module):
             )
         if resize not in RESIZE_MODES:
             raise ConfigError(f'RdimKDLoss: resize must be one of {RESIZE_MODES}, got {resize!r}.')
-        if not 0 < momentum <= 1:
+        if not _is_weight(momentum) or not 0 < momentum <= 1:
             raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
-        if not 0 < auto_share < math.inf:
+        if not _is_weight(auto_share) or auto_share == 0:
             raise ConfigError(f'RdimKDLoss: auto_share must be above 0, got {auto_share!r}.')
         self.num_levels = num_levels
         self.student_channels = _per_level('student_channels', student_channels, num_levels)
@@ -108,6 +108,8 @@ class RdimKDLoss(nn.Module):
         self.momentum = momentum
         # What a schedule makes of the weights.
         self.factor = 1.0
+        # Whether the teacher's maps come as coordinates K^T F_t, with d channels, from a cache.
+        self.teacher_projected = False
         self.projections = nn.ModuleList(self._build_projections(projection))
         self.adapters = nn.ModuleList(
             nn.Identity() if c_s == c_t else _adapter(c_s, c_t, level)
@@ -200,16 +202,20 @@ class RdimKDLoss(nn.Module):
     def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         self._check_maps(level, student, teacher)
         basis, adapter = self.projections[level].basis, self.adapters[level]
-        student, teacher = _at_least_float(student), _at_least_float(teacher.detach())
+        teacher = teacher.detach()
         if self.resize == 'student':
             student = _resize(student, like=teacher)
         elif self.resize == 'teacher':
             teacher = _resize(teacher, like=student)
-        basis = basis.to(student.dtype)
-        if self.normalize is None and isinstance(adapter, nn.Identity):
+        # Maps may come in half precision; from here on everything is in the basis's.
+        basis = basis.to(torch.float64 if student.dtype == torch.float64 else torch.float32)
+        if self.teacher_projected:
+            teacher = teacher.flatten(2).to(basis.dtype)
+        elif self.normalize is None and isinstance(adapter, nn.Identity):
             return functional.rdimkd_loss(student, teacher, basis)
+        else:
+            teacher = functional.project(teacher, basis)
         student = project_adapted(student, adapter, basis)
-        teacher = functional.project(teacher, basis)
         if self.normalize == 'standardize':
             return functional.standardized_loss(student, teacher)
         distance = (student - teacher).square().mean()
@@ -229,9 +235,12 @@ class RdimKDLoss(nn.Module):
     def _check_maps(self, level: int, student: Tensor, teacher: Tensor) -> None:
         who = f'RdimKDLoss at {self.level_names[level]}'
         shapes = f'student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)}'
+        teacher_channels = self.teacher_channels[level]
+        if self.teacher_projected:
+            teacher_channels = self.projections[level].basis.shape[1]
         for side, feats, channels in (
             ('student', student, self.student_channels[level]),
-            ('teacher', teacher, self.teacher_channels[level]),
+            ('teacher', teacher, teacher_channels),
         ):
             if feats.dim() != 4 or feats.shape[1] != channels:
                 raise ValueError(
@@ -285,10 +294,6 @@ def _adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
     return conv
 
 
-def _at_least_float(feats: Tensor) -> Tensor:
-    return feats if feats.dtype == torch.float64 else feats.float()
-
-
 def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> list[int]:
     per_level = [channels] * num_levels if isinstance(channels, int) else list(channels)
     if len(per_level) != num_levels or num_levels < 1:
@@ -302,6 +307,7 @@ def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> lis
 def _resize(feats: Tensor, like: Tensor) -> Tensor:
     if feats.shape[2:] == like.shape[2:]:
         return feats
+    feats = feats if feats.dtype == torch.float64 else feats.float()
     return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)
 
 

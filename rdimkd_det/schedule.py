@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .names import check_names
 
 DECAYS = (None, 'linear', 'cosine')
 
@@ -90,9 +92,7 @@ def build_schedule(options: dict | None) -> Schedule:
     Raises:
         ConfigError: It has an unknown option.
     """
-    try:
-        return Schedule(**(options or {}))
-    except TypeError as error:
-        raise ConfigError(
-            f'DistillHook: schedule takes {", ".join(Schedule.__dataclass_fields__)}; {error}.'
-        ) from error
+    if not isinstance(options, (Mapping, type(None))):
+        raise ConfigError(f'DistillHook: schedule must be a dict, got {options!r}.')
+    check_names('DistillHook: schedule', options or (), Schedule.__dataclass_fields__)
+    return Schedule(**(options or {}))

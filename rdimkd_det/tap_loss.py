@@ -9,6 +9,44 @@ from mmdet.registry import MODELS
 from .errors import ConfigError
 from .features import Level
 from .losses import RdimKDLoss
+from .names import check_options, check_type
+
+LOSS_TYPES = ('RdimKDLoss',)
+PROJECTION_TYPES = (
+    'PCAProjection',
+    'AutoencoderProjection',
+    'RandomProjection',
+    'IdentityProjection',
+)
+
+
+def check_losses(losses: object) -> None:
+    """Check that losses and their projections are of known types, and their options' names.
+
+    Args:
+        losses (object): What is to be a dict of tap to config.
+
+    Raises:
+        ConfigError: They are not; suggests the nearest name.
+    """
+    if not isinstance(losses, Mapping):
+        raise ConfigError(f'losses must be a dict, e.g. dict(neck=dict(...)); got {losses!r}.')
+    for tap, loss in losses.items():
+        _check_loss(f'model.losses.{tap}', loss)
+
+
+def _check_loss(where: str, loss: object) -> None:
+    if check_type(loss, where, MODELS, LOSS_TYPES) is not RdimKDLoss:
+        return  # another's loss has its own options
+    check_options(where, loss, RdimKDLoss, others=('type', 'teacher_module'))
+    if not isinstance(loss.get('teacher_module', ''), str):
+        raise ConfigError(
+            f'{where}.teacher_module must be a path like neck, got {loss["teacher_module"]!r}.'
+        )
+    where = f'{where}.projection'
+    projection = loss.get('projection')
+    builder = check_type(projection, where, MODELS, PROJECTION_TYPES)
+    check_options(where, projection, builder)
 
 
 def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:

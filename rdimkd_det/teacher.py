@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
+from .acceleration import Acceleration, accelerate, lower_precision
+from .bridge import InputBridge
 from .checkpoints import load_checkpoint_safely
 from .config_files import read_detector_config
 from .errors import ConfigError
@@ -46,13 +51,25 @@ class Teacher:
             ships with MMDetection, or a config with a ``model``.
         checkpoint (str): Path or URL of its weights.
         taps (Sequence[str]): Paths of the tapped modules.
+        acceleration (Acceleration, optional): How it is made fast. Defaults to what is safe
+            everywhere.
 
     Raises:
         UnreadableConfigError: The config cannot be read.
-        ConfigError: It has no backbone, or the checkpoint is not a name.
+        ConfigError: It has no backbone, the checkpoint is not a name, or a tap is out of reach of
+            a compiled network.
     """
 
-    def __init__(self, config: str | dict, checkpoint: str, taps: Sequence[str]) -> None:
+    # A `CachedTeacher` gives coordinates in the subspace in place of maps.
+    projected = False
+
+    def __init__(
+        self,
+        config: str | dict,
+        checkpoint: str,
+        taps: Sequence[str],
+        acceleration: Acceleration | None = None,
+    ) -> None:
         if not isinstance(checkpoint, (str, Path)):
             raise ConfigError(
                 f"teacher: needs a checkpoint, the path or URL of the teacher's weights; got "
@@ -62,7 +79,16 @@ class Teacher:
         self.config = config if isinstance(config, str) else '(given as a dict)'
         self.checkpoint = str(checkpoint)
         self.taps = list(taps)
+        self.acceleration = acceleration or Acceleration()
+        inner = [tap for tap in self.taps if '.' in tap]
+        if self.acceleration.compile and inner:
+            raise ConfigError(
+                f"teacher: '{inner[0]}' is tapped, and compile=True hides what is inside of "
+                f'backbone and neck; set compile=False.'
+            )
         self._network: FeatureExtractor | None = None
+        self._dtype: torch.dtype | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
@@ -72,11 +98,29 @@ class Teacher:
         """bool: Whether the weights are in memory."""
         return self._network is not None
 
+    @property
+    def num_bytes(self) -> int:
+        """int: Memory that the weights take now, in bytes."""
+        return (
+            sum(value.nbytes for value in self._network.state_dict().values()) if self.built else 0
+        )
+
     def build_preprocessor(self) -> nn.Module:
         """Build the teacher's own data preprocessor, for the ``InputBridge``."""
         # Without one, or without its type, a detector takes mmengine's base class.
         preprocessor = self.model.get('data_preprocessor') or {}
         return MODELS.build({'type': 'BaseDataPreprocessor', **preprocessor})
+
+    def build_bridge(self, preprocessor: nn.Module) -> InputBridge:
+        """Build what turns a batch that the student's preprocessor made into this teacher's."""
+        return InputBridge(preprocessor, self.build_preprocessor())
+
+    def prepare(self, cfg: Config) -> None:
+        """Be ready for a training, whatever its config: :meth:`build`."""
+        self.build()
+
+    def provide_bases(self, tap: str, indices: Sequence[int], loss: nn.Module) -> None:
+        """Nothing to provide: a loss fits its own bases."""
 
     def probe(self) -> dict[str, list[Level]]:
         """Strides and channels at the taps, without weights or memory for them."""
@@ -96,10 +140,35 @@ class Teacher:
         """
         if self._network is None:
             # The checkpoint first: a wrong one costs no time.
-            weights = load_checkpoint_safely(self.checkpoint, who='teacher')
+            mapped = self.acceleration.share_weights
+            weights = load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
+            load = partial(self._load_network, weights)
+            self._network = accelerate(load, self.acceleration, self.taps)
+
+    def load_plain(self) -> FeatureExtractor:
+        """The network as its checkpoint has it, without what makes it fast; it is not kept.
+
+        Raises:
+            ConfigError: As :meth:`build`.
+        """
+        return self._load_network(load_checkpoint_safely(self.checkpoint, who='teacher'))
+
+    def _load_network(self, weights: Mapping[str, Tensor]) -> FeatureExtractor:
+        network = None
+        try:
+            # No time for an initialisation that the weights replace.
+            with torch.device('meta'):
+                network = self._build_network()
+        except (NotImplementedError, RuntimeError):
+            pass
+        else:
+            load_strictly(network, weights, self.checkpoint, self.config)
+        # What is in no checkpoint, Swin's index tables for one, must be computed.
+        tensors = [*network.parameters(), *network.buffers()] if network is not None else []
+        if not tensors or any(tensor.is_meta for tensor in tensors):
             network = self._build_network()
             load_strictly(network, weights, self.checkpoint, self.config)
-            self._network = network.requires_grad_(False).eval()
+        return network.requires_grad_(False).eval()
 
     def _build_network(self) -> FeatureExtractor:
         with_neck = any(tap.split('.')[0] != 'backbone' for tap in self.taps)
@@ -109,34 +178,75 @@ class Teacher:
 
     def release(self) -> None:
         """Free the weights; the next call builds them again."""
-        self._network = None
+        self._network = self._dtype = None
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> dict[str, list[Tensor]]:
-        """Feature maps of a batch.
+        """Feature maps of a batch; with a stream of its own they are there after :meth:`wait`.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) as the teacher's own preprocessor makes it.
 
         Returns:
-            dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient.
+            dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient, in the
+            teacher's precision.
         """
         self.build()
-        if next(self._network.parameters()).device != inputs.device:
-            self._network.to(inputs.device)
-        with record_outputs(self._network, self.taps) as outputs:
+        device = inputs.device
+        if next(self._network.parameters()).device != device:
+            self._network.to(device)
+        dtype = self._precision(device)
+        autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+        taps = record_outputs(self._network, self.taps)
+        with self._beside_current_stream(inputs), autocast, taps as outputs:
             self._network(inputs)
         return outputs
 
+    def _precision(self, device: torch.device) -> torch.dtype | None:
+        """Half precision of the weights; once they have one, they keep it."""
+        if self._dtype is None:
+            self._dtype = self.acceleration.dtype(device)
+            if self._dtype is not None:
+                lower_precision(self._network, self._dtype)
+        return self._dtype
 
-def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config: str) -> None:
+    @contextmanager
+    def _beside_current_stream(self, inputs: Tensor) -> Iterator[None]:
+        if not (self.acceleration.own_stream and inputs.is_cuda):
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(inputs.device)
+        self._stream.wait_stream(torch.cuda.current_stream(inputs.device))
+        inputs.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def wait(self, outputs: Mapping[str, Sequence[Tensor]]) -> None:
+        """Let the current stream wait for maps, where the teacher has a stream of its own.
+
+        Args:
+            outputs (Mapping[str, Sequence[Tensor]]): Maps from a call, by any name.
+        """
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._stream.device)
+            current.wait_stream(self._stream)
+            for maps in chain.from_iterable(outputs.values()):
+                maps.record_stream(current)
+
+
+def load_strictly(
+    network: nn.Module, weights: Mapping, checkpoint: str, config: str, who: str = 'teacher'
+) -> None:
     """Load every weight that the network runs, or say which ones do not fit.
 
     Args:
-        network (nn.Module): Network with the detector's names, or a part of it.
+        network (nn.Module): Network with the detector's names, or a part of it; on the meta device
+            it takes the weights themselves, else copies.
         weights (Mapping[str, Tensor]): The whole detector's state dict.
         checkpoint (str): Its name, for the message.
         config (str): The network's name, for the message.
+        who (str): Whose checkpoint it is, for the message. Defaults to 'teacher'.
 
     Raises:
         ConfigError: A key is missing, unexpected, or of another shape; counts and names them.
@@ -147,9 +257,13 @@ def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config:
     # Counters that old PyTorch versions did not save; nothing computes with them.
     for key in own.keys() - weights.keys():
         if key.endswith('num_batches_tracked'):
-            weights[key] = own[key]
+            weights[key] = torch.zeros_like(own[key], device='cpu')
     try:
-        network.load_state_dict(weights)
+        if any(value.is_meta for value in own.values()):
+            typed = {key: v.to(own[key].dtype) if key in own else v for key, v in weights.items()}
+            network.load_state_dict(typed, assign=True)
+        else:
+            network.load_state_dict(weights)
     except RuntimeError as error:
         missing = sorted(own.keys() - weights.keys())
         unexpected = sorted(weights.keys() - own.keys())
@@ -160,7 +274,7 @@ def load_strictly(network: nn.Module, weights: Mapping, checkpoint: str, config:
         )
         matching = len(own) - len(missing) - len(reshaped)
         raise ConfigError(
-            f'teacher: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
+            f'{who}: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
             f'match; {_some("missing", missing)}; {_some("unexpected", unexpected)}; '
             f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
             f'config.'

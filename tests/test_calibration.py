@@ -14,9 +14,10 @@ from rdimkd_det import PCAProjection
 from rdimkd_det.calibration import (
     ChannelCovariance,
     calibration_batches,
+    default_calibration_images,
     fit_projections,
-    preserved_random_state,
 )
+from rdimkd_det.random_state import preserved_random_state
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 RETINANET = 'retinanet/retinanet_r18_fpn_1x_coco.py'
@@ -197,3 +198,8 @@ def test_fit__projection_that_learns_nothing_is_measured(distilled, random_batch
     fitted = model.distill.losses['neck'].projections[0]
     assert torch.equal(fitted.basis, basis) and not isinstance(fitted, PCAProjection)
     assert fitted.variance_kept.item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize('size, expected', [(118287, 256), (3000, 256), (1000, 100), (50, 32)])
+def test_default_calibration_images__literal(size, expected):
+    assert default_calibration_images(size) == expected

@@ -1,13 +1,14 @@
 import os
 import pickle
 import types
+from unittest import mock
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
 from rdimkd_det import ConfigError
-from rdimkd_det.checkpoints import load_checkpoint_safely
+from rdimkd_det.checkpoints import checkpoints_kept, load_checkpoint_safely
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
 
@@ -103,3 +104,23 @@ def test_load__no_weights(tmp_path, content):
 def test_load__directory(tmp_path):
     with pytest.raises(ConfigError, match='cannot be read'):
         load(tmp_path)
+
+
+def test_checkpoints_kept__are_read_once_and_taken_once(tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save({'state_dict': {'weight': torch.ones(2)}}, path)
+    with mock.patch('torch.load', wraps=torch.load) as read:
+        with checkpoints_kept():
+            first = load(path)
+        assert load(path) is first and read.call_count == 1
+        load(path)
+        assert read.call_count == 2
+
+
+def test_checkpoints_kept__a_file_written_since_is_read(tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save({'state_dict': {'weight': torch.ones(2)}}, path)
+    with checkpoints_kept():
+        load(path)
+    torch.save({'state_dict': {'weight': torch.zeros(3)}}, path)
+    assert load(path)['weight'].tolist() == [0, 0, 0]

@@ -80,8 +80,10 @@ def test_distiller__takes_built_student(teacher):
 def test_distiller__missing_argument(teacher, missing):
     model = distilled(fcos(), teacher)
     del model[missing]
-    with pytest.raises(ConfigError, match=rf'model\.{missing} must be a dict'):
+    with pytest.raises(ConfigError, match=rf'model\.{missing} is missing'):
         MODELS.build(model)
+    with pytest.raises(ConfigError, match=rf'model\.{missing} must be a dict, got 5'):
+        MODELS.build({**distilled(fcos(), teacher), missing: 5})
 
 
 def test_distiller__two_students_of_one_class_stay_apart(build):
@@ -300,7 +302,16 @@ def test_loss__teacher_padding_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     'loss, message',
     [
-        (dict(type='RdimKDLos'), 'RdimKDLos is not in'),
+        (dict(type='RdimKDLos'), "unknown type 'RdimKDLos'; did you mean 'RdimKDLoss'"),
+        (
+            dict(projection=dict(type='PCAProjektion')),
+            r"losses\.neck\.projection: unknown type .* did you mean 'PCAProjection'",
+        ),
+        (
+            dict(projection=dict(type='PCAProjection', dims=8)),
+            "PCAProjection.* has no option 'dims'; did you mean 'dim'",
+        ),
+        (dict(projection=dict(dim=8)), 'must be a dict with a type'),
         (dict(projection=dict(type='RandomProjection', dim=0)), 'from 1 to .* 24 channels, got 0'),
         (dict(projection=dict(type='RandomProjection', dim=25)), 'got 25'),
         (dict(student_channels=99), r'student_channels=99 contradicts .*\[16, 16, 16\]'),
@@ -311,12 +322,19 @@ def test_loss__teacher_padding_of_its_own(tmp_path):
             dict(teacher_module='backbone.layer1'),
             r'student has strides \[8, 16, 32\].*teacher \[4\]',
         ),
-        (dict(normalise='teacher'), 'normalise'),
+        (dict(normalise='teacher'), "no option 'normalise'; did you mean 'normalize'"),
     ],
 )
 def test_distiller__wrong_loss(build, loss, message):
     with pytest.raises(ConfigError, match=message):
         build(**loss)
+
+
+def test_distiller__wrong_loss_of_one_of_several_teachers(teacher):
+    model = distilled(fcos(), teacher)
+    model.teacher = [teacher, dict(teacher, losses=dict(neck=dict(type='RdimKDLos')))]
+    with pytest.raises(ConfigError, match="did you mean 'RdimKDLoss'"):
+        MODELS.build(model)
 
 
 def test_distiller__right_channels_may_be_given(build):

@@ -31,6 +31,22 @@ def test_project__reference(size):
     torch.testing.assert_close(projected.transpose(1, 2).reshape(-1, d), expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_project__half_precision_maps(dtype):
+    feats, _, basis = make(2, 6, 5, 7, 4, dtype=torch.float32)
+    feats = feats.to(dtype).requires_grad_()
+    basis.requires_grad_()
+    projected = project(feats, basis)
+    assert torch.equal(projected, project(feats.float(), basis))
+    weights = torch.randn_like(projected)
+    of_feats, of_basis = torch.autograd.grad(projected, (feats, basis), weights)
+    exact = feats.detach().double().requires_grad_(), basis.detach().double().requires_grad_()
+    expected = torch.autograd.grad(project(*exact), exact, weights.double())
+    assert of_feats.dtype == dtype and of_basis.dtype == torch.float32
+    torch.testing.assert_close(of_feats.double(), expected[0], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(of_basis.double(), expected[1], rtol=1e-5, atol=1e-5)
+
+
 def test_rdimkd_loss__literal():
     student = torch.tensor([3.0, 1.0]).reshape(1, 2, 1, 1)
     teacher = torch.tensor([1.0, 5.0]).reshape(1, 2, 1, 1)
@@ -112,6 +128,23 @@ def test_standardized_loss__reference(size):
     expected = reference.standardized_loss(student, teacher, basis)
     loss = standardized_loss(project(student, basis), project(teacher, basis))
     assert loss.shape == () and loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize('size', SIZES[1:])
+def test_standardized_loss__gradient_of_the_definition(size):
+    student, teacher, basis = make(*size)
+    student = project(student, basis).requires_grad_()
+    teacher = project(teacher, basis)
+    eps = 1e-6 * teacher.var((0, 2), correction=0).mean()
+
+    def standardize(coordinates):
+        variance, mean = torch.var_mean(coordinates, (0, 2), correction=0, keepdim=True)
+        return (coordinates - mean) / (variance + eps).sqrt()
+
+    expected = (standardize(student) - standardize(teacher)).square().mean()
+    loss = standardized_loss(student, teacher)
+    gradients = [torch.autograd.grad(3 * value, student)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
 
 
 def test_standardized_loss__is_pkd_for_whole_space():

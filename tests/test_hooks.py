@@ -29,8 +29,8 @@ from runs import (
 
 import rdimkd_det.hooks
 from rdimkd_det import ConfigError, DistillHook
-from rdimkd_det.calibration import preserved_random_state
 from rdimkd_det.distiller import distilled_student
+from rdimkd_det.random_state import preserved_random_state
 
 # Data augmentation, so that a run draws random numbers all the time.
 FLIP = {'train_dataloader.dataset.pipeline.3.prob': 0.5}

@@ -155,6 +155,29 @@ def test_forward__half_precision_gives_float32(dtype, normalize):
         assert torch.equal(value, exact[name])  # the maths is not autocast
 
 
+@pytest.mark.parametrize('normalize', MODES)
+@pytest.mark.parametrize('channels', [(64, 64), (48, 64)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_forward__keeps_no_map_but_the_students_own(dtype, channels, normalize):
+    """For the backward pass: d channels of each side, and for an adapter the student's map."""
+    loss = build(*channels, dim=16, num_levels=1, normalize=normalize)
+    student = torch.randn(2, channels[0], 40, 30, dtype=dtype, requires_grad=True)
+    teacher = torch.randn(2, channels[1], 40, 30, dtype=dtype)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        loss([student], [teacher])
+    own = student.untyped_storage().data_ptr()
+    sizes = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept
+    }
+    assert (own in sizes) == (channels[0] != channels[1])
+    positions, small = 2 * 40 * 30, 4 * 64 * 64  # bytes of a basis and of its like
+    others = sum(size for pointer, size in sizes.items() if pointer != own)
+    assert others <= 2 * 4 * 16 * positions + 3 * small
+
+
 def test_forward__float64_stays_float64():
     values = build().double()(pyramid(6, dtype=torch.float64), pyramid(6, dtype=torch.float64))
     assert all(value.dtype == torch.float64 for value in values.values())

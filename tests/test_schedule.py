@@ -37,7 +37,7 @@ def test_stopped__only_for_good():
         (dict(warmup=-1), 'warmup must be 0 or more, got -1'),
         (dict(stop='late'), "stop must be 0 or more, got 'late'"),
         (dict(warmup=3, stop=2), r'stop=2 comes before the warm-up ends \(3\)'),
-        (dict(warm_up=3), 'schedule takes warmup, decay, .*warm_up'),
+        (dict(warm_up=3), "schedule has no option 'warm_up'; did you mean 'warmup'"),
     ],
 )
 def test_build_schedule__bad_options(options, message):

@@ -43,7 +43,8 @@ def main() -> None:
     if args.out is not None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    runner.test()
+    with cli.told_in_one_line(runner):
+        runner.test()
 
 
 def add_test_time_augmentation(cfg: Config) -> None:

@@ -1,0 +1,81 @@
+"""Step time with a cached teacher against the live one, and how fast the cache is read.
+
+CONFIG is a distilled config whose model.teacher.cache is there. The three kinds of step take turns
+on the same batches, forward and backward, without the optimizer's step; medians are reported.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import time
+
+from mmdet.registry import MODELS
+from mmengine.config import DictAction
+from mmengine.device import get_device
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from rdimkd_det import cli
+from rdimkd_det.cache.making import without_cache
+from rdimkd_det.cache.store import TeacherCache
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument('--steps', type=int, default=15, help='of each kind. Defaults to 15')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    args = parser.parse_args()
+    cfg = cli.read_config_file(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    read_speed(TeacherCache(cfg.model.teacher.cache))
+    cached = MODELS.build(cfg.model).to(get_device()).train()
+    cached.distill.prepare(cfg)
+    live = MODELS.build(without_cache(cfg).model).to(get_device()).train()
+    live.distill.load_state_dict(cached.distill.state_dict())  # the same bases
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    kinds = {'plain': (cached, 0.0), 'live': (live, 1.0), 'cached': (cached, 1.0)}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    while len(seconds['plain']) <= args.steps:
+        for batch in loader:
+            for kind, (model, factor) in kinds.items():
+                model.distill.set_factor(factor)
+                seconds[kind].append(step_time(model, copy.deepcopy(batch)))
+    medians = {kind: statistics.median(times[1:]) for kind, times in seconds.items()}
+    for kind, median in medians.items():
+        print(f'{kind:7} {median:8.3f} s, {median / medians["plain"]:.3f} of plain')
+
+
+def step_time(model: nn.Module, batch: dict) -> float:
+    """Seconds of one step's forward and backward pass."""
+    start = time.perf_counter()
+    data = model.data_preprocessor(batch, True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    loss.item()  # waits for a GPU
+    model.zero_grad(set_to_none=True)
+    return time.perf_counter() - start
+
+
+def read_speed(cache: TeacherCache) -> None:
+    """Print the speed of the first read, from the disk and with checksums, and of the second."""
+    for path in cache.directory.glob('*.npy'):
+        with path.open('rb') as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    cache.load_index()
+    print(f'index of {len(cache.entries)} entries: {time.perf_counter() - start:.3f} s')
+    for what in ('first read, with checksums', 'second read'):
+        start, size = time.perf_counter(), 0
+        for key, entry in cache.entries.items():
+            size += sum(maps.nbytes for maps in cache.read(key, entry.image_shape))
+        elapsed = time.perf_counter() - start
+        each = 1000 * elapsed / len(cache.entries)
+        print(f'{what}: {size / 1e6 / elapsed:.0f} MB/s, {each:.2f} ms an image')
+
+
+if __name__ == '__main__':
+    cli.run(main)

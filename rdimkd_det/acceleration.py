@@ -1,0 +1,175 @@
+"""How the teacher is made fast: the options, and what each does to a frozen network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .compat import cuda_autocast_dtype
+from .errors import ConfigError
+from .features import record_outputs
+from .names import check_names
+
+DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+# Largest difference of a map, relative to its largest value, that a faster network may show.
+TOLERANCE = 1e-4
+# Of the image on which it is looked for: small, since it is paid for at every start.
+CHECK_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """Options of a teacher that change its speed and memory, and its maps by rounding only.
+
+    Args:
+        fuse (bool): Whether each BatchNorm is folded into the convolution before it. Defaults to
+            True.
+        channels_last (bool): Whether the network runs in the ``channels_last`` memory format.
+            Defaults to True.
+        precision (str): 'fp32', 'fp16' (on a GPU only) or 'bf16': precision of convolutions and
+            linear layers, and of the maps. 'auto' is the precision of the student's autocast on a
+            GPU, else 'fp32'. Defaults to 'auto'.
+        compile (bool): Whether backbone and neck are compiled, with dynamic shapes. Defaults to
+            False.
+        own_stream (bool): Whether it runs in a CUDA stream of its own, beside the student's
+            forward pass. Defaults to False.
+        share_weights (bool): Whether the weights stay mapped from the checkpoint file, so that
+            the processes of a machine hold them once; on a CPU only. Defaults to False.
+
+    Raises:
+        ConfigError: An option is out of its range, or contradicts another.
+    """
+
+    fuse: bool = True
+    channels_last: bool = True
+    precision: str = 'auto'
+    compile: bool = False
+    own_stream: bool = False
+    share_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise ConfigError(f'teacher: {field.name} must be True or False, got {value!r}.')
+        if self.precision not in ('auto', *DTYPES):
+            raise ConfigError(
+                f"teacher: precision must be 'auto', 'fp32', 'fp16' or 'bf16', got "
+                f'{self.precision!r}.'
+            )
+        if self.share_weights and (self.fuse or self.channels_last):
+            raise ConfigError(
+                'teacher: share_weights=True needs fuse=False and channels_last=False, which give '
+                'each process weights of its own.'
+            )
+
+    def dtype(self, device: torch.device) -> torch.dtype | None:
+        """The half precision to run in now on a device; None is float32.
+
+        Raises:
+            ConfigError: The device does not have it.
+        """
+        if self.precision == 'auto':
+            return cuda_autocast_dtype() if device.type == 'cuda' else None
+        if self.precision == 'fp16' and device.type == 'cpu':
+            raise ConfigError("teacher: precision='fp16' needs a GPU; take 'auto', or 'bf16'.")
+        return DTYPES[self.precision]
+
+
+def build_acceleration(options: Mapping) -> Acceleration:
+    """Options from a config entry.
+
+    Raises:
+        ConfigError: There is no such option; suggests the nearest.
+    """
+    known = [field.name for field in fields(Acceleration)]
+    check_names('model.teacher', options, ('config', 'checkpoint', 'cache', *known))
+    return Acceleration(**options)
+
+
+def accelerate(
+    build: Callable[[], nn.Module], options: Acceleration, taps: Sequence[str]
+) -> nn.Module:
+    """Build a network and make it fast, as far as its maps stay what they are.
+
+    Args:
+        build (Callable): Builds the network, frozen and in eval mode.
+        options (Acceleration): What is wanted.
+        taps (Sequence[str]): Paths of the modules whose maps must agree.
+
+    Returns:
+        nn.Module: The network, frozen.
+    """
+    steps = [fuse_conv_bn] if options.fuse else []
+    steps += [_channels_last] if options.channels_last else []
+    network = _with_harmless(steps, build, taps) if steps else build()
+    network.requires_grad_(False).eval()  # folding makes new parameters and modules
+    if options.compile:
+        for name, child in list(network.named_children()):
+            # Dynamic: inputs of many sizes are compiled once or twice, not once per size.
+            setattr(network, name, torch.compile(child, dynamic=True))
+    return network
+
+
+def _with_harmless(
+    steps: Sequence[Callable], build: Callable[[], nn.Module], taps: Sequence[str]
+) -> nn.Module:
+    """A network changed by all steps, or by the first one that leaves its maps what they are.
+
+    Folding goes by the order in which modules are declared, and deformable convolution reads
+    memory as if it were contiguous: what harms shows on an image of noise.
+    """
+    network = build()
+    expected = _maps_of_noise(network, taps)
+    for chosen in (steps, *([step] for step in steps)) if expected else ():
+        if _agree(_maps_of_noise(network, taps, chosen), expected):
+            left_out = [step.__name__.strip('_') for step in steps if step not in chosen]
+            if left_out:
+                print_log(f'RdimKD: this teacher does not bear {left_out[0]}', 'current')
+            return network
+        network = build()  # a step changes a network in place
+    print_log('RdimKD: this teacher runs as it is, neither fused nor in channels_last', 'current')
+    return network
+
+
+@torch.no_grad()
+def _maps_of_noise(
+    network: nn.Module, taps: Sequence[str], steps: Sequence[Callable] = ()
+) -> list[Tensor] | None:
+    """Maps of the network after the steps; None if it cannot run."""
+    image = torch.randn(1, 3, CHECK_SIZE, CHECK_SIZE, generator=torch.Generator().manual_seed(0))
+    try:
+        for step in steps:
+            step(network)
+        with torch.autocast('cpu', enabled=False), record_outputs(network, taps) as outputs:
+            network(image)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return None
+    return [maps for tap in taps for maps in outputs[tap]]
+
+
+def _agree(found: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> bool:
+    return found is not None and all(
+        bool((a - b).abs().max() <= TOLERANCE * b.abs().max()) for a, b in zip(found, expected)
+    )
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)
+
+
+def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast, in place, the weights that autocast would cast anew at every forward pass.
+
+    Args:
+        network (nn.Module): A frozen network, to be run under autocast from here on.
+        dtype (torch.dtype): The precision of the autocast.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            module.to(dtype)

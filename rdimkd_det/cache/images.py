@@ -1,0 +1,161 @@
+"""Which images a cache can hold: those that the training's pipeline makes again, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..errors import ConfigError
+
+# Both tables are closed: what is not in them may draw random numbers, or mix images.
+MAKES_THE_IMAGE = ('LoadImageFromFile', 'Resize', 'FixScaleResize', 'FixShapeResize', 'Pad')
+LEAVES_THE_IMAGE = (
+    'LoadAnnotations',
+    'LoadPanopticAnnotations',
+    'LoadProposals',
+    'FilterAnnotations',
+)
+WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
+SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
+META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
+# Where a file lies or how it is fetched changes no pixel.
+IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
+
+
+def entry_key(metainfo: Mapping) -> str:
+    """The name of an image, as one pass through the pipeline made it, in a cache.
+
+    Args:
+        metainfo (Mapping): Of its data sample: 'img_id', 'img_path' and, where flipped, 'flip'.
+
+    Returns:
+        str: E.g. '139:000000000139.jpg', or '139:000000000139.jpg+flip'. The directory is left out,
+        so that a data set may move.
+    """
+    flip = '+flip' if metainfo.get('flip') else ''
+    return f'{metainfo["img_id"]}:{Path(metainfo["img_path"]).name}{flip}'
+
+
+def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
+    """Configs of the data sets below repeating and concatenating wrappers.
+
+    Raises:
+        ConfigError: Another wrapper is around them, which may mix images.
+    """
+    kind = type_name(dataset)
+    if kind == 'ConcatDataset':
+        for part in dataset['datasets']:
+            yield from leaf_datasets(part)
+    elif 'dataset' not in dataset:
+        yield dataset
+    elif kind in WRAPPERS:
+        yield from leaf_datasets(dataset['dataset'])
+    else:
+        _refuse(kind, f'a cache can see through {", ".join(WRAPPERS)} only; take the {kind} out')
+
+
+def image_pipeline(cfg: Config) -> dict:
+    """What a training does to its images, as far as the teacher sees it.
+
+    Args:
+        cfg (Config): Config of the training.
+
+    Returns:
+        dict: 'transforms', the configs of those that make the image, with the place of
+        'RandomFlip' among them; 'batch_augments' of the student's preprocessor; and 'flip',
+        whether images are flipped. Only JSON types.
+
+    Raises:
+        ConfigError: A transform, wrapper, batch augmentation or hook does not give the same image
+            each time; names it and says what to do.
+    """
+    pipelines = [
+        _transforms(leaf['pipeline']) for leaf in leaf_datasets(cfg.train_dataloader['dataset'])
+    ]
+    for pipeline in pipelines[1:]:
+        if pipeline != pipelines[0]:
+            _refuse('ConcatDataset', 'give the data sets in it the same pipeline')
+    for hook in cfg.get('custom_hooks') or ():
+        if type_name(hook) in SWITCHES:
+            _refuse(type_name(hook), 'drop the hook, which changes the pipeline during training')
+    return {**pipelines[0], 'batch_augments': _batch_augments(cfg)}
+
+
+def unaugmented(pipeline: list, flip: bool) -> list[dict]:
+    """The pipeline that makes the images of a cache: without annotations, and without chance.
+
+    Args:
+        pipeline (list): A pipeline that :func:`image_pipeline` accepts.
+        flip (bool): Whether to flip every image, or none.
+    """
+    kept = [dict(step) for step in pipeline if type_name(step) not in LEAVES_THE_IMAGE]
+    for step in kept:
+        if type_name(step) == 'RandomFlip':
+            step['prob'] = float(flip)
+    return kept
+
+
+def type_name(entry: Mapping) -> str:
+    """The name of a config entry's type, which is a registered name or a class."""
+    kind = entry.get('type')
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def as_json(value: object) -> object:
+    """A config entry in the types of JSON, as it comes back from a file."""
+    return json.loads(json.dumps(value, default=lambda kind: getattr(kind, '__name__', str(kind))))
+
+
+def _transforms(pipeline: list) -> dict:
+    kept, flips = [], []
+    for step in pipeline:
+        kind = type_name(step)
+        options = {key: value for key, value in step.items() if key not in IRRELEVANT_OPTIONS}
+        if kind == 'RandomFlip':
+            flips.append(_flip_probability(step))
+            kept.append({'type': kind})
+        elif kind == 'PackDetInputs':
+            _check_meta_keys(step, needed=META_KEYS if flips else META_KEYS[:-1])
+        elif kind in MAKES_THE_IMAGE:
+            kept.append({**options, 'type': kind})
+        elif kind not in LEAVES_THE_IMAGE:
+            _refuse(
+                kind,
+                f'take it out, train with the live teacher (without cache=...), or use only '
+                f'{", ".join((*MAKES_THE_IMAGE, "RandomFlip"))}',
+            )
+    if len(flips) > 1:
+        _refuse('RandomFlip', 'give it once, not more often')
+    return {'transforms': as_json(kept), 'flip': any(flips)}
+
+
+def _flip_probability(step: Mapping) -> float:
+    prob, direction = step.get('prob') or 0, step.get('direction', 'horizontal')
+    if direction != 'horizontal' or not isinstance(prob, (int, float)):
+        _refuse('RandomFlip', "flip in the one direction 'horizontal' only, with one probability")
+    return prob
+
+
+def _check_meta_keys(step: Mapping, needed: Sequence[str]) -> None:
+    missing = [key for key in needed if key not in step.get('meta_keys', META_KEYS)]
+    if missing:
+        _refuse('PackDetInputs', f'add {", ".join(missing)} to its meta_keys')
+
+
+def _batch_augments(cfg: Config) -> list:
+    model = cfg.model.get('student', cfg.model)
+    augments = (model.get('data_preprocessor') or {}).get('batch_augments') or []
+    for augment in augments:
+        if type_name(augment) != 'BatchFixedSizePad':
+            _refuse(type_name(augment), 'take it out of data_preprocessor.batch_augments')
+    return as_json(augments)
+
+
+def _refuse(name: str, remedy: str) -> None:
+    raise ConfigError(
+        f'teacher cache: the training pipeline has {name}, with which an image is not the same '
+        f'each time, or is not found again; {remedy}.'
+    )

@@ -1,0 +1,307 @@
+"""``TeacherCache``: the teacher's projected maps of every training image, on disk.
+
+A directory holds ``cache.json`` (what was cached), ``bases.npz`` (what it was projected on), and
+shards: ``00007.npy``, one row of half-precision numbers, and ``00007.json``, what lies where in it.
+The index of a shard is written last: a shard is there if its index is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..files import write_text, written_whole
+
+FORMAT = 1
+
+
+class LevelArrays(NamedTuple):
+    """What belongs to a level besides the maps, all float32.
+
+    Attributes:
+        basis (np.ndarray): Basis K (C, d).
+        variance_kept (np.ndarray): 0-dim, the share of the teacher's variance in the subspace.
+        padding (np.ndarray): Coordinates (d,) of the teacher's map where its input is padding.
+    """
+
+    basis: np.ndarray
+    variance_kept: np.ndarray
+    padding: np.ndarray
+
+
+class Entry(NamedTuple):
+    """Where the maps of one image lie.
+
+    Attributes:
+        shard (int): Number of the shard.
+        offset (int): Index of the first number.
+        crc32 (int): Checksum of all of its bytes.
+        image_shape (tuple[int, int]): (H, W) of the image without padding.
+        map_shapes (tuple): (d, h, w) of each level.
+    """
+
+    shard: int
+    offset: int
+    crc32: int
+    image_shape: tuple[int, int]
+    map_shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def count(self) -> int:
+        """int: How many numbers it has."""
+        return sum(d * h * w for d, h, w in self.map_shapes)
+
+
+class DamagedShardError(ConfigError):
+    """A shard does not hold what was written."""
+
+
+class TeacherCache:
+    """A cache that has been prepared: opened, read, and given its shards.
+
+    Args:
+        directory (str | Path): Its directory.
+
+    Raises:
+        FileNotFoundError: There is no cache.
+        ConfigError: It is damaged, or of another version of the package.
+
+    Attributes:
+        about (dict): What was cached. 'facts': what it depends on; 'taps': path of a module of the
+            teacher to [index, stride, channels] of its levels; 'levels': [tap, index] of those
+            that an entry holds, in its order; 'num_entries'; 'shard_entries': in one shard;
+            'entry_bytes': of an entry, as estimated.
+        arrays (list[LevelArrays]): Of each level of an entry.
+        entries (dict[str, Entry] | None): Where each image lies, once the index is loaded.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        text = (self.directory / 'cache.json').read_text(encoding='utf-8')
+        try:
+            self.about = json.loads(text)
+            if self.about['format'] != FORMAT:
+                raise ConfigError(
+                    f'teacher cache {directory}: format {self.about["format"]} is not {FORMAT}, '
+                    f'which this version reads; make it anew with tools/cache_teacher.py.'
+                )
+            bases = self.directory / 'bases.npz'
+            if _digest(bases.read_bytes()) != self.about['bases']:
+                raise ValueError('bases.npz is not what cache.json says')
+            self.arrays = _read_arrays(bases, len(self.about['levels']))
+        except ConfigError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f'teacher cache {directory} is damaged ({error}); delete it and make it anew.'
+            ) from error
+        self.entries: dict[str, Entry] | None = None
+        self._verified: set[str] = set()
+        self._shapes: dict[tuple, tuple] = {}
+
+    @classmethod
+    def create(cls, directory: Path, about: Mapping, arrays: Sequence[LevelArrays]) -> TeacherCache:
+        """Prepare a cache without shards; ``cache.json`` is written last.
+
+        Args:
+            directory (Path): Its directory, made where there is none.
+            about (Mapping): See :attr:`about`.
+            arrays (Sequence[LevelArrays]): Of each level of an entry.
+        """
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            named = {
+                f'{number}.{field}': value
+                for number, of_level in enumerate(arrays)
+                for field, value in of_level._asdict().items()
+            }
+            with written_whole(directory / 'bases.npz') as file:
+                np.savez(file, **named)
+            about = {
+                'format': FORMAT,
+                **about,
+                'bases': _digest((directory / 'bases.npz').read_bytes()),
+            }
+            write_text(directory / 'cache.json', json.dumps(about, indent=1))
+        return cls(directory)
+
+    @property
+    def num_shards(self) -> int:
+        """int: Shards of the complete cache."""
+        return -(-self.about['num_entries'] // self.about['shard_entries'])
+
+    def missing_shards(self) -> list[int]:
+        """Numbers of the shards that are not there, or not there in full."""
+        return [number for number in range(self.num_shards) if not self._read_index(number)]
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of processes that were killed."""
+        for path in self.directory.glob('.*.part'):
+            path.unlink(missing_ok=True)
+
+    def write_shard(self, number: int, entries: Mapping[str, tuple]) -> None:
+        """Write a shard, whole or not at all.
+
+        Args:
+            number (int): Its number.
+            entries (Mapping[str, tuple]): Key of an image to its (H, W) and its maps (d, h, w), one
+                per level, float16.
+        """
+        offset, index, rows = 0, {}, []
+        for key, (image_shape, maps) in entries.items():
+            row = np.concatenate([level.ravel() for level in maps])
+            shapes = [level.shape for level in maps]
+            index[key] = Entry(number, offset, zlib.crc32(row), image_shape, shapes)[1:]
+            offset += len(row)
+            rows.append(row)
+        with _writing(self.directory):
+            with written_whole(self._path(number, 'npy')) as file:
+                np.save(file, np.concatenate(rows), allow_pickle=False)
+            content = {'bases': self.about['bases'], 'count': offset, 'entries': index}
+            write_text(self._path(number, 'json'), json.dumps(content, separators=(',', ':')))
+
+    def load_index(self) -> None:
+        """Learn where every image lies, unless that has been done.
+
+        Raises:
+            ConfigError: Shards are missing.
+        """
+        if self.entries is not None:
+            return
+        indexes = [self._read_index(number) for number in range(self.num_shards)]
+        missing = [self._path(n, 'npy').name for n, index in enumerate(indexes) if not index]
+        if missing:
+            raise ConfigError(
+                f'teacher cache {self.directory} is incomplete: {len(missing)} of '
+                f'{self.num_shards} shards are missing (the first is {missing[0]}); run '
+                f'tools/cache_teacher.py again, it goes on from there.'
+            )
+        self.entries = {key: entry for index in indexes for key, entry in index.items()}
+
+    def unload_index(self) -> None:
+        """Free the memory of the index."""
+        self.entries = None
+
+    @property
+    def index_loaded(self) -> bool:
+        """bool: Whether the index is in memory."""
+        return self.entries is not None
+
+    def read(self, key: str, image_shape: tuple[int, int]) -> list[np.ndarray]:
+        """The maps of one image.
+
+        The checksum is looked at when an image is read for the first time.
+
+        Args:
+            key (str): See :func:`rdimkd_det.cache.images.entry_key`.
+            image_shape (tuple[int, int]): (H, W) of the image in training.
+
+        Returns:
+            list[np.ndarray]: Maps (d, h, w), float16, one per level.
+
+        Raises:
+            ConfigError: The image is not in the cache, or was cached in another size.
+            DamagedShardError: Its shard is damaged; names it.
+        """
+        self.load_index()
+        entry = self.entries.get(key)
+        if entry is None or entry.image_shape != tuple(image_shape):
+            size = 'is not in it' if entry is None else f'was cached as {entry.image_shape}'
+            raise ConfigError(
+                f'teacher cache {self.directory}: image {key} of size {tuple(image_shape)} {size}; '
+                f'the cache was made of other data, make it anew for this config.'
+            )
+        row = self._read_row(entry, check=key not in self._verified)
+        self._verified.add(key)
+        ends = np.cumsum([d * h * w for d, h, w in entry.map_shapes])[:-1]
+        return [part.reshape(s) for part, s in zip(np.split(row, ends), entry.map_shapes)]
+
+    def damage(self, number: int) -> str | None:
+        """Read all of a shard.
+
+        Args:
+            number (int): Its number.
+
+        Returns:
+            str | None: What is wrong with it.
+        """
+        index = self._read_index(number)
+        if not index:
+            return f'shard {self._path(number, "npy")} is missing or cut short'
+        try:
+            for entry in index.values():
+                self._read_row(entry, check=True)
+        except DamagedShardError as error:
+            return str(error)
+        return None
+
+    def _read_row(self, entry: Entry, check: bool) -> np.ndarray:
+        path = self._path(entry.shard, 'npy')
+        try:
+            shard = np.load(path, mmap_mode='r', allow_pickle=False)
+            row = np.array(shard[entry.offset : entry.offset + entry.count])
+        except (OSError, ValueError) as error:
+            raise self._damaged(path, str(error)) from error
+        if len(row) != entry.count or (check and zlib.crc32(row) != entry.crc32):
+            raise self._damaged(path, 'a checksum differs')
+        return row
+
+    def _damaged(self, path: Path, reason: str) -> DamagedShardError:
+        return DamagedShardError(
+            f'teacher cache: shard {path} is damaged ({reason}); delete it and run '
+            f'tools/cache_teacher.py again, which makes it anew'
+        )
+
+    def _read_index(self, number: int) -> dict[str, Entry]:
+        """Entries of a shard; none if it is missing, cut short, or of another cache."""
+        try:
+            content = json.loads(self._path(number, 'json').read_text(encoding='utf-8'))
+            size = self._path(number, 'npy').stat().st_size
+        except (FileNotFoundError, ValueError):
+            return {}
+        if content['bases'] != self.about['bases'] or size < 2 * content['count']:
+            return {}
+        index = {}
+        for key, (offset, crc32, image_shape, shapes) in content['entries'].items():
+            shapes = tuple(map(tuple, shapes))
+            shapes = self._shapes.setdefault(shapes, shapes)  # few differ: each is kept once
+            index[key] = Entry(number, offset, crc32, tuple(image_shape), shapes)
+        return index
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self.directory / f'{number:05d}.{suffix}'
+
+
+def _read_arrays(path: Path, num_levels: int) -> list[LevelArrays]:
+    with np.load(path, allow_pickle=False) as file:
+        return [
+            LevelArrays(*(file[f'{number}.{field}'] for field in LevelArrays._fields))
+            for number in range(num_levels)
+        ]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError(
+                f'teacher cache {directory}: the disk is full; what is there is whole. Make room '
+                f'and run the same command again, it goes on from there.'
+            ) from error
+        raise ConfigError(f'teacher cache {directory} cannot be written: {error}.') from error

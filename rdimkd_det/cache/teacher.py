@@ -1,0 +1,230 @@
+"""``CachedTeacher``: stands where a ``Teacher`` stands, and reads its maps from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..config_files import UnreadableConfigError, read_detector_config
+from ..errors import ConfigError
+from ..features import Level
+from ..losses import RdimKDLoss
+from .facts import check_facts, checkpoint_facts, model_facts
+from .images import entry_key, image_pipeline
+from .store import LevelArrays, TeacherCache
+
+
+class CachedTeacher:
+    """The teacher's maps in the subspace, as ``tools/cache_teacher.py`` stored them.
+
+    Nothing of the teacher is built or loaded, and its files need not be there.
+
+    Args:
+        directory (str): The cache.
+        config (str | dict, optional): The teacher's config, compared with the cached one's.
+        checkpoint (str, optional): Its weights, compared by their hash if the file is there, else
+            by their name.
+        projections (Mapping): Of the losses, from :func:`rdimkd_det.cache.facts.projection_facts`.
+
+    Raises:
+        UnreadableConfigError: There is no cache.
+        ConfigError: It is damaged, or holds other projections.
+    """
+
+    projected = True
+
+    def __init__(
+        self,
+        directory: str,
+        config: str | dict | None,
+        checkpoint: str | None,
+        projections: Mapping,
+    ) -> None:
+        try:
+            self.cache = TeacherCache(directory)
+        except OSError as error:
+            raise UnreadableConfigError(
+                f'teacher cache {directory} is not there ({error.strerror}); make it with '
+                f'tools/cache_teacher.py CONFIG --out {directory}, or train with the live teacher, '
+                f'without cache=...'
+            ) from error
+        self.config = config
+        self.checkpoint = str(checkpoint or self.cache.about['facts']['checkpoint'])
+        check_facts(self.cache, projections)
+
+    def __deepcopy__(self, memo: dict) -> CachedTeacher:
+        return self
+
+    @property
+    def built(self) -> bool:
+        """bool: Whether the cache's index is in memory."""
+        return self.cache.index_loaded
+
+    @property
+    def num_bytes(self) -> int:
+        """int: Memory that weights take: there are none."""
+        return 0
+
+    def build(self) -> None:
+        """Load the cache's index, unless that has been done.
+
+        Raises:
+            ConfigError: Shards are missing.
+        """
+        self.cache.load_index()
+
+    def release(self) -> None:
+        """Free the index; the next call loads it again."""
+        self.cache.unload_index()
+
+    def probe(self) -> dict[str, list[Level]]:
+        """Strides and channels at the taps, as they were when the cache was made."""
+        return {
+            tap: [Level(*level) for level in levels]
+            for tap, levels in self.cache.about['taps'].items()
+        }
+
+    def build_bridge(self, preprocessor: nn.Module) -> KeyBridge:
+        """What turns a batch of the student into what this teacher takes."""
+        return KeyBridge(self.cache)
+
+    def prepare(self, cfg: Config) -> None:
+        """Check that the cache is of this training, and load its index.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: Its teacher or images are others than the cached ones; names the first
+                difference. Or shards are missing.
+        """
+        check_facts(self.cache, image_pipeline(cfg))
+        if self.config is not None:
+            check_facts(self.cache, model_facts(read_detector_config(self.config)))
+        check_facts(self.cache, checkpoint_facts(self.checkpoint))
+        self.build()
+
+    def provide_bases(self, tap: str, indices: Sequence[int], loss: RdimKDLoss) -> None:
+        """Give a loss the bases that the cached maps were projected on.
+
+        Args:
+            tap (str): Path of the teacher's module.
+            indices (Sequence[int]): Its levels, in the order of the loss.
+            loss (RdimKDLoss): Gets them, unless it has them.
+
+        Raises:
+            ConfigError: A level is not in the cache, or has another basis already.
+        """
+        loss.teacher_projected = True
+        for index, name, projection in zip(indices, loss.level_names, loss.projections):
+            if [tap, index] not in self.cache.about['levels']:
+                raise ConfigError(
+                    f'teacher cache {self.cache.directory} has no maps for {name}; make a cache '
+                    f'for this config.'
+                )
+            arrays = self.cache.arrays[self.cache.about['levels'].index([tap, index])]
+            basis = torch.from_numpy(arrays.basis).to(projection.basis.device)
+            if projection.fitted and not _agree(projection.basis, basis):
+                raise ConfigError(
+                    f'teacher cache {self.cache.directory}: {name} has another basis already, '
+                    f'from a checkpoint of a training without this cache; resume that as it was, '
+                    f'or start anew.'
+                )
+            kept = torch.from_numpy(arrays.variance_kept)
+            projection.load_state_dict({'basis': basis, 'variance_kept': kept})
+
+    @torch.no_grad()
+    def __call__(self, batch: CachedBatch) -> dict[str, dict[int, Tensor]]:
+        """Coordinates of a batch in the subspace.
+
+        Args:
+            batch (CachedBatch): Names of the images.
+
+        Returns:
+            dict[str, dict[int, Tensor]]: Tap to the index of a level to (N, d, H, W), float32, as
+            large as the largest image's; see :func:`as_batch`.
+        """
+        images = [self.cache.read(key, shape) for key, shape in batch.images]
+        outputs: dict[str, dict[int, Tensor]] = {}
+        for (tap, index), arrays, *maps in zip(
+            self.cache.about['levels'], self.cache.arrays, *images
+        ):
+            outputs.setdefault(tap, {})[index] = as_batch(maps, arrays, batch.device)
+        return outputs
+
+    def wait(self, outputs: Mapping) -> None:
+        """Nothing to wait for: a live teacher may still be running beside the student."""
+
+
+class CachedBatch(NamedTuple):
+    """What a cached teacher takes of a batch.
+
+    Attributes:
+        images (list[tuple[str, tuple[int, int]]]): Key and (H, W) of each image.
+        device (torch.device): Where its maps are wanted.
+    """
+
+    images: list[tuple[str, tuple[int, int]]]
+    device: torch.device
+
+
+class KeyBridge:
+    """In the place of an ``InputBridge``: from a batch of the student to the names of its images.
+
+    Args:
+        cache (TeacherCache): The cache, for its name.
+    """
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self.cache = cache
+
+    def __deepcopy__(self, memo: dict) -> KeyBridge:
+        return self
+
+    def __call__(self, inputs: Tensor, data_samples: Sequence) -> CachedBatch:
+        """Name the images of a batch.
+
+        Args:
+            inputs (Tensor): Batch (N, 3, H, W).
+            data_samples (Sequence[DetDataSample]): Theirs.
+        """
+        images = [
+            (entry_key(sample.metainfo), tuple(sample.metainfo['img_shape'][:2]))
+            for sample in data_samples
+        ]
+        return CachedBatch(images, inputs.device)
+
+    def __repr__(self) -> str:
+        return f'cache {self.cache.directory}, {self.cache.about["num_entries"]} entries'
+
+
+def as_batch(maps: Sequence[np.ndarray], arrays: LevelArrays, device: torch.device) -> Tensor:
+    """One level's maps of several images as one tensor.
+
+    A live teacher sees all images of a batch padded to one size. Where an image's own map ends,
+    its response to padding follows.
+
+    Args:
+        maps (Sequence[np.ndarray]): Maps (d, h, w), float16, of the images' own sizes.
+        arrays (LevelArrays): Of the level.
+        device (torch.device): Where to put them.
+
+    Returns:
+        Tensor: (N, d, H, W), float32, with the largest h and w.
+    """
+    height, width = (max(level.shape[axis] for level in maps) for axis in (1, 2))
+    batch = np.empty((len(maps), maps[0].shape[0], height, width), np.float16)
+    for target, level in zip(batch, maps):
+        if level.shape != target.shape:
+            target[:] = arrays.padding[:, None, None]
+        target[:, : level.shape[1], : level.shape[2]] = level
+    return torch.from_numpy(batch).to(device).float()
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-5)

@@ -1,0 +1,155 @@
+"""A student as ONNX: backbone, neck and head, from the normalised batch to the head's raw maps."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from mmdet.models.detectors import SingleStageDetector
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .export import Student
+from .names import explain
+
+try:
+    import onnx
+    import onnxruntime
+except ImportError as error:
+    raise ConfigError(
+        f'--onnx needs packages that are not installed ({error.name}): '
+        f'pip install "rdimkd_det[onnx]".'
+    ) from error
+
+OPSET = 17
+# Largest difference between onnxruntime and PyTorch, as a share of the largest value of a map.
+TOLERANCE = 1e-4
+
+
+class RawMaps(nn.Module):
+    """A single-stage detector as a function of one tensor.
+
+    Args:
+        detector (SingleStageDetector): The detector, in eval mode.
+    """
+
+    def __init__(self, detector: SingleStageDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Maps of the head (N, C, H, W), kind by kind and level by level."""
+        return tuple(feats for kind in self.detector(inputs, mode='tensor') for feats in kind)
+
+
+def output_names(detector: SingleStageDetector, inputs: Tensor) -> list[str]:
+    """Names of the maps, e.g. 'cls_scores_0': mmdet's own names, and the level.
+
+    Args:
+        detector (SingleStageDetector): The detector, in eval mode.
+        inputs (Tensor): Any batch (N, 3, H, W).
+    """
+    with torch.no_grad():
+        kinds = detector(inputs, mode='tensor')
+    # In every head of mmdet, loss_by_feat takes what forward gives, in this order.
+    names = inspect.signature(detector.bbox_head.loss_by_feat).parameters
+    return [f'{name}_{level}' for name, kind in zip(names, kinds) for level in range(len(kind))]
+
+
+def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
+    """Write an ONNX model with free batch size, height and width, and compare it with PyTorch.
+
+    Args:
+        detector (nn.Module): The student, in eval mode.
+        student (Student): Where it comes from; preprocessing and classes go into the metadata.
+        path (Path): File to write.
+
+    Returns:
+        str: What was written and how far it is from PyTorch.
+
+    Raises:
+        ConfigError: The detector has no raw maps, cannot be exported, or differs too much.
+    """
+    name = student.config.model.type
+    if not isinstance(detector, SingleStageDetector):
+        raise ConfigError(
+            f'--onnx: {name} is no single-stage detector; its head needs more than the image.'
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        _export(detector, temporary)
+        _add_metadata(temporary, student)
+        difference = compare(detector, temporary)
+        if difference > TOLERANCE:
+            raise ConfigError(
+                f'--onnx: onnxruntime and PyTorch differ by {difference:.1e} of the largest value '
+                f'(allowed: {TOLERANCE:.0e}); nothing was written.'
+            )
+        os.replace(temporary, path)
+    except ConfigError:
+        raise
+    except Exception as error:  # an operator that torch.onnx or onnxruntime does not have
+        raise ConfigError(f'--onnx: {name} cannot be exported: {explain(error)}') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return f'wrote {path}: onnxruntime and PyTorch differ by {difference:.1e} of the largest value'
+
+
+def _export(detector: SingleStageDetector, path: Path) -> None:
+    # Large enough for a second position at stride 128, and for SSD.
+    inputs = torch.zeros(1, 3, 320, 384)
+    names = output_names(detector, inputs)
+    free = {0: 'batch', 2: 'height', 3: 'width'}
+    of_outputs = {output: {0: 'batch', 2: f'{output}_h', 3: f'{output}_w'} for output in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the tracer's, on every shape that it reads
+        torch.onnx.export(
+            RawMaps(detector).eval(),
+            (inputs,),
+            str(path),
+            input_names=['inputs'],
+            output_names=names,
+            dynamic_axes={'inputs': free, **of_outputs},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def compare(detector: SingleStageDetector, path: Path) -> float:
+    """Largest difference of any map, over the largest value of that map.
+
+    Args:
+        detector (SingleStageDetector): The detector, in eval mode.
+        path (Path): The ONNX model.
+
+    Returns:
+        float: Over two batches, of sizes that the export has not seen.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for shape in ((1, 3, 384, 320), (2, 3, 320, 448)):
+        inputs = torch.randn(shape, generator=generator)
+        with torch.no_grad():
+            expected = RawMaps(detector).eval()(inputs)
+        found = session.run(None, {'inputs': inputs.numpy()})
+        for one, other in zip(expected, found):
+            difference = (one - torch.from_numpy(other)).abs().max() / one.abs().max()
+            largest = max(largest, float(difference))
+    return largest
+
+
+def _add_metadata(path: Path, student: Student) -> None:
+    preprocessor = student.config.model.get('data_preprocessor') or {}
+    values = {
+        **{key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor')},
+        'classes': student.meta.get('dataset_meta', {}).get('classes'),
+    }
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in values.items()})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))

@@ -1,0 +1,180 @@
+"""``TrainingGuard``: what a training needs so that an interruption costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    get_comm_device,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from ..errors import TrainingInterruptedError
+from .resume_point import ResumePoint
+from .saving import INTERRUPTED, LateRemoval, note_last_checkpoint, write_checkpoints_whole
+from .signals import StopRequest
+
+# Iterations between two looks of several processes at each other's signals: one look waits for
+# the slowest of them.
+AGREE_EVERY = 10
+
+
+def guard(runner: Runner) -> None:
+    """Add a :class:`TrainingGuard` to a runner that has none.
+
+    Args:
+        runner (Runner): A runner whose training is about to begin.
+    """
+    if not any(isinstance(hook, TrainingGuard) for hook in runner.hooks):
+        runner.register_hook(TrainingGuard())
+
+
+class TrainingGuard(Hook):
+    """Makes a training resumable to the bit, at any iteration, whatever ends it.
+
+    - Checkpoints are written whole or not at all; outdated ones are removed after, not before.
+    - ``checkpoint['resume']`` holds the random states of all processes and data loader workers and
+      the place in the data; a resumed training goes on from there, in the middle of an epoch too.
+    - SIGTERM and Ctrl-C write a checkpoint first.
+
+    ``DistillHook`` and the command lines add it. It comes after all other hooks, which have done
+    their part of an iteration when it looks.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._stop = StopRequest()
+        self._point: ResumePoint | None = None
+        self._resumed: dict | None = None
+        self._states: list[dict] = []  # of all ranks
+        self._saved_at: int | None = None  # iteration of which they are
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take the position out of a checkpoint that training resumes from.
+
+        Args:
+            runner (Runner): The runner.
+            checkpoint (dict): The loaded checkpoint.
+        """
+        # mmengine (0.10.7, OneDL 0.10.12) would run this text as Python when it resumes.
+        checkpoint.get('meta', {}).pop('config', None)
+        if not runner._resume:
+            return
+        ranks = checkpoint.get('resume', [])
+        if len(ranks) == get_world_size():
+            self._resumed = ranks[get_rank()]
+        else:
+            runner.logger.warning(
+                'RdimKD: the checkpoint holds the random states of %d processes, not of %d: this '
+                'training is not bit for bit the uninterrupted one',
+                len(ranks),
+                get_world_size(),
+            )
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare saving, and go where a resumed training stood.
+
+        Args:
+            runner (Runner): The runner, a checkpoint resumed.
+        """
+        write_checkpoints_whole()
+        self._point = ResumePoint(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                self._guard(hook)
+        if self._resumed is not None:
+            self._point.go_on(self._resumed)
+        self._stop.listen()
+
+    def _guard(self, hook: CheckpointHook) -> None:
+        hook.file_backend = LateRemoval(hook.file_backend)
+        hook._save_checkpoint_with_step = partial(self._save, hook, hook._save_checkpoint_with_step)
+
+    def _save(
+        self, hook: CheckpointHook, save: Callable, runner: Runner, step: int, meta: dict
+    ) -> None:
+        """In place of ``CheckpointHook``'s own method, which all ranks call."""
+        self._gather(meta)
+        save(runner, step, meta=meta)
+        hook.file_backend.flush()
+        if is_main_process():
+            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)
+
+    def _gather(self, meta: dict) -> None:
+        # The Runner saves on the first rank alone, where the others' states are not known.
+        self._states = all_gather_object(self._point.state(meta['epoch'], meta['iter']))
+        self._saved_at = meta['iter']
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Note the state in which the epoch begins, or take it up again."""
+        self._point.start_epoch()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Take the worker's random state out of the batch."""
+        self._point.start_iteration(batch_idx, data_batch)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Store the position, unless someone else saves than ``CheckpointHook`` and this.
+
+        Args:
+            runner (Runner): The runner.
+            checkpoint (dict): Gets the entry 'resume', one state per process.
+        """
+        if self._saved_at == checkpoint['meta']['iter']:
+            checkpoint['resume'] = self._states
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """End the training if a signal asked for it."""
+        if (get_world_size() == 1 or self.every_n_train_iters(runner, AGREE_EVERY)) and self._asked:
+            self._save_and_stop(runner, {'epoch': runner.epoch, 'iter': runner.iter + 1})
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """End at once if a signal asked for it and nothing would be lost."""
+        saved = self._saved_at == runner.iter
+        if saved and get_world_size() == 1 and self._asked:
+            self._stop_training('the last checkpoint is of this iteration')
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """End the training if a signal asked for it."""
+        if self._point and self._stop.listening:
+            self._point.end_validation()
+            if self._asked:
+                self._save_and_stop(runner, {'epoch': runner.epoch, 'iter': runner.iter})
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the signals back."""
+        self._stop.stop_listening()
+
+    @property
+    def _asked(self) -> bool:
+        """Whether any process has got a signal."""
+        asked = torch.tensor(float(self._stop.signal is not None), device=get_comm_device())
+        all_reduce(asked, 'max')
+        return bool(asked)
+
+    def _save_and_stop(self, runner: Runner, meta: dict) -> None:
+        self._gather(meta)
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, by_epoch=False)
+        path = Path(runner.work_dir, INTERRUPTED)
+        if is_main_process():
+            note_last_checkpoint(runner.work_dir, path)
+        self._stop_training(f'written to {path}')
+
+    def _stop_training(self, saved: str) -> None:
+        self._stop.stop_listening()
+        raise TrainingInterruptedError(
+            f'stopped at iteration {self._saved_at}, {saved}; go on with --resume.',
+            status=128 + (self._stop.signal or 0),
+        )

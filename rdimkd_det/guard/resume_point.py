@@ -1,0 +1,136 @@
+"""Where a training stands: random states and the place in the data; and how to go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..random_state import RandomState, random_state, set_random_state
+from .data_position import DataPosition
+
+
+class ResumePoint:
+    """Follows a training, says where it stands, and puts a new one there.
+
+    Epochs resume in their middle. Of an iteration-based loop mmengine itself advances the data.
+
+    Args:
+        runner (Runner): The runner, with its loop built and before the first iteration.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._data = DataPosition(runner.train_dataloader) if self._by_epoch else None
+        self._epoch_start: RandomState = {}
+        self._resumed_epoch_start: RandomState | None = None
+        self._validated = False
+
+    def state(self, epoch: int, iteration: int) -> dict:
+        """What :meth:`go_on` needs; plain data.
+
+        Args:
+            epoch (int): Epochs done, as the checkpoint says.
+            iteration (int): Iterations done.
+        """
+        data = self._data.state(self._batches_done(epoch, iteration)) if self._by_epoch else {}
+        return {
+            'now': random_state(),
+            'epoch_start': self._epoch_start,
+            'validated': self._validated,
+            'data': data,
+        }
+
+    def go_on(self, state: dict) -> None:
+        """Put the training where a state was taken.
+
+        A validation that was due there and may have been cut off is run again: mmengine (0.10.7,
+        OneDL 0.10.12) leaves it out, and it takes part in the sequence of random numbers.
+        """
+        loop, now = self._runner.train_loop, state['now']
+        done = self._batches_done(loop.epoch, loop.iter)
+        set_random_state(now)
+        if done == 0 and not state['validated'] and self._validation_is_due():
+            self._runner.logger.info('RdimKD: validating again, as it may have been cut off')
+            self._runner.val_loop.run()
+            now = random_state()
+        restore = partial(set_random_state, now)
+        if not self._by_epoch:
+            loop.dataloader_iterator = _At(loop.dataloader_iterator, loop.iter, restore)
+        elif done or state['data']['states']:
+            self._resumed_epoch_start = state['epoch_start'] if done else now
+            loop.run_epoch = partial(self._run_rest_of_epoch, state['data'], done, restore)
+
+    def _batches_done(self, epoch: int, iteration: int) -> int:
+        """Batches of an epoch that have been trained on."""
+        return iteration - epoch * len(self._runner.train_dataloader) if self._by_epoch else 0
+
+    def _validation_is_due(self) -> bool:
+        loop = self._runner.train_loop
+        time, end = (loop.epoch, loop.max_epochs) if self._by_epoch else (loop.iter, loop.max_iters)
+        if self._runner.val_loop is None or time < max(1, loop.val_begin):
+            return False
+        loop._decide_current_val_interval()
+        return time % loop.val_interval == 0 or time == end
+
+    def _run_rest_of_epoch(self, data: dict, done: int, restore: Callable[[], None]) -> None:
+        """Stands in for ``EpochBasedTrainLoop.run_epoch`` once: the epoch begins in its middle."""
+        runner, loop = self._runner, self._runner.train_loop
+        del loop.run_epoch
+        runner.call_hook('before_train_epoch')
+        runner.model.train()
+        repeated = self._data.restore(data, done, restore)
+        for index, batch in enumerate(loop.dataloader, done - repeated):
+            if index < done:
+                self._data.advance(index, batch)
+            else:
+                loop.run_iter(index, batch)
+        self._data.forget()
+        runner.call_hook('after_train_epoch')
+        loop._epoch += 1
+
+    def start_epoch(self) -> None:
+        """Note the state in which an epoch begins; of a resumed one, take it up again."""
+        if self._resumed_epoch_start is not None:
+            set_random_state(self._resumed_epoch_start)
+            self._resumed_epoch_start = None
+        self._epoch_start = random_state()
+        if self._by_epoch:
+            self._data.start_epoch()
+
+    def start_iteration(self, index: int, batch: object) -> None:
+        """Note that a batch has come; takes out of it what a worker has added.
+
+        Args:
+            index (int): Its index in the epoch.
+            batch (dict): The batch.
+        """
+        self._validated = False
+        if self._by_epoch:
+            self._data.advance(index, batch)
+
+    def end_validation(self) -> None:
+        """Note that a validation is over."""
+        self._validated = True
+
+
+class _At:
+    """Calls a function when an iterator has given a number of items."""
+
+    def __init__(self, iterator: object, num_items: int, function: Callable[[], None]) -> None:
+        self._iterator = iterator
+        self._left = num_items
+        self._function = function
+
+    def __next__(self) -> object:
+        if self._left == 0:
+            self._function()
+        self._left -= 1
+        return next(self._iterator)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """What OneDL's mmengine (0.10.12) calls in place of ``next``."""
+        self._iterator.skip_iter(num_iters)
+        self._left -= num_iters

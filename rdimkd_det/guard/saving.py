@@ -1,0 +1,143 @@
+"""Checkpoints that are whole or absent, and the newest whole one of a work directory."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio.backends.base import BaseStorageBackend
+
+from ..errors import ConfigError, TrainingStoppedError
+from ..files import write_bytes, write_text
+
+LAST_CHECKPOINT = 'last_checkpoint'  # where mmengine notes the newest one's path
+INTERRUPTED = 'interrupted.pth'
+
+
+class WholeFileBackend(LocalBackend):
+    """mmengine's backend for the local disk, except that a file is written whole or not at all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file to a temporary name, flush it to the disk, and rename it.
+
+        Args:
+            obj (bytes): Content.
+            filepath (str | Path): The file; its directory is made if need be.
+
+        Raises:
+            TrainingStoppedError: The disk is full, or cannot be written for another reason.
+        """
+        path = Path(filepath)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, obj)
+        except OSError as error:
+            raise TrainingStoppedError(
+                f'{path} ({len(obj) / 1e6:.0f} MB) could not be written: {error.strerror}. '
+                f'{last_good(path.parent)} Make room, then go on with --resume.'
+            ) from error
+
+
+def write_checkpoints_whole() -> None:
+    """Have mmengine write through :class:`WholeFileBackend` from now on, in this process.
+
+    mmengine (0.10.7, OneDL 0.10.12) writes a checkpoint in place: a kill leaves half of it.
+    """
+    register_backend('local', WholeFileBackend, force=True, prefixes='')
+
+
+class LateRemoval:
+    """A file backend of ``CheckpointHook`` that removes outdated checkpoints late.
+
+    mmengine (0.10.7, OneDL 0.10.12) removes the oldest checkpoint before it writes the new one:
+    with ``max_keep_ckpts=1`` a full disk or a kill in between leaves none at all.
+
+    Args:
+        backend (BaseStorageBackend): The backend that it stands in for.
+    """
+
+    def __init__(self, backend: BaseStorageBackend) -> None:
+        self._backend = backend
+        self._outdated: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._backend, name)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Note a file that :meth:`flush` is to remove."""
+        self._outdated.append(str(filepath))
+
+    def flush(self) -> None:
+        """Remove what has been noted; called when the new checkpoint is there."""
+        while self._outdated:
+            path = self._outdated.pop()
+            if self._backend.isfile(path):
+                self._backend.remove(path)
+
+
+def latest_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
+    """The newest checkpoint that is whole.
+
+    Args:
+        work_dir (str | Path): Work directory of a training.
+
+    Returns:
+        tuple[str | None, list[str]]: The checkpoint, None if there is none; and the newer ones
+        that are cut off or damaged.
+
+    Raises:
+        ConfigError: There are checkpoints, and all of them are damaged.
+    """
+    damaged = []
+    for path in _newest_first(Path(work_dir)):
+        if is_whole(path):
+            return str(path), damaged
+        damaged.append(str(path))
+    if damaged:
+        raise ConfigError(
+            f'none of the {len(damaged)} checkpoints in {work_dir} is whole '
+            f'({", ".join(damaged[:3])}); train anew without --resume.'
+        )
+    return None, []
+
+
+def last_good(work_dir: str | Path) -> str:
+    """A sentence that names the newest whole checkpoint."""
+    try:
+        path, _ = latest_checkpoint(work_dir)
+    except ConfigError:
+        path = None
+    return f'The last good checkpoint is {path}.' if path else 'There is no checkpoint yet.'
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint has all its bytes, as the checksums in it say.
+
+    Args:
+        path (Path): A file of ``torch.save``, which is a zip archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def _newest_first(work_dir: Path) -> Iterator[Path]:
+    noted = work_dir / LAST_CHECKPOINT
+    named = Path(noted.read_text().strip()) if noted.is_file() else None
+    if named is not None and named.is_file():
+        yield named
+    # A best_*.pth has no optimizer state.
+    others = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
+    for path in sorted(others, key=os.path.getmtime, reverse=True):
+        if named is None or path.resolve() != named.resolve():
+            yield path
+
+
+def note_last_checkpoint(work_dir: str | Path, path: str | Path) -> None:
+    """Note, where mmengine looks for it, which checkpoint is the newest."""
+    write_text(Path(work_dir) / LAST_CHECKPOINT, str(path))

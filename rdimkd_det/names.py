@@ -1,0 +1,107 @@
+"""Misspelled names, and what was probably meant."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import mmdet.registry
+from mmengine.registry import Registry
+
+from .errors import ConfigError
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message: '; did you mean 'x'?', or nothing where nothing is near."""
+    others = [entry for entry in known if entry != name]
+    nearest = get_close_matches(str(name), others, n=1, cutoff=0.7)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ''
+
+
+def check_options(
+    where: str, options: Iterable[str], builder: type, others: Iterable[str] = ('type',)
+) -> None:
+    """Check that a config entry has no option that its class does not take.
+
+    Args:
+        where (str): Its place in the config.
+        options (Iterable[str]): The names of the options.
+        builder (type): The class.
+        others (Iterable[str]): Keys that are not for the class. Defaults to 'type'.
+
+    Raises:
+        ConfigError: One is unknown, see :func:`check_names`.
+    """
+    parameters = inspect.signature(builder).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+        check_names(f'{where} ({builder.__name__})', options, (*parameters, *others))
+
+
+def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Check that a config entry has no other keys than the known ones.
+
+    Args:
+        where (str): Its place in the config.
+        names (Iterable[str]): Its keys.
+        known (Iterable[str]): Those that there are.
+
+    Raises:
+        ConfigError: One is unknown; suggests the nearest, or lists them.
+    """
+    for name in sorted(set(names) - set(known), key=str):
+        hint = did_you_mean(name, known) or f'; it has {", ".join(known)}.'
+        raise ConfigError(f"{where} has no option '{name}'{hint}")
+
+
+def check_type(entry: object, where: str, registry: Registry, known: Iterable[str]) -> type:
+    """Check that a config entry names a registered type.
+
+    Args:
+        entry (object): The entry, which should be a dict with a 'type'.
+        where (str): Its place in the config.
+        registry (Registry): Where the type should be.
+        known (Iterable[str]): Types that make sense there, to suggest.
+
+    Returns:
+        type: The class.
+
+    Raises:
+        ConfigError: It does not; suggests the nearest name.
+    """
+    known = list(known)
+    name = entry.get('type') if isinstance(entry, Mapping) else None
+    if not isinstance(name, (str, type)):
+        raise ConfigError(f"{where} must be a dict with a type, e.g. '{known[0]}'; got {entry!r}.")
+    try:
+        found = registry.get(name) if isinstance(name, str) else name
+    except Exception:  # of the import of a name with dots, and of ''
+        found = None
+    if found is None:
+        listed = f'; there are {", ".join(known)}.' if len(known) < 10 else '.'
+        hint = did_you_mean(name, known) or listed
+        raise ConfigError(f"{where}: unknown type '{name}'{hint}")
+    return found
+
+
+def explain(error: Exception) -> str:
+    """An exception of the host as one line, with what a misspelled type probably meant."""
+    text = str(error.args[0] if error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
+    # A data loader's worker sends its traceback as the text of an exception.
+    line = lines[-1] if lines[0].startswith('Caught ') else lines[0]
+    if len(line) < 20 and error.__traceback__ is not None:  # "AssertionError", "KeyError: 'img'"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = f'{line} in {Path(place.filename).name}, line {place.lineno}: {place.line}'
+    line = f'{type(error).__name__}: {line.strip()}'
+    unknown = re.search(r'(.*\b(\w+) is not in the \S+ registry)', line)
+    return unknown[1] + did_you_mean(unknown[2], _registered_names()) if unknown else line
+
+
+def _registered_names() -> list[str]:
+    registries = [r for r in vars(mmdet.registry).values() if isinstance(r, Registry)]
+    registries += [r.parent for r in registries if r.parent is not None]
+    return sorted({name for registry in registries for name in registry.module_dict})

@@ -1,0 +1,60 @@
+"""Where a config wants files written: below its work directory, or nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from mmengine.config import Config
+
+from .errors import ConfigError
+
+# Options of the hooks, metrics and visualizers of mmengine and mmdet that name a file or folder to
+# write, from the current directory ...
+PATHS = {
+    'artifact_location', 'collect_dir', 'dir', 'dir_name', 'dump_path', 'json_trace_path',
+    'out_dir', 'out_file', 'out_file_path', 'outfile_prefix', 'output_dir', 'proposals_file',
+    'save_dir', 'show_dir', 'tmpdir', 'work_dirs',
+}  # fmt: skip
+# ... and those that are taken from a folder in the work directory.
+PATHS_BELOW = {
+    'config_save_file', 'filename_tmpl', 'img_save_dir', 'scalar_save_file', 'test_out_dir',
+}  # fmt: skip
+
+
+def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
+    """Check that a config asks for no file outside of its work directory.
+
+    Args:
+        cfg (Config): The run's config, with its ``work_dir``.
+        given (Mapping[str, object]): The --cfg-options: what a user types may lie anywhere.
+
+    Raises:
+        ConfigError: It does; names the option and the path.
+    """
+    work_dir = os.path.realpath(cfg.work_dir)
+    for place, path in _outputs(cfg._cfg_dict.to_dict()):
+        name = place.rsplit('.', 1)[-1]
+        start = work_dir if name in PATHS_BELOW else os.curdir
+        target = path if '://' in path else os.path.realpath(os.path.join(start, path))
+        typed = any(f'{place}.'.startswith(f'{option}.') for option in given)
+        if not typed and target != work_dir and not target.startswith(work_dir + os.sep):
+            raise ConfigError(
+                f'config {cfg.filename}: {place}={path!r} lies outside of the work directory '
+                f'{cfg.work_dir}, where everything of a run is written; drop it, or allow it '
+                f'by typing --cfg-options {place}={path}.'
+            )
+
+
+def _outputs(node: object, place: str = '') -> Iterator[tuple[str, str]]:
+    items: object = ()
+    if isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    for key, value in items:
+        where = f'{place}.{key}'.lstrip('.')
+        if key in PATHS | PATHS_BELOW and isinstance(value, str):
+            yield where, value
+        else:
+            yield from _outputs(value, where)

@@ -1,0 +1,80 @@
+"""Names of classes: of the data, of the teacher, and which of them are the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from torch import nn
+
+from ..checkpoints import read_checkpoint_safely
+from ..config_files import UnreadableConfigError, read_config
+
+
+def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:
+    """Class names of a config's data set, read without its annotations.
+
+    Args:
+        cfg (Config): Config of a run.
+        splits (Sequence[str]): Of 'train', 'val' and 'test'; the first that has names counts.
+
+    Returns:
+        tuple[str, ...] | None: None where the data set names none.
+    """
+    for split in splits:
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+        while isinstance(dataset, Mapping) and ('dataset' in dataset or 'datasets' in dataset):
+            dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+        kind = dataset.get('type') if isinstance(dataset, Mapping) else None
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if hasattr(kind, '_load_metainfo'):
+            metainfo = kind._load_metainfo(copy.deepcopy(dataset.get('metainfo')))
+            classes = _names(metainfo)
+            if classes:
+                return classes
+    return None
+
+
+def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | None:
+    """Class names of a teacher: its checkpoint's, else those of its config's data set."""
+    content = read_checkpoint_safely(checkpoint, who='teacher')
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    if isinstance(meta, Mapping):
+        classes = _names(meta.get('dataset_meta') or {}) or _names(meta)
+        if classes:
+            return classes
+    try:
+        return data_classes(read_config(config, 'teacher'), ('train', 'val', 'test'))
+    except UnreadableConfigError:
+        return None
+
+
+def _names(metainfo: Mapping) -> tuple[str, ...] | None:
+    # mmdet 2 wrote CLASSES.
+    names = metainfo.get('classes') or metainfo.get('CLASSES')
+    return (names,) if isinstance(names, str) else tuple(names or ()) or None
+
+
+def label_map(teacher: Sequence[str], data: Sequence[str]) -> dict[int, int]:
+    """Labels of classes that both know: the teacher's to the data's."""
+    of_data = {name: label for label, name in enumerate(data)}
+    return {label: of_data[name] for label, name in enumerate(teacher) if name in of_data}
+
+
+def num_classes(model: nn.Module) -> dict[str, int]:
+    """Number of classes of each head, by its path; what mmdet's ``NumClassCheckHook`` looks at."""
+    return {
+        name: module.num_classes
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, 'num_classes', None), int)
+        and 'head' in name
+        and not name.startswith('distill.')
+        and not name.endswith(('rpn_head', 'semantic_head'))
+    }
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first of some names."""
+    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')

@@ -1,0 +1,57 @@
+"""The whole teacher with its head, which training never needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures.mask import PolygonMasks
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..checkpoints import load_checkpoint_safely
+from ..distillation import Distillation
+from ..teacher import load_strictly
+
+
+def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
+    """Build a teacher with its head, and load all of it.
+
+    Raises:
+        ConfigError: The checkpoint does not fit the head; counts and names the keys.
+    """
+    weights = load_checkpoint_safely(part.teacher.checkpoint, who='teacher')
+    detector = MODELS.build(deepcopy(part.teacher.model))
+    load_strictly(detector, weights, part.teacher.checkpoint, part.teacher.config)
+    return detector.requires_grad_(False).eval().to(device)
+
+
+def at_size_of(inputs: Tensor, data_samples: Sequence) -> Sequence:
+    """Copies of data samples that fit a batch which was padded anew."""
+    samples = deepcopy(list(data_samples))
+    for sample in samples:
+        sample.set_metainfo({'batch_input_shape': tuple(inputs.shape[2:])})
+    return samples
+
+
+def with_masks(instances: InstanceData, size: tuple[int, int]) -> InstanceData:
+    """The instances with masks: their own, else their boxes, which a mask head can do with.
+
+    Args:
+        instances (InstanceData): With ``bboxes`` (n, 4), as tensor.
+        size (tuple[int, int]): Height and width of the image.
+    """
+    if 'masks' not in instances:
+        corners = instances.bboxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].cpu().numpy()
+        instances.masks = PolygonMasks([[polygon] for polygon in corners], *size)
+    return instances
+
+
+def relabelled(instances: InstanceData, labels: Mapping[int, int]) -> InstanceData:
+    """The instances whose label is known, with its counterpart."""
+    known = torch.tensor([int(label) in labels for label in instances.labels], dtype=torch.bool)
+    kept = instances[known.to(instances.labels.device)]
+    kept.labels = kept.labels.new_tensor([labels[int(label)] for label in kept.labels])
+    return kept

@@ -1,0 +1,192 @@
+"""Which input a teacher was trained on: by its BatchNorm statistics, and by its own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..bridge import InputBridge
+from ..distillation import Distillation
+from .detector import at_size_of, relabelled, with_masks
+from .inputs import InputFormat, candidates
+from .progress import watched
+from .samples import training_input
+
+# When one input is clearly farther from the training's statistics than another.
+MUCH_FARTHER, LITTLE = 1.5, 0.05
+# When a teacher's loss is clearly lower: natural images lose little by swapped channels.
+LOWER_LOSS = 0.9
+
+
+class ChannelMoments:
+    """Mean and variance of channels over batches, accumulated in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.square = 0, 0.0, 0.0
+
+    def update(self, feats: Tensor) -> None:
+        """Add a map (N, C, ...)."""
+        positions = feats.detach().double().transpose(0, 1).flatten(1)  # (C, positions)
+        self.count += positions.shape[1]
+        self.sum = self.sum + positions.sum(1)
+        self.square = self.square + positions.square().sum(1)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean (C,) and biased variance (C,)."""
+        mean = self.sum / self.count
+        return mean, (self.square / self.count - mean.square()).clamp(min=0)
+
+
+@dataclass
+class InputScore:
+    """How well an input fits a teacher; lower is better.
+
+    Attributes:
+        name (str): Name of the format.
+        format (InputFormat): The format.
+        divergence (float, optional): :func:`divergence` from the BatchNorm statistics.
+        loss (float, optional): The teacher's own loss on labelled images.
+    """
+
+    name: str
+    format: InputFormat
+    divergence: float | None
+    loss: float | None
+
+
+def compare_inputs(
+    part: Distillation,
+    student_preprocessor: nn.Module,
+    batches: Sequence[dict],
+    detector: nn.Module | None = None,
+    labels: Mapping[int, int] | None = None,
+) -> list[InputScore]:
+    """Score the configured input of a teacher, and others that it may have been trained with.
+
+    Args:
+        part (Distillation): The teacher, with its weights.
+        student_preprocessor (nn.Module): Makes the student's batches.
+        batches (Sequence[dict]): Batches as the training data loader gives them.
+        detector (nn.Module, optional): The whole teacher, to measure its loss.
+        labels (Mapping[int, int], optional): The data's labels to the teacher's.
+
+    Returns:
+        list[InputScore]: 'as configured' is the first.
+    """
+    own = part.teacher.build_preprocessor()
+    data = [training_input(student_preprocessor, batch) for batch in batches]
+    detector = detector if labels else None
+    network = detector or part.teacher.load_plain().to(data[0]['inputs'].device)
+    scores = []
+    formats = list(candidates(InputFormat.of(own)).items())
+    for name, format in watched(formats, "the teacher's input"):
+        bridge = InputBridge(student_preprocessor, format.build(like=own))
+        with observed_moments(network) as moments:
+            losses = [_run(network, bridge, batch, labels if detector else None) for batch in data]
+        statistics = [(layer, each.compute()) for layer, each in moments if each.count]
+        loss = None if None in losses else sum(losses) / len(losses)
+        scores.append(InputScore(name, format, divergence(statistics), loss))
+    return scores
+
+
+@torch.no_grad()
+def _run(
+    network: nn.Module, bridge: InputBridge, batch: dict, labels: Mapping[int, int] | None
+) -> float | None:
+    """Run a whole detector, and return its loss; without labels, a feature extractor."""
+    inputs = bridge(batch['inputs'], batch['data_samples'])
+    if labels is None:
+        network(inputs)
+        return None
+    samples = at_size_of(inputs, batch['data_samples'])
+    for sample in samples:
+        known = relabelled(sample.gt_instances, labels)
+        sample.gt_instances = with_masks(known, tuple(inputs.shape[2:]))
+    torch.manual_seed(0)  # two-stage detectors sample proposals
+    return float(network.parse_losses(network.loss(inputs, samples))[0])
+
+
+def better_input(scores: Sequence[InputScore]) -> InputScore | None:
+    """The input that fits clearly better than the configured one, the first; None if none does."""
+    configured, *others = scores
+    better = [other for other in others if _fits_better(other, configured)]
+    measure = 'divergence' if configured.loss is None else 'loss'
+    return min(better, key=lambda score: getattr(score, measure), default=None)
+
+
+def _fits_better(other: InputScore, configured: InputScore) -> bool:
+    if configured.divergence is not None:
+        near, far = sorted((other.divergence, configured.divergence))
+        if far > MUCH_FARTHER * near + LITTLE:
+            return other.divergence == near
+    return configured.loss is not None and other.loss < LOWER_LOSS * configured.loss
+
+
+@contextmanager
+def observed_moments(network: nn.Module) -> Iterator[list[tuple[_BatchNorm, ChannelMoments]]]:
+    """Accumulate what enters a network's BatchNorm layers while the block runs."""
+    moments = [(layer, ChannelMoments()) for layer in batch_norms(network)]
+    handles = [
+        layer.register_forward_pre_hook(partial(_record, of_layer)) for layer, of_layer in moments
+    ]
+    try:
+        yield moments
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record(moments: ChannelMoments, layer: nn.Module, args: tuple) -> None:
+    moments.update(args[0])
+
+
+def divergence(
+    statistics: Sequence[tuple[_BatchNorm, tuple[Tensor, Tensor]]],
+) -> float | None:
+    """Distance of observed activations from BatchNorm's running statistics.
+
+    Per channel the symmetric Kullback-Leibler divergence of two Gaussians, of which the logarithm
+    is averaged, so that no single channel decides. The first layers, nearest to the input and
+    least dependent on what is in the images, weigh most.
+
+    Args:
+        statistics (Sequence[tuple]): Layers from the input on, each with the mean (C,) and the
+            variance (C,) of what entered it.
+
+    Returns:
+        float | None: 0 where they agree; None without layers.
+    """
+    total = weights = 0.0
+    for index, (layer, (mean, variance)) in enumerate(statistics):
+        expected = layer.running_var.double()
+        # Channels that never vary would divide by nothing.
+        floor = layer.eps + 1e-3 * expected.mean()
+        expected, variance = expected + floor, variance + floor
+        shift = (mean - layer.running_mean.double()).square()
+        symmetric = ((variance + shift) / expected + (expected + shift) / variance) / 2 - 1
+        weight = 1 / (1 + index)
+        total += weight * float(symmetric.clamp(min=0).log1p().mean())
+        weights += weight
+    return total / weights if weights else None
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of backbone and neck that hold statistics of a training.
+
+    Converted caffe and Detectron2 weights have theirs folded into the affine parameters, and 0
+    and 1 in their place.
+    """
+    return [
+        layer
+        for part in (network.backbone, getattr(network, 'neck', None) or nn.Identity())
+        for layer in part.modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.track_running_stats
+        and bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
+    ]

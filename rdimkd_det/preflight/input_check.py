@@ -1,0 +1,89 @@
+"""Whether the teacher gets the input that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ..distillation import Distillation
+from .fingerprint import InputScore, better_input, compare_inputs
+from .inputs import InputFormat
+from .report import Report
+
+# Divergence beyond which the configured input is not that of the training, whatever the others.
+FAR = 1.0
+
+
+def check_teacher_input(
+    part: Distillation,
+    student_preprocessor: nn.Module,
+    batches: Sequence[dict],
+    detector: nn.Module | None,
+    labels: Mapping[int, int] | None,
+    report: Report,
+    topic: str,
+) -> InputFormat | None:
+    """Report on whether another input than the configured one fits the teacher better.
+
+    Args:
+        part (Distillation): The teacher, with its weights.
+        student_preprocessor (nn.Module): Makes the student's batches.
+        batches (Sequence[dict]): Batches as the training data loader gives them.
+        detector (nn.Module, optional): The whole teacher, where its head could be built.
+        labels (Mapping[int, int], optional): The data's labels to the teacher's.
+        report (Report): Gets one finding.
+        topic (str): Its topic.
+
+    Returns:
+        InputFormat | None: The other input.
+    """
+    try:
+        scores = compare_inputs(part, student_preprocessor, batches, detector, labels)
+    except Exception:  # a loss of a detector may need what the student's data lack, e.g. masks
+        scores = compare_inputs(part, student_preprocessor, batches)
+    report.figures.setdefault('inputs', {})[topic] = {
+        score.name: {'divergence': score.divergence, 'loss': score.loss} for score in scores
+    }
+    configured, better = scores[0], better_input(scores)
+    if configured.divergence is None and configured.loss is None:
+        report.warning(
+            topic,
+            'cannot be checked: the teacher has no BatchNorm statistics of its training, and its '
+            'own loss could not be measured on these data',
+            'run with --eval-teacher, and compare the AP with what its authors give',
+        )
+    elif better is not None:
+        _report_better(configured, better, part, report, topic)
+    elif configured.divergence is not None and configured.divergence > FAR:
+        report.warning(
+            topic,
+            f'its activations are far from those of its training ({_figures(configured)}): images '
+            f'of another kind, or an input that is none of the usual',
+            f"compare data_preprocessor in {part.teacher.config} with the teacher's training, and "
+            f'run with --eval-teacher',
+        )
+    else:
+        report.ok(topic, f'none of {len(scores) - 1} others fits better ({_figures(configured)})')
+    return better and better.format
+
+
+def _report_better(
+    configured: InputScore, better: InputScore, part: Distillation, report: Report, topic: str
+) -> None:
+    if better.format == configured.format.swapped():
+        what = 'looks like swapped channels'
+        mend = f'set bgr_to_rgb={better.format.rgb}'
+    else:
+        what = f"looks like another normalisation, '{better.name}'"
+        mend = f'set {better.format.as_config()}'
+    report.error(
+        topic,
+        f'{what}: {_figures(better)}; as configured: {_figures(configured)}',
+        f'{mend} in the data_preprocessor of the teacher config, {part.teacher.config}',
+    )
+
+
+def _figures(score: InputScore) -> str:
+    figures = {'divergence': score.divergence, "the teacher's loss": score.loss}
+    return ', '.join(f'{name} {value:.3g}' for name, value in figures.items() if value is not None)

@@ -1,0 +1,94 @@
+"""How a network may want its pixels: what a data preprocessor does, and what the field uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mmengine.model import ImgDataPreprocessor
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """Channel order and normalisation of a network's input.
+
+    Attributes:
+        rgb (bool): Whether the channels of MMDetection's BGR images are reversed.
+        mean (tuple[float, ...]): Subtracted, in the order of the network's channels.
+        std (tuple[float, ...]): Divided by.
+    """
+
+    rgb: bool
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def of(cls, preprocessor: ImgDataPreprocessor) -> InputFormat:
+        """The format that a preprocessor makes."""
+        rgb = bool(preprocessor._channel_conversion)
+        if not preprocessor._enable_normalize:
+            return cls(rgb)
+        return cls(rgb, _three(preprocessor.mean), _three(preprocessor.std))
+
+    def swapped(self) -> InputFormat:
+        """The same normalisation on the other channel order."""
+        return replace(self, rgb=not self.rgb)
+
+    def build(self, like: ImgDataPreprocessor) -> ImgDataPreprocessor:
+        """Build a preprocessor of this format that pads as another does."""
+        return ImgDataPreprocessor(
+            mean=self.mean,
+            std=self.std,
+            bgr_to_rgb=self.rgb,
+            pad_size_divisor=like.pad_size_divisor,
+            pad_value=like.pad_value,
+        )
+
+    def as_config(self) -> str:
+        """As the keys of a ``data_preprocessor``."""
+        return f'mean={_listed(self.mean)}, std={_listed(self.std)}, bgr_to_rgb={self.rgb}'
+
+    def __str__(self) -> str:
+        order = 'RGB' if self.rgb else 'BGR'
+        return f'{order}, mean {_listed(self.mean)}, std {_listed(self.std)}'
+
+
+IMAGENET = InputFormat(True, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+WELL_KNOWN = {
+    'torchvision, RGB': IMAGENET,
+    'torchvision, BGR': InputFormat(False, IMAGENET.mean[::-1], IMAGENET.std[::-1]),
+    'caffe, BGR': InputFormat(False, IMAGENET.mean[::-1]),
+    'caffe, RGB': InputFormat(True, IMAGENET.mean),
+    'from 0 to 1, RGB': InputFormat(True, std=(255.0,) * 3),
+    'from 0 to 1, BGR': InputFormat(False, std=(255.0,) * 3),
+    'from -1 to 1, RGB': InputFormat(True, mean=(127.5,) * 3, std=(127.5,) * 3),
+    'from 0 to 255, RGB': InputFormat(True),
+    'from 0 to 255, BGR': InputFormat(False),
+}
+
+
+def candidates(configured: InputFormat) -> dict[str, InputFormat]:
+    """Formats that a network may have been trained with, each once.
+
+    Args:
+        configured (InputFormat): What its config says; comes first.
+
+    Returns:
+        dict[str, InputFormat]: Name to format.
+    """
+    named = {
+        'as configured': configured,
+        'as configured, channels swapped': configured.swapped(),
+        **WELL_KNOWN,
+    }
+    names = {format: name for name, format in reversed(named.items())}
+    return {name: format for name, format in named.items() if names[format] == name}
+
+
+def _three(values) -> tuple[float, ...]:
+    # Rounded: 123.675 is 123.67500305 in a float32 buffer.
+    return tuple(round(float(value), 4) for value in values.flatten().expand(3))
+
+
+def _listed(values: Sequence[float]) -> str:
+    return f'[{", ".join(f"{value:g}" for value in values)}]'

@@ -1,0 +1,131 @@
+"""What preflight found: one line per topic, tables, and what to change."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+LOG_WIDTH = 120
+STYLES = {'ok': 'green', 'warning': 'yellow', 'error': 'bold red'}
+
+
+@dataclass
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        severity (str): 'ok', 'warning' or 'error'.
+        topic (str): What it is about.
+        text (str): What was found.
+        mend (str): What to change; '' where nothing is to be.
+    """
+
+    severity: str
+    topic: str
+    text: str
+    mend: str = ''
+
+
+@dataclass
+class Table:
+    """Numbers of the report, as they are printed."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Findings and tables, in the order in which they were made.
+
+    Attributes:
+        title (str): Its first line.
+        findings (list[Finding]): One per topic or problem.
+        tables (list[Table]): Shown below the findings.
+        figures (dict): Measured numbers, for ``--json``.
+    """
+
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: dict = field(default_factory=dict)
+
+    def ok(self, topic: str, text: str) -> None:
+        """Add what is as it should be."""
+        self.findings.append(Finding('ok', topic, text))
+
+    def warning(self, topic: str, text: str, mend: str) -> None:
+        """Add what may be meant, or may not."""
+        self.findings.append(Finding('warning', topic, text, mend))
+
+    def error(self, topic: str, text: str, mend: str) -> None:
+        """Add what cannot be meant."""
+        self.findings.append(Finding('error', topic, text, mend))
+
+    def count(self, severity: str) -> int:
+        """Number of findings of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def passed(self) -> bool:
+        """bool: Whether there is no error."""
+        return not self.count('error')
+
+    @property
+    def verdict(self) -> str:
+        """str: The last line."""
+        counts = [
+            f'{number} {word}{"s" * (number > 1)}'
+            for word in ('error', 'warning')
+            if (number := self.count(word))
+        ]
+        return f'{" and ".join(counts)}: see the arrows.' if counts else 'All is well.'
+
+    def as_dict(self) -> dict:
+        """The report as data."""
+        return {'passed': self.passed, **asdict(self)}
+
+    def print(self, console: Console) -> None:
+        """Print it; readable without colours, too."""
+        console.print(self.title, style='bold', soft_wrap=True, highlight=False)
+        grid = RichTable.grid(padding=(0, 2))
+        for finding in self.findings:
+            text = Text(finding.text)
+            if finding.mend:
+                text.append(f'\n-> {finding.mend}', style='bold')
+            grid.add_row(
+                Text(f'  {finding.severity}', style=STYLES[finding.severity]), finding.topic, text
+            )
+        console.print(grid, highlight=False)
+        for table in self.tables:
+            console.print(f'\n{table.title}', soft_wrap=True, highlight=False)
+            console.print(_drawn(table), highlight=False)
+        console.print()
+        console.print(self.verdict, style='bold', highlight=False)
+
+    def log(self, logger: logging.Logger) -> None:
+        """Write it to a log, as a warning if it holds one."""
+        console = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
+        self.print(console)
+        level = (
+            logging.INFO
+            if all(finding.severity == 'ok' for finding in self.findings)
+            else logging.WARNING
+        )
+        logger.log(level, console.file.getvalue().rstrip())
+
+
+def _drawn(table: Table) -> RichTable:
+    drawn = RichTable(box=None, padding=(0, 0, 0, 2), header_style='bold')
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify='right' if index else 'left')
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn

@@ -1,0 +1,171 @@
+"""What takes training images: gradients, recommended weights, the teacher's input, time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from statistics import median
+
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..balance import gradient_balance, squared_gradient
+from ..calibration import calibration_batches, fit_projections
+from ..checkpoints import load_checkpoint_safely
+from ..distillation import Distillation
+from ..distiller import RdimKDDistiller
+from ..features import record_outputs
+from .progress import watched
+from .report import Report, Table
+
+GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
+# Shares of the task's gradient beyond which distillation drowns the task, or does nothing.
+LARGEST_SHARE, SMALLEST_SHARE = 100.0, 0.001
+
+
+def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
+    """The training data loader, and batches of a fixed random choice of its images."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    # The Runner's, which YOLOX's preprocessor asks for.
+    MessageHub.get_current_instance().update_info('iter', 0)
+    return loader, list(calibration_batches(loader, num_images, seed=0))
+
+
+def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> None:
+    """Give a student the weights that its training starts from, and fit its projections."""
+    model.init_weights()
+    if cfg.get('load_from'):
+        weights = load_checkpoint_safely(cfg.load_from, who='model')
+        model.load_state_dict(weights, strict=False)
+    fit_projections(model, deepcopy(batches))
+    model.train()
+
+
+def training_input(preprocessor: nn.Module, batch: dict) -> dict:
+    """What a preprocessor makes of a batch; a copy, since batch augmentations scale boxes."""
+    return preprocessor(deepcopy(batch), True)
+
+
+@dataclass
+class LevelMeasure:
+    """A level's loss before its weight, and gradient norms at its map of the student, by batch."""
+
+    losses: list[float] = field(default_factory=list)
+    gradients: list[float] = field(default_factory=list)
+    of_task: list[float] = field(default_factory=list)
+
+
+def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: Report) -> None:
+    """Report on each level's loss and gradient beside the task's, and the balancing weight.
+
+    Args:
+        model (RdimKDDistiller): Prepared by :func:`prepare`; its weights are 1 afterwards.
+        batches (Sequence[dict]): Batches as the training data loader gives them.
+        report (Report): Gets a table, and a finding per tap.
+
+    Raises:
+        FloatingPointError: A loss is not finite; names it.
+    """
+    number = f'{len(batches)} batch{"es" * (len(batches) > 1)}'
+    table = Table(f"Before training, at the student's maps, median of {number}", GRADIENT_COLUMNS)
+    for part in model.distill.parts:
+        if not part.wanted:
+            continue
+        weights = _take_weights(part)
+        levels, balances = _measure(model, part, batches)
+        for tap, loss in part.items():
+            recommended = loss.auto_share * median(balances[tap])
+            where = f'{part.name}_{tap}'.strip('_')
+            measured = {name: levels[name] for name in loss.level_names}
+            factor = recommended if loss.auto else 1.0
+            table.rows += _rows(measured, [factor * weight for weight in weights[tap]])
+            _judge_weight(where, loss.auto, max(weights[tap]), recommended, report)
+            report.figures.setdefault('recommended_loss_weight', {})[where] = recommended
+    report.tables.append(table)
+
+
+def _measure(
+    model: RdimKDDistiller, part: Distillation, batches: Sequence[dict]
+) -> tuple[dict[str, LevelMeasure], dict[str, list[float]]]:
+    """Measures by level, and :func:`gradient_balance` by tap and batch."""
+    levels: dict[str, LevelMeasure] = defaultdict(LevelMeasure)
+    balances: dict[str, list[float]] = defaultdict(list)
+    for batch in watched(batches, 'gradients'):
+        task, distances, outputs = _losses(model, part, batch)
+        for tap, loss in part.items():
+            of_tap = [distances[f'loss_rdimkd_{name}'] for name in loss.level_names]
+            balances[tap].append(float(gradient_balance(task, sum(of_tap), outputs[tap])))
+            pairs = part.level_pairs[tap]
+            for name, distance, (student, _) in zip(loss.level_names, of_tap, pairs):
+                maps = [outputs[tap][student.index]]
+                levels[name].losses.append(distance.item())
+                levels[name].gradients.append(squared_gradient(distance, maps).sqrt().item())
+                levels[name].of_task.append(squared_gradient(task, maps).sqrt().item())
+    return levels, balances
+
+
+def _losses(
+    model: RdimKDDistiller, part: Distillation, batch: dict
+) -> tuple[Tensor, dict[str, Tensor], dict[str, list[Tensor]]]:
+    """Task loss, distillation losses and the student's maps of a batch."""
+    data = training_input(model.data_preprocessor, batch)
+    inputs, samples = data['inputs'], data['data_samples']
+    teacher_feats = part.teacher_feats(inputs, samples)
+    with record_outputs(model, part.taps) as outputs:
+        losses = super(RdimKDDistiller, model).loss(inputs, samples)
+    task, logged = model.parse_losses(losses)
+    broken = [name for name, value in logged.items() if not value.isfinite()]
+    if broken:
+        raise FloatingPointError(f"the student's own {', '.join(broken)} is not finite")
+    return task, part(outputs, teacher_feats), outputs
+
+
+def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[tuple[str, ...]]:
+    rows = []
+    for (name, level), weight in zip(levels.items(), weights):
+        gradient, of_task = median(level.gradients), median(level.of_task)
+        share = weight * gradient / of_task if of_task else math.inf
+        share = f'{share:.2g}' if share < 1000 else '> 1000'
+        figures = (f'{median(level.losses):.3g}', f'{gradient:.2g}', f'{of_task:.2g}')
+        rows.append((name, *figures, f'{weight:.3g}', share))
+    return rows
+
+
+def _take_weights(part: Distillation) -> dict[str, list[float]]:
+    """The configured weights by tap; the losses are left with weight 1."""
+    weights = {}
+    for tap, loss in part.items():
+        weights[tap] = list(loss.level_weights)
+        loss.level_weights = [1.0] * loss.num_levels
+        loss.auto_weight.fill_(1.0)
+    return weights
+
+
+def _judge_weight(
+    where: str, auto: bool, weight: float, recommended: float, report: Report
+) -> None:
+    what = f"Weight at '{where}'"
+    share = weight / recommended
+    if auto:
+        report.ok(what, f"'auto' would be {recommended:.3g}")
+    elif share > LARGEST_SHARE or share < SMALLEST_SHARE:
+        effect = 'drowns the task' if share > 1 else 'does next to nothing'
+        report.warning(
+            what,
+            f"distillation's gradient is {share:.2g} times the task's: it {effect}",
+            f"set loss_weight={recommended:.2g}, or loss_weight='auto'",
+        )
+    else:
+        text = (
+            f"{weight:g}; {recommended:.3g} would make distillation's gradient equal to the task's"
+        )
+        report.ok(what, text)

@@ -1,0 +1,196 @@
+"""What can be told without an image: weights, classes, input and levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..distillation import Distillation
+from ..distiller import RdimKDDistiller, distilled_student
+from ..features import PROBE_SIZE
+from ..losses import RdimKDLoss
+from ..projections import Projection
+from .classes import data_classes, label_map, listed, num_classes, teacher_classes
+from .inputs import InputFormat
+from .report import Report, Table
+
+LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', 'd', 'weight')
+
+
+def teachers(cfg: Config, model: RdimKDDistiller) -> Iterator[tuple[Mapping, Distillation]]:
+    """Each teacher's config entry and what was built of it."""
+    entries = cfg.model['teacher']
+    return zip([entries] if isinstance(entries, Mapping) else entries, model.distill.parts)
+
+
+def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
+    """Report on a distilled model's weights, classes, input and levels.
+
+    Args:
+        cfg (Config): Its config.
+        model (nn.Module): The built model, its teachers built where they are wanted.
+        report (Report): Gets the findings.
+    """
+    model = distilled_student(model)
+    data = data_classes(cfg)
+    check_student_classes(model, data, report)
+    table = Table(f'Levels, of an image of {PROBE_SIZE}x{PROBE_SIZE}', LEVEL_COLUMNS)
+    for entry, part in teachers(cfg, model):
+        if is_live(part):
+            check_weights(part, report)
+            check_teacher_classes(entry, part, data, report)
+            check_input(model, part, report)
+        else:
+            why = f'its maps come from {part.bridge}' if part.wanted else 'no loss has a weight'
+            report.ok(topic('Teacher weights', part), f'not loaded: {why}')
+        for tap, loss in part.items():
+            table.rows += level_rows(part, tap, loss)
+    report.tables.append(table)
+
+
+def is_live(part: Distillation) -> bool:
+    """Whether a teacher will run; not if it has no weight, or if its maps were stored before."""
+    return part.wanted and not part.teacher.projected
+
+
+def topic(name: str, part: Distillation) -> str:
+    """Name of a topic; with the teacher's, where there are several."""
+    return f'{name} ({part.name})' if part.name else name
+
+
+def check_weights(part: Distillation, report: Report) -> None:
+    """Report on a teacher's weights, which were loaded strictly when it was built."""
+    what, teacher = topic('Teacher weights', part), part.teacher
+    state = teacher.load_plain().state_dict()
+    untrained = untrained_parts(state)
+    parts = dict.fromkeys(key.split('.')[0] for key in state)
+    if untrained:
+        report.error(
+            what,
+            f'{teacher.checkpoint} looks untrained: every bias of {" and ".join(untrained)} is '
+            f'exactly 0, as it was initialised',
+            'give the checkpoint of a finished training as model.teacher.checkpoint',
+        )
+        return
+    report.ok(
+        what,
+        f'{Path(teacher.checkpoint).name}: {len(state)} of {len(state)} keys of '
+        f'{" and ".join(parts)} match',
+    )
+
+
+def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
+    """Of 'backbone' and 'neck' those whose biases are all exactly 0: no training leaves them so."""
+    trained: dict[str, bool] = {}
+    for key, value in state.items():
+        if key.endswith('.bias'):
+            part = key.split('.')[0]
+            trained[part] = trained.get(part, False) or bool(value.any())
+    return [part for part, is_trained in trained.items() if not is_trained]
+
+
+def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report: Report) -> None:
+    """Report on the number of classes of the student's heads."""
+    if data is None:
+        report.warning(
+            'Classes',
+            'the data set names no classes',
+            'set train_dataloader.dataset.metainfo=dict(classes=(...))',
+        )
+        return
+    heads = num_classes(model)
+    wrong = {path: number for path, number in heads.items() if number != len(data)}
+    for path, number in wrong.items():
+        report.error(
+            'Classes',
+            f"the student's {path} has num_classes={number}, the data set has {len(data)} "
+            f'({listed(data)})',
+            f'set model.student.{path}.num_classes={len(data)}, or the metainfo of the data set',
+        )
+    if not wrong:
+        report.ok('Classes', f'student and data set: {len(data)} ({listed(data)})')
+
+
+def check_teacher_classes(
+    entry: Mapping, part: Distillation, data: tuple[str, ...] | None, report: Report
+) -> None:
+    """Report on how the teacher's classes differ from those of the data."""
+    what = topic('Teacher classes', part)
+    classes = teacher_classes(entry['config'], part.teacher.checkpoint)
+    if classes is None:
+        report.warning(
+            what,
+            'neither its checkpoint nor its config names them',
+            'feature maps carry over; make sure that it was trained on such images',
+        )
+        return
+    if data is None:
+        report.ok(what, f'{len(classes)} ({listed(classes)})')
+        return
+    unknown = [name for name in data if name not in classes]
+    if unknown:
+        report.warning(
+            what,
+            f'{len(classes)} ({listed(classes)}); it knows {len(data) - len(unknown)} of the '
+            f"data set's {len(data)}, not {listed(unknown)}",
+            'feature maps carry over, but a teacher of these very classes is a better one',
+        )
+    elif classes == data:
+        report.ok(what, 'the same')
+    else:
+        known = len(label_map(classes, data))
+        report.ok(what, f'{len(classes)}, the {known} of the data set among them')
+
+
+def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
+    """Report on what both models expect, and what the bridge does."""
+    what, bridge = topic('Input', part), part.bridge
+    student = _described(model.data_preprocessor)
+    if bridge.same_padding and bridge.student_divisor == bridge.teacher_divisor:
+        report.ok(what, f'student and teacher: {student}; the bridge has nothing to do')
+        return
+    teacher = _described(part.teacher.build_preprocessor())
+    steps = [
+        'reverses the channels' if bridge.flip_channels else '',
+        '' if bridge.same_values else 'changes the normalisation',
+        f'pads with {bridge.pad_value:g} to multiples of {bridge.teacher_divisor}',
+    ]
+    does = ', '.join(filter(None, steps))
+    report.ok(what, f'student: {student}\nteacher: {teacher}\nthe bridge {does}')
+
+
+def _described(preprocessor: nn.Module) -> str:
+    padding = f'padding {preprocessor.pad_value:g}, divisor {preprocessor.pad_size_divisor}'
+    return f'{InputFormat.of(preprocessor)}, {padding}'
+
+
+def level_rows(part: Distillation, tap: str, loss: RdimKDLoss) -> list[tuple[str, ...]]:
+    """Rows of the table of levels, as strings."""
+    return [
+        (
+            name,
+            str(student.stride),
+            _shape(student.channels, student.stride),
+            _shape(teacher.channels, teacher.stride),
+            '-' if student.channels == teacher.channels else '1x1 conv',
+            loss.resize or '-',
+            str(directions(projection)),
+            'auto' if loss.auto else f'{weight:g}',
+        )
+        for name, (student, teacher), projection, weight in zip(
+            loss.level_names, part.level_pairs[tap], loss.projections, loss.level_weights
+        )
+    ]
+
+
+def directions(projection: Projection) -> int | float:
+    """Its d; of one that is not fitted what its config asks for, which may be a share."""
+    return projection.basis.shape[1] or projection.dim
+
+
+def _shape(channels: int, stride: int) -> str:
+    size = -(-PROBE_SIZE // stride)
+    return f'{channels}x{size}x{size}'

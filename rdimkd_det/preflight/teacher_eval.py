@@ -1,0 +1,198 @@
+"""The teacher's AP on the student's validation data: through the bridge, and in its own way."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from torch import nn
+
+from ..bridge import InputBridge
+from ..config_files import UnreadableConfigError, read_config
+from ..distillation import Distillation
+from .detector import at_size_of, relabelled
+from .inputs import InputFormat
+from .progress import watched
+from .report import Report
+
+# Below this AP a detector is not one of these data.
+NEARLY_ZERO = 0.01
+# The bridge's AP as a share of the own pipeline's.
+MUCH_LOWER, LOWER = 0.75, 0.95
+
+
+def evaluate_teacher(
+    cfg: Config,
+    entry: Mapping,
+    part: Distillation,
+    student_preprocessor: nn.Module,
+    detector: nn.Module,
+    labels: Mapping[int, int],
+    better: InputFormat | None,
+    report: Report,
+    topic: str,
+) -> None:
+    """Report on the teacher's AP through the bridge, next to that of its own pipeline.
+
+    Args:
+        cfg (Config): The run's config, with validation data and evaluator.
+        entry (Mapping): The teacher's entry in it.
+        part (Distillation): The teacher, with its bridge.
+        student_preprocessor (nn.Module): Makes the student's batches.
+        detector (nn.Module): The whole teacher.
+        labels (Mapping[int, int]): The teacher's labels to the data's.
+        better (InputFormat, optional): An input that seems to fit the teacher better.
+        report (Report): Gets one finding.
+        topic (str): Its topic.
+    """
+    own_pipeline = _test_pipeline(entry['config'])
+    own_preprocessor = part.teacher.build_preprocessor().to(student_preprocessor.device)
+
+    def through(bridge: InputBridge, batch: dict) -> Sequence:
+        data = student_preprocessor(batch, False)
+        inputs = bridge(data['inputs'], data['data_samples'])
+        return detector.predict(inputs, at_size_of(inputs, data['data_samples']))
+
+    def in_its_own_way(batch: dict) -> Sequence:
+        data = own_preprocessor(batch, False)
+        return detector.predict(data['inputs'], data['data_samples'])
+
+    bridged = average_precision(cfg, partial(through, part.bridge), labels, 'through the bridge')
+    own = average_precision(cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline)
+    report.figures.setdefault('teacher_ap', {})[topic] = {'bridge': bridged, 'own': own}
+    text = f'{bridged:.3f} through the bridge, {own:.3f} through its own pipeline'
+    if own_pipeline is None:
+        text += " (its config has none: the student's, with the teacher's preprocessor)"
+    if better is not None:
+        bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
+        mended = average_precision(cfg, partial(through, bridge), labels, 'with another input')
+        report.figures['teacher_ap'][topic]['mended'] = mended
+        text += f', {mended:.3f} with the input that fits it better'
+    if better is not None and mended > bridged:
+        mend = f'set {better.as_config()} in the data_preprocessor of {part.teacher.config}'
+        report.error(topic, text, mend)
+    elif max(bridged, own) < NEARLY_ZERO:
+        report.error(
+            topic,
+            f'{text}: its checkpoint is not trained, not of these data, or its input is wrong',
+            'check model.teacher.checkpoint, and data_preprocessor in the teacher config',
+        )
+    elif bridged < LOWER * own:
+        difference = _difference(cfg, own_pipeline, part)
+        severity = report.error if bridged < MUCH_LOWER * own else report.warning
+        severity(topic, f'{text}; {difference}', "bring the student's pipeline near the teacher's")
+    else:
+        report.ok(topic, text)
+
+
+def average_precision(
+    cfg: Config,
+    predict: Callable[[dict], Sequence],
+    labels: Mapping[int, int],
+    description: str,
+    pipeline: list | None = None,
+) -> float:
+    """AP of a detector on validation data, by the config's own evaluator.
+
+    Args:
+        cfg (Config): With ``val_dataloader`` and ``val_evaluator``.
+        predict (Callable): Batch of the data loader to data samples with ``pred_instances``.
+        labels (Mapping[int, int]): Predicted labels to the data's; others are dropped.
+        description (str): For the progress bar.
+        pipeline (list, optional): In place of the data set's own.
+
+    Returns:
+        float: From 0 to 1.
+    """
+    settings = deepcopy(cfg.val_dataloader)
+    if pipeline is not None:
+        dataset = _innermost(settings['dataset'])
+        dataset['pipeline'] = _with_data_of(dataset['pipeline'], pipeline)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        loader = Runner.build_dataloader(settings, seed=0)
+        evaluator = Evaluator(_of_boxes(cfg.val_evaluator))
+        evaluator.dataset_meta = loader.dataset.metainfo
+    for batch in watched(loader, description):
+        with torch.no_grad():
+            samples = predict(batch)
+        for sample in samples:
+            kept = relabelled(sample.pred_instances, labels)
+            # Masks are not asked for, and slow.
+            sample.pred_instances = InstanceData(
+                bboxes=kept.bboxes, scores=kept.scores, labels=kept.labels
+            )
+        evaluator.process(samples, batch)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return _main_metric(evaluator.evaluate(len(loader.dataset)))
+
+
+def _of_boxes(evaluator: Mapping | Sequence) -> list[dict]:
+    """Config of an evaluator that asks for no masks."""
+    metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator
+    metrics = [dict(metric) for metric in metrics]
+    for metric in metrics:
+        kinds = metric.get('metric')
+        if kinds == 'segm' or (isinstance(kinds, (list, tuple)) and 'segm' in kinds):
+            metric['metric'] = 'bbox'
+    return metrics
+
+
+def _main_metric(metrics: Mapping[str, float]) -> float:
+    """The AP among an evaluator's metrics; of no prediction at all there is none."""
+    endings = ('bbox_mAP', 'mAP', 'AP', 'AP50')
+    named = [value for end in endings for key, value in metrics.items() if key.endswith(end)]
+    return max(0.0, float(next(iter(named or metrics.values()), 0.0)))
+
+
+def _test_pipeline(config: str | dict) -> list | None:
+    """The pipeline with which a teacher's own config tests it; None if it has none."""
+    try:
+        cfg = read_config(config, 'teacher')
+    except UnreadableConfigError:
+        return None
+    for split in ('val', 'test'):
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+        if dataset is not None:
+            return deepcopy(_innermost(dataset).get('pipeline'))
+    return None
+
+
+def _with_data_of(student: Sequence[Mapping], teacher: Sequence[Mapping]) -> list[Mapping]:
+    """The teacher's pipeline, with what concerns annotations and packing from the student's.
+
+    The data are the student's: they may lack the masks that the teacher's pipeline loads.
+    """
+    steps = [step for step in teacher if not _concerns_data(step)]
+    return steps + [step for step in student if _concerns_data(step)]
+
+
+def _concerns_data(step: Mapping) -> bool:
+    return any(word in str(step['type']) for word in ('Annotations', 'Pack'))
+
+
+def _innermost(dataset: Mapping) -> Mapping:
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def _difference(cfg: Config, own_pipeline: list | None, part: Distillation) -> str:
+    """What differs between the two ways to the teacher, beyond the bridge."""
+    student_pipeline = _innermost(cfg.val_dataloader['dataset'])['pipeline']
+    scales = [_scales(pipeline or ()) for pipeline in (student_pipeline, own_pipeline)]
+    if own_pipeline is not None and scales[0] != scales[1]:
+        return f"the student's images are resized to {scales[0]}, the teacher's to {scales[1]}"
+    return f'the sizes are the same, so it is what the bridge makes of the input: {part.bridge}'
+
+
+def _scales(pipeline: Sequence[Mapping]) -> str:
+    scales = [step.get('scale') for step in pipeline if step.get('scale') is not None]
+    return ', '.join(map(str, scales)) or 'nothing'

@@ -1,0 +1,99 @@
+"""Seconds and memory of a training iteration with distillation and without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import cycle, islice
+from statistics import median
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from torch.utils.data import DataLoader
+
+from ..distiller import RdimKDDistiller
+from .progress import watched
+from .report import Report, Table
+
+# Each of the two, after one that is not counted.
+MIN_ROUNDS = 5
+TIME_COLUMNS = ('an iteration', 'seconds', 'GPU memory', 'whole run')
+
+
+def measure_time(
+    cfg: Config, model: RdimKDDistiller, batches: Sequence[dict], loader: DataLoader, report: Report
+) -> None:
+    """Report on what distillation costs; an iteration leaves the weights as they are.
+
+    Args:
+        cfg (Config): The run's config.
+        model (RdimKDDistiller): A student with fitted projections, in train mode.
+        batches (Sequence[dict]): Batches as the training data loader gives them.
+        loader (DataLoader): The training data loader, for the length of an epoch.
+        report (Report): Gets a table.
+    """
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    for group in optimizer.param_groups:
+        group['lr'] = 0.0
+    seconds: dict[float, list[float]] = {0.0: [], 1.0: []}
+    memory = dict.fromkeys(seconds, 0)
+    rounds = max(MIN_ROUNDS, len(batches)) + 1
+    # Taken in turns: what slows the machine slows both.
+    for batch in watched(list(islice(cycle(batches), rounds)), 'time'):
+        for factor in seconds:
+            for part in model.distill.parts:
+                part.set_factor(factor)
+            taken, peak = _time_step(model, deepcopy(batch), optimizer)
+            seconds[factor].append(taken)
+            memory[factor] = max(memory[factor], peak)
+    # A plain training has no teacher in memory.
+    memory[0.0] = max(0, memory[0.0] - sum(part.teacher.num_bytes for part in model.distill.parts))
+    medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
+    iterations = run_length(cfg, loader)
+    table = Table(
+        f'Time of {iterations} iterations of {batch_size(loader)} images on this one device, '
+        f'without data loading and validation',
+        TIME_COLUMNS,
+    )
+    for name, factor in (('plain', 0.0), ('distilled', 1.0)):
+        gigabytes = f'{memory[factor] / 2**30:.2f} GiB' if memory[factor] else '-'
+        length = _duration(iterations * medians[factor])
+        table.rows.append((name, f'{medians[factor]:.3g}', gigabytes, length))
+    report.tables.append(table)
+    report.figures['seconds'] = {'plain': medians[0.0], 'distilled': medians[1.0]}
+    report.figures['iterations'] = iterations
+
+
+def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> tuple[float, int]:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    model.train_step(batch, optimizer)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated() if on_gpu else 0
+
+
+def run_length(cfg: Config, loader: DataLoader) -> int:
+    """Iterations of the whole training in one process."""
+    train = cfg.train_cfg
+    if 'max_iters' in train:
+        return train['max_iters']
+    return train.get('max_epochs', 1) * len(loader)
+
+
+def batch_size(loader: DataLoader) -> int:
+    """Images in a full batch."""
+    return loader.batch_size or loader.batch_sampler.batch_size
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    if seconds < 5400:
+        return f'{seconds / 60:.0f} min'
+    return f'{seconds / 3600:.1f} h'

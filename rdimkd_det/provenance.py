@@ -1,0 +1,87 @@
+"""Where a student comes from: what taught it, and how well it did, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+
+
+def distillation_of(config: Config) -> dict:
+    """What taught the student: teachers by name, losses, hook options; empty for a plain one."""
+    model = config.model
+    if 'student' not in model:
+        return {}
+    teachers = model.teacher if isinstance(model.teacher, (list, tuple)) else [model.teacher]
+    hooks = [hook for hook in config.get('custom_hooks') or [] if hook.type == 'DistillHook']
+    return {
+        'teachers': [{**teacher, **_names(teacher)} for teacher in teachers],
+        'losses': model.losses,
+        'inherit': model.get('inherit', ()),
+        'hook': hooks[0] if hooks else {},
+    }
+
+
+def _names(teacher: Mapping) -> dict:
+    # A path of somebody's disk means nothing elsewhere; an address and `mmdet::...` do.
+    config, checkpoint = teacher.get('config'), str(teacher.get('checkpoint'))
+    if not isinstance(config, str):
+        config = 'given as a dict'
+    return {
+        'config': config if '::' in config else Path(config).name,
+        'checkpoint': checkpoint if '://' in checkpoint else Path(checkpoint).name,
+    }
+
+
+def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict[str, float]:
+    """The validation's result for these very weights, if the training recorded one.
+
+    A checkpoint is written before its validation, whose result stands in the ``scalars.json`` of
+    its run; the best one is written after, and holds the result.
+
+    Args:
+        checkpoint (Path): File of the checkpoint.
+        content (Mapping): What is in it.
+        config (Config): The training's config.
+
+    Returns:
+        dict[str, float]: E.g. 'coco/bbox_mAP' to the AP; empty without a result.
+    """
+    if checkpoint.name.startswith('best_'):
+        scalars = (content.get('message_hub') or {}).get('log_scalars') or {}
+        return {
+            name.removeprefix('val/'): float(values.data[0][-1])
+            for name, values in scalars.items()
+            if name.startswith('val/') and '/' in name[4:] and isinstance(values, HistoryBuffer)
+        }
+    train_cfg = config.get('train_cfg') or {}
+    by_iter = train_cfg.get('type') == 'IterBasedTrainLoop' or train_cfg.get('by_epoch') is False
+    time = content.get('meta', {}).get('iter' if by_iter else 'epoch')
+    found = {}
+    for log in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
+        for entry in _entries(log):
+            metrics = {name: value for name, value in entry.items() if '/' in name}
+            if metrics and entry.get('step') == time:
+                found = metrics
+    return found
+
+
+def _entries(log: Path) -> Iterator[dict]:
+    for line in log.read_text().splitlines():
+        with suppress(ValueError):  # a killed training leaves half a line
+            yield json.loads(line)
+
+
+def plain_data(value: object) -> object:
+    """Dicts, lists, strings and numbers, whatever the training kept them in."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain_data(entry) for entry in value]
+    if hasattr(value, 'tolist'):
+        return value.tolist()
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,71 @@
+"""Random states of a process, as plain data that any checkpoint may hold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+RandomState = dict  # of tensors and numbers only, so that torch.load(weights_only=True) takes it
+
+
+def random_state() -> RandomState:
+    """Random states of Python, NumPy and PyTorch, those of all GPUs included."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        'python': {
+            'version': version,
+            'words': np.array(words, dtype=np.int64),
+            'gauss': gauss,
+        },
+        'numpy': {
+            'kind': kind,
+            'keys': keys.astype(np.int64),
+            'position': position,
+            'has_gauss': has_gauss,
+            'cached': float(cached),
+        },
+        'torch': torch.get_rng_state().numpy(),
+        'cuda': [state.numpy() for state in _cuda_states()],
+    }
+
+
+def set_random_state(state: RandomState) -> None:
+    """Set what :func:`random_state` gave.
+
+    Args:
+        state (RandomState): GPUs that this process does not have are left out.
+    """
+    python, numpy = state['python'], state['numpy']
+    random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
+    np.random.set_state(
+        (
+            numpy['kind'],
+            np.asarray(numpy['keys']).astype(np.uint32),
+            numpy['position'],
+            numpy['has_gauss'],
+            numpy['cached'],
+        )
+    )
+    torch.set_rng_state(torch.as_tensor(state['torch']))
+    for device, on_gpu in zip(range(len(_cuda_states())), state['cuda']):
+        torch.cuda.set_rng_state(torch.as_tensor(on_gpu), device)
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    # A data loader's worker must not start CUDA; it has no random state there either.
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave Python's, NumPy's and PyTorch's random states as they were found."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

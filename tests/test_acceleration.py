@@ -1,0 +1,273 @@
+"""A fast teacher gives the maps of a slow one."""
+
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from rdimkd_det import ConfigError
+from rdimkd_det.acceleration import Acceleration, accelerate, build_acceleration
+from rdimkd_det.teacher import Teacher
+
+FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+FAMILIES = {
+    'resnet': FCOS,
+    'resnext': 'cascade_rcnn/cascade-rcnn_x101-32x4d_fpn_1x_coco.py',
+    'gn+ws': 'gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco.py',
+    'deformable': 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py',
+    'hrnet': 'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py',
+    'swin': 'swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
+    'pvt': 'pvt/retinanet_pvtv2-b0_fpn_1x_coco.py',
+    'rtmdet': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'yolov3': 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+}
+PLAIN = dict(fuse=False, channels_last=False, precision='fp32')
+
+
+@pytest.fixture
+def files(tmp_path, small_config, teacher_files):
+    return trained(teacher_files(tmp_path, small_config(FCOS)))
+
+
+def trained(files):
+    """The checkpoint's BatchNorms get statistics that training could have left."""
+    content = torch.load(files[1], weights_only=True)
+    for key, value in content['state_dict'].items():
+        if key.endswith('running_mean'):
+            value.normal_(std=0.3)
+        elif key.endswith('running_var'):
+            value.uniform_(0.5, 2)
+    torch.save(content, files[1])
+    return files
+
+
+def maps(files, images, **options):
+    return Teacher(*files, ['neck'], build_acceleration(options))(images)['neck']
+
+
+def assert_agree(found, expected, tolerance):
+    """Up to a share of the largest value in each map."""
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        assert b.abs().max() > 0
+        assert (a.float() - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_defaults__agree(tmp_path, small_config, teacher_files, family):
+    options = {'base_channels': 32} if family == 'gn+ws' else {}  # 32 groups
+    files = trained(teacher_files(tmp_path, small_config(FAMILIES[family], **options)))
+    images = torch.randn(2, 3, 96, 160)
+    assert_agree(maps(files, images), maps(files, images, **PLAIN), 2e-5)
+
+
+@pytest.mark.parametrize(
+    'options, tolerance',
+    [
+        ({'fuse': True}, 2e-5),
+        ({'channels_last': True}, 2e-5),
+        ({'precision': 'bf16'}, 3e-2),
+        ({'precision': 'bf16', 'fuse': True, 'channels_last': True}, 3e-2),
+        ({'share_weights': True}, 0),
+    ],
+)
+def test_option__agrees(files, options, tolerance):
+    images = torch.randn(2, 3, 96, 160)
+    found = maps(files, images, **{**PLAIN, **options})
+    assert_agree(found, maps(files, images, **PLAIN), tolerance)
+    half = options.get('precision') == 'bf16'
+    assert all(level.dtype == (torch.bfloat16 if half else torch.float32) for level in found)
+    if 'channels_last' in options:
+        assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_fuse__no_batch_norm_is_left(files):
+    def norms(**options):
+        teacher = Teacher(*files, ['neck'], Acceleration(**options))
+        teacher.build()
+        modules = list(teacher._network.modules())
+        assert not any(module.training for module in modules)
+        assert not any(p.requires_grad for p in teacher._network.parameters())
+        return sum(isinstance(module, nn.BatchNorm2d) for module in modules)
+
+    assert norms(fuse=False) == 53 and norms() == 0
+
+
+def test_precision__as_autocast_but_cast_once(files):
+    images = torch.randn(1, 3, 64, 96)
+    teacher = Teacher(*files, ['neck'], Acceleration(precision='bf16', fuse=False))
+    found = teacher(images)['neck']
+    network = Teacher(*files, ['neck'], Acceleration(precision='fp32', fuse=False))
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        network.build()
+        expected = network._network(images)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    kinds = {type(m).__name__: p.dtype for m in teacher._network.modules() for p in m.parameters(0)}
+    assert kinds == {'Conv2d': torch.bfloat16, 'BatchNorm2d': torch.float32}
+
+
+def test_precision__of_the_cpu_is_float32_whatever_the_student_does(files):
+    images = torch.randn(1, 3, 64, 96)
+    expected = maps(files, images)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = maps(files, images)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_precision__fp16_needs_a_gpu(files):
+    with pytest.raises(ConfigError, match="precision='fp16' needs a GPU"):
+        maps(files, torch.randn(1, 3, 64, 96), precision='fp16')
+
+
+class NormFirst(nn.Module):
+    """Declared after the convolution, called before it: folding goes by declaration."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.backbone(self.bn(images))
+
+
+class OneConvTwice(nn.Module):
+    """Two BatchNorms share a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 1)) for _ in range(2))
+        self.backbone[1][0] = self.backbone[0][0]
+        self.backbone = nn.Sequential(
+            *(nn.Sequential(*part, nn.BatchNorm2d(3)) for part in self.backbone)
+        )
+        for part in self.backbone:
+            part[1].running_var.uniform_(0.5, 2)
+
+    def forward(self, images):
+        return self.backbone(images)
+
+
+class MemoryReader(nn.Module):
+    """Reads memory as if it were contiguous, as the deformable convolution does."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, images):
+        feats = self.backbone[0](images)
+        feats = torch.as_strided(feats, feats.shape, torch.empty(feats.shape).stride())
+        return self.backbone[1](feats)
+
+
+class Tapped(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images):
+        return self.backbone(images)
+
+
+@pytest.mark.parametrize('kind, left_out', [(NormFirst, 'fuse'), (OneConvTwice, 'fuse'),
+                                            (MemoryReader, 'channels_last')])  # fmt: skip
+def test_accelerate__leaves_out_what_harms(kind, left_out):
+    plain = Tapped(kind()).eval()
+    state = plain.state_dict()
+
+    def build():
+        network = Tapped(kind()).eval()
+        network.load_state_dict(state)
+        return network
+
+    images = torch.randn(2, 3, 20, 30)
+    with mock.patch('rdimkd_det.acceleration.print_log') as log:
+        network = accelerate(build, Acceleration(), ['backbone'])
+    assert left_out in log.call_args.args[0]
+    torch.testing.assert_close(network(images), plain(images).detach())
+
+
+@pytest.mark.slow
+def test_compile__agrees(tmp_path, small_config, teacher_files):
+    files = trained(teacher_files(tmp_path, small_config(FCOS, depth=18)))
+    images = torch.randn(2, 3, 96, 160)
+    assert_agree(maps(files, images, compile=True), maps(files, images), 2e-5)
+
+
+@pytest.mark.slow
+def test_compile__many_sizes_are_few_compilations(tmp_path, small_config, teacher_files):
+    """With a backend that is fast to compile for; what is compiled when does not depend on it."""
+    files = trained(teacher_files(tmp_path, small_config(FCOS, depth=18)))
+    with mock.patch('torch.compile', partial(torch.compile, backend='aot_eager')):
+        teacher = Teacher(*files, ['neck'], Acceleration(compile=True))
+        for num, height, width in [(2, 512, 640), (2, 640, 512), (1, 512, 640)]:
+            teacher(torch.randn(num, 3, height, width))
+        compiled = counters['stats']['unique_graphs']
+        assert compiled > 0
+        for num, height, width in [(2, 768, 640), (3, 576, 704), (4, 544, 672)]:
+            teacher(torch.randn(num, 3, height, width))
+        assert counters['stats']['unique_graphs'] == compiled
+
+
+def test_compile__hides_inner_taps(files):
+    with pytest.raises(ConfigError, match=r"'neck.fpn_convs' is tapped, .* set compile=False"):
+        Teacher(*files, ['neck.fpn_convs'], Acceleration(compile=True))
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'presicion': 'fp16'}, "there is no option 'presicion'; did you mean 'precision'"),
+        ({'checkpint': 'x'}, "there is no option 'checkpint'; did you mean 'checkpoint'"),
+        ({'zzz': 1}, "there is no option 'zzz'; there are fuse, channels_last, precision, compile"),
+        ({'precision': 'half'}, "precision must be 'auto', .* got 'half'"),
+        ({'fuse': 'no'}, "fuse must be True or False, got 'no'"),
+        ({'share_weights': True}, 'share_weights=True needs fuse=False and channels_last=False'),
+    ],
+)
+def test_build_acceleration__wrong_option(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_acceleration(options)
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux tells what is mapped')
+def test_share_weights__are_mapped_from_the_file(files):
+    teacher = Teacher(*files, ['neck'], Acceleration(False, False, share_weights=True))
+    teacher.build()
+    areas = [line.split() for line in Path('/proc/self/maps').read_text().splitlines()]
+    ranges = [area[0].split('-') for area in areas if area[-1] == files[1]]
+    ranges = [(int(start, 16), int(end, 16)) for start, end in ranges]
+    for parameter in teacher._network.parameters():
+        assert any(start <= parameter.data_ptr() < end for start, end in ranges)
+
+
+def test_share_weights__needs_the_zip_format(files):
+    torch.save(
+        torch.load(files[1], weights_only=True), files[1], _use_new_zipfile_serialization=False
+    )
+    teacher = Teacher(*files, ['neck'], Acceleration(False, False, share_weights=True))
+    with pytest.raises(ConfigError, match='share_weights=True needs a file on this machine'):
+        teacher.build()
+    Teacher(*files, ['neck']).build()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('own_stream', [False, True])
+def test_cuda__half_precision_in_autocast(files, own_stream):
+    images = torch.randn(2, 3, 160, 224, device='cuda')
+    expected = maps(files, images, **PLAIN)
+    teacher = Teacher(*files, ['neck'], Acceleration(own_stream=own_stream))
+    for _ in range(2):
+        with torch.autocast('cuda', torch.float16):
+            found = teacher(images)
+        teacher.wait(found)
+        assert all(level.dtype == torch.float16 for level in found['neck'])
+        assert_agree(found['neck'], expected, 1e-2)
+    kinds = {type(m).__name__: p.dtype for m in teacher._network.modules() for p in m.parameters(0)}
+    assert kinds['Conv2d'] == torch.float16

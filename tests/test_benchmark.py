@@ -1,0 +1,131 @@
+"""The benchmark, its stopwatch and the losses that it compares with."""
+
+import json
+import time
+
+import pytest
+import reference
+import torch
+from mmengine.config import Config
+from runs import REPOSITORY, call_tool, distilled, fcos, write_teacher
+
+from rdimkd_det.stopwatch import describe_machine, measure, peak_memory
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def rivals(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / 'tools')
+    import rivals
+
+    return rivals
+
+
+def spend(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_measure__median_and_quartiles_in_turn():
+    turns = []
+
+    def piece(name, seconds):
+        turns.append(name)
+        spend(seconds)
+
+    costs = measure(
+        {'a': lambda: piece('a', 0.01), 'b': lambda: piece('b', 0.03)}, rounds=3, device=CPU
+    )
+    assert turns[:10] == ['a', 'b'] * 5  # two rounds of warm-up, three timed
+    for name, milliseconds in (('a', 10), ('b', 30)):
+        assert costs[name].low <= costs[name].median <= costs[name].high
+        assert costs[name].low >= 0.99 * milliseconds
+    assert costs['a'].median < costs['b'].median
+
+
+def test_peak_memory__literal():
+    def piece():
+        first = torch.empty(1000, 1000)  # 4 MB
+        second = torch.empty(1000, 500)  # 2 MB more, the peak
+        del first, second
+        torch.empty(1000, 700)
+
+    assert peak_memory(piece, CPU) == pytest.approx(6e6, rel=0.01)
+
+
+def test_describe_machine__versions():
+    machine = describe_machine(CPU)
+    assert machine['torch'] == torch.__version__ and machine['threads'] >= 1
+
+
+def test_rivals__reference(rivals):
+    student, teacher = torch.randn(2, 2, 6, 5, 7)
+    expected = reference.plain_loss(student, teacher, torch.eye(6))
+    assert rivals.L2([6])([student], [teacher]).item() == pytest.approx(expected, rel=1e-5)
+    expected = reference.correlation_loss(student, teacher) / 2
+    assert rivals.PKD([6])([student], [teacher]).item() == pytest.approx(expected, rel=2e-2)
+    adapted = rivals.L2WithAdapter([6])
+    weight, bias = (p.detach().numpy() for p in adapted.adapters[0].parameters())
+    moved = reference.adapt(student, weight[:, :, 0, 0], bias)
+    expected = reference.plain_loss(moved, teacher, torch.eye(6))
+    assert adapted([student], [teacher]).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rivals__mgd_hides_positions(rivals):
+    mask = rivals.MGD([4]).mask(torch.ones(2, 4, 40, 50))
+    assert torch.equal(mask[:, :1].expand_as(mask), mask)
+    assert mask.mean().item() == pytest.approx(0.35, abs=0.03)
+
+
+@pytest.fixture
+def config(tmp_path):
+    model = distilled(fcos(), write_teacher(tmp_path / 'teacher'))
+    optimizer = dict(type='SGD', lr=0.01)
+    config = Config(dict(model=model, optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
+                         custom_imports=dict(imports=['rdimkd_det']),
+                         custom_hooks=[dict(type='DistillHook')]))  # fmt: skip
+    config.dump(tmp_path / 'config.py')
+    return tmp_path / 'config.py'
+
+
+def test_tool__measures_everything(tmp_path, rivals, config, capsys):
+    arguments = ['--shape', 64, 96, '--batch', 2, '--rounds', 2, '--json', tmp_path / 'b.json']
+    call_tool('benchmark.py', config, *arguments, '--compare', 'pkd', 'standardize', 'mgd')
+    report = json.loads((tmp_path / 'b.json').read_text())
+    steps = {name: cost['median'] for name, cost in report['steps'].items()}
+    teachers = [median for name, median in steps.items() if name.startswith('teacher:')]
+    assert len(teachers) == 2
+    expected = steps['student step'] + min(teachers) + steps['read both maps']
+    assert report['floor'] == pytest.approx(expected)
+    assert report['distilled_to_floor'] == pytest.approx(steps['distilled step'] / expected)
+    assert list(report['losses']) == ['pkd', 'standardize', 'mgd']
+    assert report['steps']['student step']['memory'] > 10**6
+    assert report['command'].endswith('mgd') and report['machine']['mmdet'] and report['date']
+    assert 'distilled step' in capsys.readouterr().out
+
+
+def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
+    options = ['--cfg-options', 'model.teacher.checkpoint=none.pth']
+    arguments = ['--shape', 64, 64, '--rounds', 1, '--compare', 'l2']
+    call_tool('benchmark.py', config, *arguments, '--random-weights', *options)
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('benchmark.py', config, *arguments, *options)
+    error = capsys.readouterr().err
+    assert error == 'benchmark.py: teacher: checkpoint none.pth does not exist.\n'
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['none.py'], 'config none.py not found'),
+        ([REPOSITORY / 'configs/digits/fcos_r18.py'], 'has no model with one teacher'),
+        ([REPOSITORY / 'configs/rdimkd_fcos_r50_r18.py', '--batch', 0], 'must be 1 or more'),
+    ],
+)
+def test_tool__wrong_use(rivals, capsys, arguments, message):
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('benchmark.py', *arguments)
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1

@@ -1,0 +1,319 @@
+"""tools/cache_teacher.py: at work, interrupted, on damaged files, and with a user's mistakes."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from cached_runs import FLIP, cached_run, make_cache, write_files
+from runs import call_tool, run_config, run_tool, trained_losses
+
+from rdimkd_det.cache.store import TeacherCache
+from rdimkd_det.config_files import read_config
+
+SHARD_MB = 0.007  # three of the 16 entries, 2016 bytes each
+NUM_SHARDS = 6
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Folder with data, teacher, a config and its cache in small shards."""
+    folder = write_files(tmp_path_factory.mktemp('files'))
+    make_cache(cached_run(folder, 'config'), '--shard-mb', SHARD_MB)
+    return folder
+
+
+@pytest.fixture
+def cache(files, tmp_path):
+    """A copy of the cache, to be harmed."""
+    return Path(shutil.copytree(files / 'cache', tmp_path / 'cache'))
+
+
+@pytest.fixture
+def refused(files, capsys):
+    """Calls the tool, which must end with one line; returns it."""
+
+    def refused(*args, config=files / 'config.py', tool='cache_teacher.py', status=2) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(tool, config, *args)
+        assert stopped.value.code == status
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(f'{tool}: '), lines
+        return lines[0]
+
+    return refused
+
+
+@pytest.fixture
+def changed(files, tmp_path):
+    """Writes the config changed by ``change(config)``; returns its path."""
+
+    def changed(change) -> Path:
+        config = cached_run(files, 'changed')
+        change(config)
+        config.dump(tmp_path / 'changed.py')
+        return tmp_path / 'changed.py'
+
+    return changed
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def flip_byte(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+# At work
+
+
+def test_cache__is_what_it_says(files):
+    cache = TeacherCache(files / 'cache')
+    assert cache.about['num_entries'] == 16 and cache.about['shard_entries'] == 3
+    names = {f'{number:05d}.{kind}' for number in range(NUM_SHARDS) for kind in ('npy', 'json')}
+    assert set(contents(files / 'cache')) == names | {'cache.json', 'bases.npz'}
+    for key in ('0:0.png', '7:7.png', '7:7.png+flip'):
+        shapes = [maps.shape for maps in cache.read(key, (64, 80))]
+        assert shapes == [(8, 8, 12), (8, 4, 6), (8, 2, 3)]
+    assert not np.array_equal(*(cache.read(f'1:1.png{f}', (64, 80))[0] for f in ('', '+flip')))
+
+
+def test_size__is_announced_with_what_is_missing(files, cache, capsys):
+    (cache / '00002.json').unlink()
+    call_tool('cache_teacher.py', files / 'config.py', '--out', cache)
+    line = capsys.readouterr().out
+    assert '16 entries of about 0.00 MB make 0.00 GB' in line and '\x1b' not in line
+    assert f'{cache} is complete' in line
+
+
+def test_again__writes_nothing(files, cache):
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    call_tool('cache_teacher.py', files / 'config.py', '--out', cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+
+
+def killed_at(replacement: int, *args: object) -> None:
+    """Run the tool in a process that is killed as it is about to put its n-th file in place."""
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        left, replace = [replacement], os.replace
+
+        def replace_or_die(*paths) -> None:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            replace(*paths)
+
+        with mock.patch('os.replace', replace_or_die):
+            call_tool('cache_teacher.py', *args)
+
+    process = multiprocessing.get_context('fork').Process(target=run, daemon=True)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize('files_done', [0, 1, 2, 3, 6, pytest.param(13, marks=pytest.mark.slow)])
+def test_killed__goes_on_from_there(files, tmp_path, files_done):
+    """bases.npz, cache.json, then two files for each shard."""
+    directory = tmp_path / 'cache'
+    args = (files / 'config.py', '--out', directory, '--shard-mb', SHARD_MB)
+    killed_at(files_done, *args)
+    done = {path: path.stat().st_mtime_ns for path in directory.glob('*.*') if path.name[0] != '.'}
+    assert len(done) == files_done
+    assert len(list(directory.glob('.*.part'))) == 1
+    call_tool('cache_teacher.py', *args)
+    of_whole_shards = [p for p in done if p.with_suffix('.json') in done and p.suffix != '.json']
+    for path in of_whole_shards:
+        assert path.stat().st_mtime_ns == done[path]
+    expected = contents(files / 'cache')
+    found = contents(directory)
+    assert found.keys() == expected.keys()
+    if files_done >= 2:  # else the bases were fitted anew, on other flips
+        call_tool('cache_teacher.py', files / 'config.py', '--out', directory, '--verify')
+    cache = TeacherCache(directory)
+    cache.load_index()
+
+
+@pytest.mark.slow
+def test_two_processes__make_it_and_train_from_it(files, tmp_path):
+    config = cached_run(files, 'two')
+    config.train_dataloader.dataset.pipeline[FLIP].prob = 0.0
+    config.train_dataloader.batch_size = 2
+    config.work_dir, config.model.teacher.cache = str(tmp_path / 'run'), str(tmp_path / 'one')
+    one = TeacherCache(make_cache(config, '--shard-mb', SHARD_MB))
+    config.model.teacher.cache = str(tmp_path / 'two')
+    config.dump(tmp_path / 'config.py')
+    arguments = (tmp_path / 'config.py', '--launcher', 'pytorch')
+    done = run_tool('cache_teacher.py', *arguments, '--shard-mb', SHARD_MB, processes=2)
+    assert done.returncode == 0, done.stderr
+    two = TeacherCache(tmp_path / 'two')
+    for number in range(8):
+        maps = zip(*(c.read(f'{number}:{number}.png', (64, 80)) for c in (one, two)))
+        for expected, found in maps:
+            assert np.allclose(found, expected, rtol=1e-2, atol=1e-3 * abs(expected).max())
+    done = run_tool('train.py', *arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(trained_losses(config.work_dir)) == 4
+
+
+# Damage
+
+
+@pytest.mark.parametrize('place', [200, -1])
+def test_verify__names_the_damaged_shard(files, cache, refused, place):
+    call_tool('cache_teacher.py', files / 'config.py', '--out', cache, '--verify')
+    flip_byte(cache / '00003.npy', place)
+    line = refused('--out', cache, '--verify', status=1)
+    assert f'{cache}/00003.npy is damaged' in line and 'delete it and run' in line
+    (cache / '00003.npy').unlink()
+    call_tool('cache_teacher.py', files / 'config.py', '--out', cache)
+    call_tool('cache_teacher.py', files / 'config.py', '--out', cache, '--verify')
+    for number in range(NUM_SHARDS):
+        name = f'{number:05d}.npy'
+        assert (cache / name).read_bytes() == (files / 'cache' / name).read_bytes()
+
+
+def test_truncated_shard__is_missing_and_made_anew(files, cache, refused):
+    content = (cache / '00001.npy').read_bytes()
+    (cache / '00001.npy').write_bytes(content[:-1000])
+    assert '00001.npy is missing or cut short' in refused('--out', cache, '--verify', status=1)
+    call_tool('cache_teacher.py', files / 'config.py', '--out', cache)
+    assert (cache / '00001.npy').read_bytes() == content
+
+
+def test_training__stops_at_a_damaged_shard(files, cache, refused, changed):
+    for number in range(NUM_SHARDS):
+        flip_byte(cache / f'{number:05d}.npy', -1)
+    config = changed(lambda config: config.model.teacher.update(cache=str(cache)))
+    line = refused('--work-dir', cache.parent / 'work', config=config, tool='train.py')
+    assert '.npy is damaged (a checksum differs)' in line
+
+
+def test_training__refuses_an_incomplete_cache(cache, refused, changed):
+    (cache / '00004.json').unlink()
+    config = changed(lambda config: config.model.teacher.update(cache=str(cache)))
+    work_dir = cache.parent / 'work'
+    line = refused('--work-dir', work_dir, config=config, tool='train.py')
+    assert 'is incomplete: 1 of 6 shards are missing (the first is 00004.npy)' in line
+    assert not work_dir.exists()
+
+
+@pytest.mark.parametrize('name', ['bases.npz', 'cache.json'])
+def test_damaged_head(cache, refused, name):
+    (cache / name).write_bytes((cache / name).read_bytes()[:-20])
+    assert f'teacher cache {cache} is damaged' in refused('--out', cache)
+
+
+def test_shards_of_another_cache__are_not_taken_for_its_own(files, cache):
+    """cache.json was deleted to start anew, the shards were forgotten."""
+    other = cached_run(files, 'other', projection=dict(type='RandomProjection', dim=8))
+    other.model.teacher.cache = str(cache)
+    old = contents(cache)
+    (cache / 'cache.json').unlink()
+    make_cache(other, '--shard-mb', SHARD_MB)
+    new = contents(cache)
+    assert old.keys() == new.keys()
+    assert all(new[name] != old[name] for name in old)
+
+
+# The disk
+
+
+def test_room__is_looked_at_first(tmp_path, refused):
+    usage = shutil.disk_usage('/')._replace(free=20_000)
+    with mock.patch('shutil.disk_usage', return_value=usage):
+        line = refused('--out', tmp_path / 'new')
+    assert 'the disk has room for 0.00 GB; make room, give another --out' in line
+    assert not list((tmp_path / 'new').glob('*.npy'))
+
+
+def test_disk_full__leaves_whole_shards(files, tmp_path, refused):
+    directory, save, left = tmp_path / 'new', np.save, [2]
+
+    def save_or_fail(file, *args, **kwargs) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            file.write(b'half')
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        save(file, *args, **kwargs)
+
+    with mock.patch('numpy.save', save_or_fail):
+        line = refused('--out', directory, '--shard-mb', SHARD_MB)
+    assert 'the disk is full; what is there is whole' in line
+    assert sorted(path.name for path in directory.glob('0*')) == [
+        f'0000{number}.{kind}' for number in (0, 1) for kind in ('json', 'npy')
+    ]
+    assert not list(directory.glob('.*'))
+    call_tool('cache_teacher.py', files / 'config.py', '--out', directory)
+
+
+# Mistakes
+
+
+def test_mistakes__of_the_command_line(refused, tmp_path):
+    assert 'config nowhere.py not found' in refused(config='nowhere.py')
+    assert '--shard-mb must be above 0, got 0.0' in refused('--shard-mb', 0)
+    assert '--batch-size must be 1 or more, got 0' in refused('--batch-size', 0)
+    assert 'nowhere is not there' in refused('--out', tmp_path / 'nowhere', '--verify')
+    assert 'cannot be written' in refused('--out', '/proc/cache')
+
+
+def test_mistakes__of_the_config(files, refused, changed, tmp_path):
+    def augment(config):
+        pipeline = config.train_dataloader.dataset.pipeline
+        pipeline.insert(2, dict(type='PhotoMetricDistortion'))
+
+    def forget_the_weights(config):
+        config.model.teacher.checkpoint = str(tmp_path / 'nowhere.pth')
+
+    def forget_the_cache(config):
+        del config.model.teacher['cache']
+
+    def double(config):
+        leaf = config.train_dataloader.dataset
+        config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[leaf, leaf])
+
+    out = ('--out', tmp_path / 'new')
+    assert 'pipeline has PhotoMetricDistortion, ' in refused(*out, config=changed(augment))
+    assert 'nowhere.pth does not exist' in refused(*out, config=changed(forget_the_weights))
+    assert '--out DIR is missing' in refused(config=changed(forget_the_cache))
+    assert '8 images have the img_id and file name' in refused(*out, config=changed(double))
+    assert not (tmp_path / 'new').exists()
+
+
+def test_mistakes__a_plain_config(files, refused, tmp_path):
+    config = cached_run(files)
+    run_config(files / 'data', tmp_path, config.model.student).dump(tmp_path / 'plain.py')
+    assert 'model.student is missing' in refused(config=tmp_path / 'plain.py')
+
+
+def test_mistakes__cache_of_another_config(cache, refused, changed):
+    before = contents(cache)
+    config = changed(lambda config: config.model.losses.neck.projection.update(dim=4))
+    line = refused('--out', cache, config=config)
+    assert "was made with other projection at 'neck': {'dim': 8" in line
+    assert contents(cache) == before
+
+
+def test_several_teachers__each_has_its_directory(files, changed, tmp_path):
+    def another(config):
+        teacher = {k: v for k, v in config.model.teacher.items() if k != 'cache'}
+        config.model.teacher = [dict(teacher, name='a'), dict(teacher, name='b')]
+
+    path = changed(another)
+    call_tool('cache_teacher.py', path, '--out', tmp_path / 'both')
+    assert read_config(str(path), 'test').model.teacher[0].name == 'a'
+    for name in 'ab':
+        assert TeacherCache(tmp_path / 'both' / name).missing_shards() == []

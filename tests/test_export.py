@@ -1,0 +1,352 @@
+"""A student taken out of a checkpoint: what is kept, what is dropped, what is refused."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from mmdet.apis import init_detector
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from runs import (
+    assert_equal,
+    call_tool,
+    distilled,
+    fcos,
+    load,
+    run_config,
+    train,
+    write_data,
+    write_teacher,
+)
+
+from rdimkd_det import ConfigError
+from rdimkd_det.export import plain_config, predict, read_student, verify, write_student
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """Work directory of a distilled training of two validated epochs, with EMA."""
+    folder = tmp_path_factory.mktemp('export')
+    teacher = write_teacher(folder / 'teacher')
+    config = run_config(write_data(folder / 'data'), folder / 'work', distilled(fcos(), teacher))
+    config.train_cfg.val_interval = 1
+    config.default_hooks.checkpoint.save_best = 'coco/bbox_mAP_50'
+    config.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
+    train(config)
+    shutil.rmtree(folder / 'teacher')  # exporting needs none
+    return folder / 'work'
+
+
+def export(capsys, *args) -> list[str]:
+    call_tool('export_student.py', *args)
+    return capsys.readouterr().out.splitlines()
+
+
+def refused(capsys, *args) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        call_tool('export_student.py', *args)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+# What is written
+
+
+@pytest.mark.smoke
+def test_export__is_the_student_alone(work_dir, tmp_path, capsys):
+    lines = export(capsys, work_dir / 'epoch_2.pth', '--out', tmp_path / 'out/student.pth')
+    (path,) = (tmp_path / 'out').iterdir()
+    assert re.fullmatch(r'student-[0-9a-f]{8}\.pth', path.name)
+    assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert str(path) in lines[0] and '5 boxes' in lines[1] and 'bit for bit' in lines[1]
+    content, source = load(path), load(work_dir / 'epoch_2.pth')
+    assert content.keys() == {'meta', 'state_dict'}
+    assert_equal(content['state_dict'], dict(source['state_dict']))
+    MODELS.build(fcos()).load_state_dict(content['state_dict'], strict=True)
+    assert path.stat().st_size < 0.4 * (work_dir / 'epoch_2.pth').stat().st_size
+
+
+def test_export__of_ema_holds_the_averaged_weights(work_dir):
+    source = load(work_dir / 'epoch_2.pth')
+    weights = read_student(str(work_dir / 'epoch_2.pth')).weights
+    raw = source['ema_state_dict']['module.neck.fpn_convs.0.conv.weight']
+    averaged = weights['neck.fpn_convs.0.conv.weight']
+    assert not torch.equal(raw, averaged)
+    # momentum 0.5 after four iterations: the average is a mix of the five states.
+    earlier = load(work_dir / 'epoch_1.pth')['ema_state_dict']['module.bbox_head.conv_cls.bias']
+    latest = source['ema_state_dict']['module.bbox_head.conv_cls.bias']
+    mean = weights['bbox_head.conv_cls.bias']
+    assert (latest - mean).abs().max() < (latest - earlier).abs().max()
+
+
+def test_export__metadata(work_dir):
+    meta = read_student(str(work_dir / 'epoch_2.pth')).meta
+    assert meta['dataset_meta']['classes'] == ['red', 'green', 'blue']
+    assert meta['epoch'] == 2 and meta['iter'] == 4
+    taught = meta['distillation']
+    assert taught['teachers'] == [{'config': 'teacher.py', 'checkpoint': 'teacher.pth'}]
+    assert taught['losses']['neck']['projection'] == {'type': 'PCAProjection', 'dim': 8}
+    assert taught['hook'] == {'type': 'DistillHook', 'calibration_images': 8}
+    assert {'mmdet_version', 'torch_version', 'rdimkd_det_version'} <= meta.keys()
+    json.dumps(meta)  # plain data
+
+
+def test_export__config_is_the_plain_students(work_dir):
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    config = Config.fromstring(student.meta['cfg'], '.py')
+    assert config.model == Config(dict(model=fcos())).model
+    assert [hook.type for hook in config.custom_hooks] == ['EMAHook']
+    assert 'custom_imports' not in config and config.load_from is None
+    assert config.optim_wrapper.optimizer.lr == 0.01
+
+
+def test_export__result_is_that_of_these_weights(work_dir, tmp_path):
+    """It is logged after the checkpoint is written, so it comes from the log, by epoch."""
+    for epoch in (1, 2):
+        shutil.copy(work_dir / f'epoch_{epoch}.pth', tmp_path)
+    for run, results in (('20260101_000000', {1: 0.25, 2: 0.5}), ('20260102_000000', {2: 0.625})):
+        log = tmp_path / run / 'vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        lines = [{'coco/bbox_mAP': value, 'step': epoch} for epoch, value in results.items()]
+        lines.append({'loss': 1.0, 'step': 2})
+        log.write_text('\n'.join([*map(json.dumps, lines), '{"coco/bbox_mAP": 0.']))
+    found = [read_student(str(tmp_path / f'epoch_{n}.pth')).meta['metrics'] for n in (1, 2)]
+    assert found == [{'coco/bbox_mAP': 0.25}, {'coco/bbox_mAP': 0.625}]
+
+
+def test_export__result_as_mmengine_logs_it(work_dir):
+    names = [f'coco/bbox_mAP{suffix}' for suffix in ('', '_50', '_75', '_l', '_m', '_s')]
+    (best,) = work_dir.glob('best_*.pth')
+    for path in (work_dir / 'epoch_1.pth', work_dir / 'epoch_2.pth', best):
+        assert sorted(read_student(str(path)).meta['metrics']) == names
+
+
+def test_export__without_log_claims_no_result(work_dir, tmp_path):
+    shutil.copy(work_dir / 'epoch_2.pth', tmp_path)
+    assert 'metrics' not in read_student(str(tmp_path / 'epoch_2.pth')).meta
+
+
+def test_export__same_input_same_name(work_dir, tmp_path):
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    names = {write_student(student, str(tmp_path / f'{n}' / 's.pth')).name for n in (1, 2)}
+    assert len(names) == 1
+
+
+def test_export__mmdet_takes_it(work_dir, tmp_path):
+    """Its own config and classes are all that MMDetection's API needs."""
+    source = read_student(str(work_dir / 'epoch_2.pth'))
+    path = write_student(source, str(tmp_path / 's.pth'))
+    config = Config.fromstring(load(path)['meta']['cfg'], '.py')
+    model = init_detector(config, str(path), device='cpu')
+    assert model.dataset_meta['classes'] == ['red', 'green', 'blue']
+    expected, found = predict(source.build()), predict(model)
+    assert_equal(
+        {key: torch.as_tensor(value) for key, value in expected.items()},
+        {key: torch.as_tensor(value) for key, value in found.items()},
+    )
+
+
+def test_export__of_a_plain_training(tmp_path, capsys):
+    config = Config(dict(model=fcos()))
+    meta = dict(cfg=config.pretty_text, epoch=1)
+    weights = MODELS.build(fcos()).state_dict()
+    torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'plain.pth')
+    export(capsys, tmp_path / 'plain.pth', '--out', tmp_path / 'student.pth')
+    (path,) = tmp_path.glob('student-*.pth')
+    assert 'distillation' not in load(path)['meta']
+
+
+def test_plain_config__keeps_other_hooks_and_imports():
+    config = Config(
+        dict(
+            model=dict(type='RdimKDDistiller', student=dict(type='FCOS')),
+            custom_hooks=[dict(type='DistillHook'), dict(type='NumClassCheckHook')],
+            custom_imports=dict(imports=['rdimkd_det', 'mine'], allow_failed_imports=False),
+        )
+    )
+    plain = plain_config(config)
+    assert plain.model == dict(type='FCOS')
+    assert plain.custom_hooks == [dict(type='NumClassCheckHook')]
+    assert plain.custom_imports == dict(imports=['mine'], allow_failed_imports=False)
+    assert config.model.type == 'RdimKDDistiller'  # left as it was
+
+
+# What is refused
+
+
+def test_verify__other_weights_are_found_and_removed(work_dir, tmp_path):
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    source = student.build()
+    path = write_student(student, str(tmp_path / 's.pth'))
+    assert verify(path, source) == 5
+    with torch.no_grad():
+        source.bbox_head.conv_reg.bias[0] += 1e-3
+    with pytest.raises(ConfigError, match='predictions differ'):
+        verify(path, source)
+    assert not path.exists()
+
+
+def write_checkpoint(path, cfg, weights=None):
+    weights = MODELS.build(fcos()).state_dict() if weights is None else weights
+    meta = {} if cfg is None else dict(cfg=cfg)
+    torch.save(dict(meta=meta, state_dict=weights), path)
+    return path
+
+
+RUNS = "dict(type='os.mkdir', path='payload_ran')"
+
+
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        (None, 'holds no config'),
+        ("import os\nos.mkdir('payload_ran')\nmodel = dict(type='FCOS')", 'is not run'),
+        ("model = dict(type=__import__('os').mkdir('payload_ran'))", 'is not run'),
+        ("[os := __import__('os'), os.mkdir('payload_ran')]", 'is not run'),
+        ("a = b = __import__('os').mkdir('payload_ran')", 'is not run'),
+        ("model = dict(x=[y for y in (open('payload_ran', 'w'),)])", 'is not run'),
+        ('model = dict(type=FCOS)', 'is not run'),
+        ('model = (' + '-' * 100_000 + '1)', 'is not run'),
+        ('model = dict(', 'is not run'),
+        (f'model = {RUNS}', 'imports os.mkdir'),
+        (f"model = dict(type='FCOS', backbone={RUNS})", 'imports os.mkdir'),
+        (f"model = dict(type='FCOS')\ncustom_hooks = [{RUNS}]", 'imports os.mkdir'),
+        ("custom_imports = dict(imports=['payload'])", 'imports payload'),
+        ("custom_imports = dict(imports='payload')", 'imports payload'),
+        ("model = dict(type='FCOS')\ndefault_scope = 'payload'", 'imports payload'),
+        ("model = dict(type='FCOS', _scope_='payload')", 'imports payload'),
+        ('train_cfg = dict(max_epochs=1)', 'has no model'),
+        ("model = dict(type='Nonesuch')", 'cannot be built: KeyError'),
+        ("model = dict(type='FCOS')\ncustom_hooks = 5", 'is not of a detector (TypeError'),
+        ("model = dict(student=dict(type='FCOS'))", 'is not of a detector (AttributeError'),
+    ],
+)
+def test_export__config_in_the_checkpoint_is_never_run(
+    tmp_path, capsys, monkeypatch, text, expected
+):
+    (tmp_path / 'payload.py').write_text("import os; os.mkdir('payload_ran')")
+    (tmp_path / 'payload').mkdir()
+    (tmp_path / 'payload/registry.py').write_text("import os; os.mkdir('payload_ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_checkpoint(tmp_path / 'w.pth', text)
+    assert expected in refused(capsys, path, '--out', tmp_path / 'out/s.pth')
+    assert not (tmp_path / 'payload_ran').exists() and not (tmp_path / 'out').exists()
+
+
+def test_export__teacher_config_in_the_checkpoint_is_never_run(tmp_path, capsys):
+    teacher = tmp_path / 'teacher.py'
+    teacher.write_text(f"open({str(tmp_path / 'payload_ran')!r}, 'w')")
+    model = distilled(fcos(), dict(config=str(teacher), checkpoint='none.pth'))
+    path = write_checkpoint(tmp_path / 'w.pth', Config(dict(model=model)).pretty_text)
+    export(capsys, path, '--out', tmp_path / 's.pth')
+    assert not (tmp_path / 'payload_ran').exists()
+
+
+def test_export__config_given(work_dir, tmp_path, capsys):
+    content = load(work_dir / 'epoch_2.pth')
+    path = write_checkpoint(tmp_path / 'w.pth', 'import os', content['state_dict'])
+    (tmp_path / 'plain.py').write_text(Config(dict(model=fcos())).pretty_text)
+    lines = export(capsys, path, '--out', tmp_path / 's.pth', '--config', tmp_path / 'plain.py')
+    assert '5 boxes' in lines[1]
+    other = Config(dict(model=fcos(fpn_channels=24))).pretty_text
+    (tmp_path / 'other.py').write_text(other)
+    line = refused(capsys, path, '--out', tmp_path / 'x/s.pth', '--config', tmp_path / 'other.py')
+    assert 'is not of the config' in line and 'of another shape' in line
+    assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize('option, value', [('--out', 's.pt'), ('--onnx', 's.pth')])
+def test_export__file_names(work_dir, tmp_path, capsys, option, value):
+    args = {'--out': tmp_path / 's.pth', '--onnx': tmp_path / 's.onnx', option: value}
+    line = refused(capsys, work_dir / 'epoch_2.pth', *[x for pair in args.items() for x in pair])
+    assert f'{option} must be a' in line
+
+
+# ONNX
+
+
+def test_onnx__not_installed(work_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    monkeypatch.delitem(sys.modules, 'rdimkd_det.export_onnx', raising=False)
+    line = refused(
+        capsys, work_dir / 'epoch_2.pth', '--out', tmp_path / 's.pth', '--onnx', tmp_path / 's.onnx'
+    )
+    assert 'not installed (onnx): pip install "rdimkd_det[onnx]"' in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_onnx__gives_what_the_student_gives(work_dir, tmp_path, capsys):
+    onnx = pytest.importorskip('onnx')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    path = tmp_path / 'student.onnx'
+    args = ('--out', tmp_path / 's.pth', '--onnx', path)
+    lines = export(capsys, work_dir / 'epoch_2.pth', *args)
+    assert str(path) in lines[-1] and 'onnxruntime and PyTorch differ by' in lines[-1]
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    kinds = ('cls_scores', 'bbox_preds', 'centernesses')
+    names = [f'{kind}_{level}' for kind in kinds for level in range(3)]
+    assert [output.name for output in session.get_outputs()] == names
+    detector = read_student(str(work_dir / 'epoch_2.pth')).build()
+    inputs = torch.randn(3, 3, 96, 160)
+    with torch.no_grad():
+        expected = [feats for kind in detector(inputs, mode='tensor') for feats in kind]
+    for one, other in zip(expected, session.run(None, {'inputs': inputs.numpy()})):
+        torch.testing.assert_close(one, torch.from_numpy(other), rtol=1e-3, atol=1e-4)
+    metadata = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    assert metadata['classes'] == "['red', 'green', 'blue']"
+    assert metadata['mean'] == '[123.675, 116.28, 103.53]' and metadata['bgr_to_rgb'] == 'True'
+    assert len(list(tmp_path.iterdir())) == 2  # no temporary file is left
+
+
+@pytest.mark.slow
+def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch):
+    pytest.importorskip('onnxruntime')
+    from rdimkd_det import export_onnx
+
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    detector = student.build()
+    # A model that is not what was exported: another bias.
+    original = export_onnx._add_metadata
+
+    def change_the_detector(*args):
+        original(*args)
+        with torch.no_grad():
+            detector.bbox_head.conv_cls.bias += 1
+
+    monkeypatch.setattr(export_onnx, '_add_metadata', change_the_detector)
+    with pytest.raises(ConfigError, match='onnxruntime and PyTorch differ by'):
+        export_onnx.export_onnx(detector, student, tmp_path / 's.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_onnx__operator_that_onnx_lacks(small_config, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from rdimkd_det.export import Student
+    from rdimkd_det.export_onnx import export_onnx
+
+    config = small_config('vfnet/vfnet_r50_fpn_1x_coco.py', depth=18)
+    detector = MODELS.build(config.model).eval()
+    student = Student(config, detector.state_dict(), {})
+    with pytest.raises(ConfigError, match=r'VFNet cannot be exported: .*DeformConv'):
+        export_onnx(detector, student, tmp_path / 's.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx__two_stages_are_refused(small_config, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from rdimkd_det.export import Student
+    from rdimkd_det.export_onnx import export_onnx
+
+    config = small_config('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', depth=18)
+    detector = MODELS.build(config.model).eval()
+    student = Student(config, detector.state_dict(), {})
+    with pytest.raises(ConfigError, match='FasterRCNN is no single-stage detector'):
+        export_onnx(detector, student, tmp_path / 's.onnx')

@@ -1,0 +1,81 @@
+"""Two models pad a batch each in its own way; their maps still meet position by position."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectors import random_batch
+from mmdet.registry import MODELS
+from runs import distilled, fcos, write_teacher
+
+from rdimkd_det.features import crop_to_common, record_outputs
+
+IDENTITY = dict(type='IdentityProjection')
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds a student that pads to 32, distilled from a teacher of its size that pads to 64."""
+
+    def build(**loss):
+        teacher = write_teacher(tmp_path, base_channels=8, fpn_channels=16)
+        text = Path(teacher['config']).read_text()
+        assert 'pad_size_divisor=32' in text
+        text = text.replace('pad_size_divisor=32', 'pad_size_divisor=64')
+        Path(teacher['config']).write_text(text)
+        return MODELS.build(distilled(fcos(), teacher, projection=IDENTITY, **loss)).train()
+
+    return build
+
+
+@pytest.mark.parametrize('resize', [None, 'student', 'teacher'])
+def test_equal_strides__are_cropped_and_never_interpolated(build, resize):
+    """Images of 90x150 make maps of 96x160 and 128x192: the first 12x20 of 16x24 at stride 8."""
+    model = build(resize=resize, normalize=None)
+    data = model.data_preprocessor(random_batch(size=(90, 150), num_classes=3), training=True)
+    with record_outputs(model, ['neck']) as outputs:
+        losses = model(**data, mode='loss')
+    network = model.distill.teacher._network
+    padded = torch.nn.functional.pad(data['inputs'], (0, 32, 0, 32))
+    with torch.no_grad():
+        teacher = network(padded)
+    assert outputs['neck'][0].shape[2:] == (12, 20) and teacher[0].shape[2:] == (16, 24)
+    for stride, own, other in zip((8, 16, 32), outputs['neck'], teacher):
+        height, width = own.shape[2:]
+        expected = (own - other[:, :, :height, :width]).square().mean()
+        torch.testing.assert_close(losses[f'loss_rdimkd_neck_s{stride}'], expected)
+
+
+def test_padded_positions__count_like_others(build):
+    """The documented choice: a batch of unequal images is compared on all its positions."""
+    model = build(normalize=None)
+    sizes = [(96, 64), (64, 160)]
+    data = model.data_preprocessor(random_batch(size=sizes, num_classes=3), training=True)
+    assert data['inputs'].shape[2:] == (96, 160)
+    with record_outputs(model, ['neck']) as outputs:
+        losses = model(**data, mode='loss')
+    with torch.no_grad():
+        feats = model.distill.teacher_feats(data['inputs'], data['data_samples'])['neck']
+    own, other = outputs['neck'][0], feats[0][:, :, :12, :20]
+    whole = (own - other).square()
+    torch.testing.assert_close(losses['loss_rdimkd_neck_s8'], whole.mean())
+    assert whole[0, :, :, 8:].mean() > 0  # right of the first image there is padding only
+
+
+@pytest.mark.parametrize(
+    'strides, student, teacher, common',
+    [
+        ((8, 8), (12, 20), (16, 24), ((12, 20), (12, 20))),
+        ((8, 8), (13, 9), (12, 10), ((12, 9), (12, 9))),
+        # 100x60 pixels at strides 8 and 16: nothing but rounding differs, nothing is cut.
+        ((8, 16), (13, 8), (7, 4), ((13, 8), (7, 4))),
+        # The teacher pads 96 pixels to 128; 16 rows of 6 meet 12 of 8.
+        ((6, 8), (16, 16), (16, 16), ((16, 16), (12, 12))),
+        ((8, 6), (16, 16), (16, 16), ((12, 12), (16, 16))),
+    ],
+)
+def test_crop__to_what_both_cover(strides, student, teacher, common):
+    maps = [torch.randn(1, 2, *size) for size in (student, teacher)]
+    cropped = crop_to_common(*maps, *strides)
+    for own, whole, size in zip(cropped, maps, common):
+        assert torch.equal(own, whole[:, :, : size[0], : size[1]]) and own.shape[2:] == size

@@ -1,0 +1,598 @@
+"""Preflight, with a teacher that has really been trained: to tell colours, on coloured boxes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectors import teacher_files
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import set_random_seed
+from runs import CLASSES, call_tool, distilled, fcos, load, run_config, train, write_data
+from torch import nn
+
+from rdimkd_det import cli
+from rdimkd_det.distiller import distilled_student
+from rdimkd_det.preflight import static_report
+from rdimkd_det.preflight.classes import data_classes, label_map, num_classes
+from rdimkd_det.preflight.fingerprint import InputScore, batch_norms, better_input, divergence
+from rdimkd_det.preflight.inputs import IMAGENET, WELL_KNOWN, InputFormat, candidates
+from rdimkd_det.preflight.samples import load_samples, prepare
+
+TEACHER = dict(base_channels=16, fpn_channels=24)
+CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A data set, and the checkpoint of an FCOS trained on it for 150 iterations."""
+    folder = tmp_path_factory.mktemp('trained')
+    data = write_data(folder / 'data', num_images=24)
+    config = run_config(data, folder / 'work', fcos(**TEACHER), max_epochs=25)
+    config.optim_wrapper.optimizer = dict(type='Adam', lr=0.002)
+    config.default_hooks.checkpoint.interval = 25
+    config.train_cfg.val_interval = 100
+    train(config)
+    return SimpleNamespace(data=data, checkpoint=folder / 'work/epoch_25.pth')
+
+
+@pytest.fixture
+def config(trained, tmp_path):
+    """Writes a distilled config, its teacher's ``data_preprocessor`` changed; returns its path."""
+
+    def config(change=None, checkpoint=trained.checkpoint, **preprocessor) -> Path:
+        teacher = run_config(trained.data, tmp_path / 'unused', fcos(**TEACHER))
+        teacher.model.data_preprocessor.update(preprocessor)
+        teacher.dump(tmp_path / 'teacher.py')
+        files = dict(config=str(tmp_path / 'teacher.py'), checkpoint=str(checkpoint))
+        cfg = run_config(trained.data, tmp_path / 'work', distilled(fcos(), files))
+        if change is not None:
+            change(cfg)
+        cfg.dump(tmp_path / 'config.py')
+        return tmp_path / 'config.py'
+
+    return config
+
+
+@pytest.fixture
+def preflight(config, tmp_path, capsys):
+    """Runs the tool on a config as :func:`config` writes it; returns what it says."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+
+    def preflight(*args, **options) -> SimpleNamespace:
+        path, written = config(**options), tmp_path / 'report.json'
+        written.unlink(missing_ok=True)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call_tool('preflight.py', path, *args, '--json', written)
+        captured = capsys.readouterr()
+        report = json.loads(written.read_text()) if written.exists() else None
+        return SimpleNamespace(
+            status=stopped.value.code, out=captured.out, err=captured.err, report=report
+        )
+
+    yield preflight
+    logger.setLevel(level)
+
+
+def found(done, severity: str) -> dict[str, tuple[str, str]]:
+    """Topic to text and mend of the findings of a severity."""
+    return {
+        finding['topic']: (finding['text'], finding['mend'])
+        for finding in done.report['findings']
+        if finding['severity'] == severity
+    }
+
+
+def random_weights(folder: Path) -> Path:
+    """A checkpoint of the very architecture that was never trained."""
+    model = MODELS.build(fcos(**TEACHER))
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta=dict()), folder / 'random.pth')
+    return folder / 'random.pth'
+
+
+# The four that must be told apart
+
+
+@pytest.mark.smoke
+def test_preflight__all_is_well(preflight, trained):
+    done = preflight('--eval-teacher')
+    assert done.status == 0 and done.report['passed'], done.out
+    assert {finding['severity'] for finding in done.report['findings']} == {'ok'}
+    fine = found(done, 'ok')
+    keys = [k for k in load(trained.checkpoint)['state_dict'] if not k.startswith('bbox_head')]
+    assert f'epoch_25.pth: {len(keys)} of {len(keys)} keys' in fine['Teacher weights'][0]
+    assert fine['Teacher classes'][0] == 'the same'
+    assert 'the bridge has nothing to do' in fine['Input'][0]
+    ap = done.report['figures']['teacher_ap']['Teacher AP']
+    assert ap['own'] == ap['bridge'] > 0.25
+    # It fits on a screen, without colours.
+    assert len(done.out.splitlines()) <= 40 and '\x1b' not in done.out
+    assert done.out.splitlines()[-1] == 'All is well.'
+    assert done.err == ''
+
+
+def test_preflight__swapped_channels(preflight, tmp_path):
+    done = preflight('--eval-teacher', bgr_to_rgb=False)
+    assert done.status == 1
+    errors = found(done, 'error')
+    assert errors.keys() == {"Teacher's input", 'Teacher AP'}
+    text, mend = errors["Teacher's input"]
+    assert text.startswith('looks like swapped channels')
+    assert mend.startswith('set bgr_to_rgb=True in the data_preprocessor')
+    assert mend.endswith(str(tmp_path / 'teacher.py'))
+    # The AP tells as well: red and blue are taken for each other.
+    ap = done.report['figures']['teacher_ap']['Teacher AP']
+    assert ap['bridge'] == ap['own'] < 0.7 * ap['mended']
+
+
+@pytest.mark.parametrize(
+    'preprocessor',
+    [CAFFE, dict(mean=[0.0] * 3, std=[255.0] * 3), dict(mean=None, std=None, bgr_to_rgb=False)],
+    ids=['caffe', 'from 0 to 1', 'from 0 to 255'],
+)
+def test_preflight__wrong_normalisation(preflight, preprocessor):
+    done = preflight(**preprocessor)
+    assert done.status == 1
+    errors = found(done, 'error')
+    assert errors.keys() == {"Teacher's input"}
+    text, mend = errors["Teacher's input"]
+    assert text.startswith("looks like another normalisation, 'torchvision, RGB'")
+    assert 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True' in mend
+
+
+@pytest.mark.smoke
+def test_preflight__untrained_checkpoint(preflight, tmp_path):
+    done = preflight('--eval-teacher', checkpoint=random_weights(tmp_path))
+    assert done.status == 1
+    errors = found(done, 'error')
+    assert errors.keys() == {'Teacher weights', 'Teacher AP'}
+    text, mend = errors['Teacher weights']
+    assert 'random.pth looks untrained: every bias of backbone and neck is exactly 0' in text
+    assert 'model.teacher.checkpoint' in mend
+    assert 'not trained, not of these data' in errors['Teacher AP'][0]
+
+
+def test_preflight__untrained_neck(preflight, trained, tmp_path):
+    weights = load(trained.checkpoint)['state_dict']
+    for key, value in weights.items():
+        if key.startswith('neck.') and key.endswith('.bias'):
+            value.zero_()
+    torch.save(dict(state_dict=weights), tmp_path / 'half.pth')
+    done = preflight('--samples', 0, checkpoint=tmp_path / 'half.pth')
+    assert 'every bias of neck is exactly 0' in found(done, 'error')['Teacher weights'][0]
+
+
+# Without BatchNorm statistics
+
+
+def folded(trained, folder: Path) -> Path:
+    """The checkpoint with its BatchNorm statistics folded away, as Detectron2's are."""
+    checkpoint = load(trained.checkpoint)
+    weights = checkpoint['state_dict']
+    for key in [key for key in weights if key.endswith('running_mean')]:
+        norm = key.rsplit('.', 1)[0]
+        scale = weights[f'{norm}.weight'] / (weights[f'{norm}.running_var'] + 1e-5).sqrt()
+        weights[f'{norm}.bias'] -= weights[f'{norm}.running_mean'] * scale
+        weights[f'{norm}.weight'] = scale
+        weights[f'{norm}.running_mean'].zero_()
+        weights[f'{norm}.running_var'].fill_(1)
+    torch.save(checkpoint, folder / 'folded.pth')
+    return folder / 'folded.pth'
+
+
+def test_preflight__folded_batch_norm(preflight, trained, tmp_path):
+    """The teacher's own loss is left to go by, and tells channels and normalisation."""
+    checkpoint = folded(trained, tmp_path)
+    done = preflight(checkpoint=checkpoint)
+    assert done.status == 0, done.out
+    assert "the teacher's loss" in found(done, 'ok')["Teacher's input"][0]
+    assert 'divergence' not in found(done, 'ok')["Teacher's input"][0]
+    swapped = found(preflight(checkpoint=checkpoint, bgr_to_rgb=False), 'error')
+    assert swapped["Teacher's input"][0].startswith('looks like swapped channels')
+    caffe = found(preflight(checkpoint=checkpoint, **CAFFE), 'error')
+    assert "'torchvision, RGB'" in caffe["Teacher's input"][0]
+
+
+def of_animals(checkpoint: Path) -> Path:
+    """The checkpoint, of classes that are not in the data."""
+    content = load(checkpoint)
+    content['meta']['dataset_meta'] = dict(classes=('cat', 'dog', 'cow'))
+    torch.save(content, checkpoint.with_name('animals.pth'))
+    return checkpoint.with_name('animals.pth')
+
+
+def test_preflight__statistics_without_a_class_in_common(preflight, trained):
+    done = preflight(checkpoint=of_animals(trained.checkpoint), **CAFFE)
+    text, _ = found(done, 'error')["Teacher's input"]
+    assert "'torchvision, RGB': divergence" in text and "the teacher's loss" not in text
+
+
+def test_preflight__nothing_to_go_by(preflight, trained, tmp_path):
+    """No statistics, and no class in common: no loss, no AP."""
+    done = preflight('--eval-teacher', checkpoint=of_animals(folded(trained, tmp_path)))
+    warnings = found(done, 'warning')
+    assert done.status == 0  # feature maps carry over
+    assert warnings.keys() == {'Teacher classes', "Teacher's input", 'Teacher AP'}
+    assert "knows 0 of the data set's 3, not red, green, blue" in warnings['Teacher classes'][0]
+    assert 'cannot be checked' in warnings["Teacher's input"][0]
+    assert warnings['Teacher AP'][0] == 'cannot be measured: no class in common'
+
+
+# Classes
+
+
+def test_preflight__classes_in_another_order(preflight, trained, tmp_path):
+    """Predictions are matched by name: the AP of two classes is that of the names they have."""
+    checkpoint = load(trained.checkpoint)
+    order = [2, 0, 1]
+    weights = checkpoint['state_dict']
+    for key in ('bbox_head.conv_cls.weight', 'bbox_head.conv_cls.bias'):
+        weights[key] = weights[key][order]
+    checkpoint['meta']['dataset_meta'] = dict(classes=[CLASSES[label] for label in order])
+    torch.save(checkpoint, tmp_path / 'reordered.pth')
+    same = preflight('--samples', 0, '--eval-teacher')
+    other = preflight('--samples', 0, '--eval-teacher', checkpoint=tmp_path / 'reordered.pth')
+    assert other.status == 0
+    assert '3, the 3 of the data set among them' in found(other, 'ok')['Teacher classes'][0]
+    assert other.report['figures']['teacher_ap'] == same.report['figures']['teacher_ap']
+
+
+def test_preflight__num_classes(preflight):
+    def change(cfg):
+        cfg.model.student.bbox_head.num_classes = 80
+
+    done = preflight('--samples', 0, change=change)
+    assert done.status == 1
+    text, mend = found(done, 'error')['Classes']
+    assert text == (
+        "the student's bbox_head has num_classes=80, the data set has 3 (red, green, blue)"
+    )
+    assert mend.startswith('set model.student.bbox_head.num_classes=3')
+    assert done.out.splitlines()[-1] == '1 error: see the arrows.'
+
+
+def test_data_classes__wrapped_inherited_and_unnamed():
+    def of(dataset):
+        return data_classes(Config(dict(train_dataloader=dict(dataset=dataset))))
+
+    pets = dict(type='CocoDataset', metainfo=dict(classes=('cat', 'dog')))
+    assert of(pets) == ('cat', 'dog')
+    assert of(dict(type='RepeatDataset', times=2, dataset=pets)) == ('cat', 'dog')
+    assert of(dict(type='ConcatDataset', datasets=[pets, pets])) == ('cat', 'dog')
+    assert of(dict(type='CocoDataset'))[:2] == ('person', 'bicycle')
+    assert of(dict(type='NobodyKnows')) is None
+    assert data_classes(Config(dict())) is None
+
+
+def test_label_map():
+    assert label_map(('dog', 'cow', 'cat'), ('cat', 'dog')) == {0: 1, 2: 0}
+
+
+def test_num_classes__two_stages(small_config):
+    model = MODELS.build(small_config('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model)
+    assert num_classes(model) == {'roi_head.bbox_head': 80}
+
+
+# Measurements
+
+
+def test_preflight__figures(preflight):
+    """Gradients, weight and length of the run, against plain autograd on the same images."""
+    done = preflight('--samples', 4, change=lambda cfg: cfg.train_cfg.update(max_epochs=7))
+    figures, tables = done.report['figures'], done.report['tables']
+    assert figures['iterations'] == 7 * 6  # 24 images in batches of 4
+    assert 0 < figures['seconds']['plain'] < 10 and 0 < figures['seconds']['distilled'] < 10
+    levels, gradients, times = tables
+    assert [row[:5] for row in levels['rows']] == [
+        ['neck_s8', '8', '16x32x32', '24x32x32', '1x1 conv'],
+        ['neck_s16', '16', '16x16x16', '24x16x16', '1x1 conv'],
+        ['neck_s32', '32', '16x8x8', '24x8x8', '1x1 conv'],
+    ]
+    assert [row[0] for row in gradients['rows']] == ['neck_s8', 'neck_s16', 'neck_s32']
+    assert [row[0] for row in times['rows']] == ['plain', 'distilled']
+    loss, own, of_task, weight, share = map(float, gradients['rows'][0][1:])
+    assert 0.5 < loss < 4 and weight == 1  # 2 where nothing is known yet
+    assert share == pytest.approx(own / of_task, rel=0.1)
+    assert 0 < figures['recommended_loss_weight']['neck'] < 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_preflight__gpu_memory(preflight):
+    rows = preflight('--samples', 4).report['tables'][2]['rows']
+    plain, distilled = (float(row[2].split(' GiB')[0]) for row in rows)
+    assert 0 < plain <= distilled
+
+
+def test_preflight__recommends_what_auto_sets(preflight, config):
+    """The recommended weight is the one that training with 'auto' begins with."""
+
+    def change(cfg):
+        cfg.model.losses.neck.loss_weight = 'auto'
+
+    auto = preflight('--samples', 4, change=change)
+    cfg = Config.fromfile(config(change))
+    model = distilled_student(MODELS.build(cfg.model))
+    set_random_seed(0)
+    batches = load_samples(cfg, 4)[1]
+    prepare(cfg, model, batches)
+    data = model.data_preprocessor(batches[0], True)
+    model.loss(data['inputs'], data['data_samples'])
+    expected = float(model.distill.losses['neck'].auto_weight)
+    recommended = auto.report['figures']['recommended_loss_weight']['neck']
+    assert recommended == pytest.approx(expected, rel=1e-4)
+    assert "'auto' would be" in found(auto, 'ok')["Weight at 'neck'"][0]
+    assert auto.report['tables'][0]['rows'][0][-1] == 'auto'
+
+
+def test_preflight__weight_that_drowns_the_task(preflight):
+    done = preflight(change=lambda cfg: cfg.model.losses.neck.update(loss_weight=1e4))
+    text, mend = found(done, 'warning')["Weight at 'neck'"]
+    assert 'it drowns the task' in text and "loss_weight='auto'" in mend
+    recommended = done.report['figures']['recommended_loss_weight']['neck']
+    assert f'set loss_weight={recommended:.2g},' in mend
+
+
+def test_preflight__weight_zero(preflight):
+    """Plain training is measured, and the teacher's file need not be there."""
+    done = preflight(
+        checkpoint='nowhere.pth', change=lambda cfg: cfg.model.losses.neck.update(loss_weight=0)
+    )
+    assert done.status == 0
+    assert done.report['figures']['seconds']['plain'] > 0
+    assert done.report['tables'][1]['rows'] == []
+
+
+@pytest.mark.parametrize('side', ['teacher', 'student'])
+def test_preflight__not_finite(preflight, trained, tmp_path, side):
+    checkpoint = load(trained.checkpoint)
+    checkpoint['state_dict']['neck.fpn_convs.1.conv.bias'][0] = float('nan')
+    path = tmp_path / 'nan.pth'
+
+    def start_from_nan(cfg):
+        cfg.model.student = fcos(**TEACHER)
+        cfg.load_from = str(path)
+
+    torch.save(checkpoint, path)
+    options = dict(checkpoint=path) if side == 'teacher' else dict(change=start_from_nan)
+    done = preflight(**options)
+    assert done.status == 1
+    expected = {
+        'teacher': "the teacher's feature maps of the calibration images hold NaN",
+        'student': "the student's own loss, loss_cls, loss_bbox, loss_centerness is not finite",
+    }
+    assert expected[side] in found(done, 'error')['Not finite'][0]
+
+
+def test_preflight__no_object_of_its_classes(preflight):
+    def change(cfg):
+        cfg.train_dataloader.dataset.metainfo = dict(classes=('Red', 'Green', 'Blue'))
+
+    text, mend = found(preflight(change=change), 'error')['Training data']
+    assert text.startswith('no object in ') and 'metainfo.classes' in mend
+
+
+def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):
+    """RTMDet asks for no divisor, but its neck takes multiples of 32 only."""
+    teacher = small_config('rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+    (tmp_path / 'rtmdet').mkdir()
+    path, checkpoint = teacher_files(tmp_path / 'rtmdet', teacher)
+    done = preflight(
+        change=lambda cfg: cfg.model.teacher.update(config=path, checkpoint=checkpoint)
+    )
+    assert done.status == 1
+    text, mend = found(done, 'error')['Training step']
+    assert text.startswith('fails: Sizes of tensors') and 'pad_size_divisor=32' in mend
+
+
+def test_preflight__two_teachers(preflight):
+    def change(cfg):
+        one = cfg.model.teacher
+        cfg.model.teacher = [dict(one, name='big'), dict(one, name='small')]
+
+    done = preflight('--samples', 4, '--eval-teacher', change=change)
+    assert done.status == 0, done.out
+    fine = found(done, 'ok')
+    assert {'Teacher AP (big)', 'Teacher AP (small)', "Teacher's input (small)"} <= fine.keys()
+
+
+# The command line
+
+
+def test_preflight__other_images_sizes_of_the_teacher(preflight, tmp_path):
+    """A student that sees smaller images is the reason that is named."""
+
+    def change(cfg):
+        cfg.val_dataloader.dataset.pipeline[1].scale = (40, 32)
+
+    done = preflight('--samples', 0, '--eval-teacher', change=change)
+    severity = 'error' if done.status else 'warning'
+    text, _ = found(done, severity)['Teacher AP']
+    assert "the student's images are resized to (40, 32), the teacher's to (80, 64)" in text
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    'args, expected',
+    [
+        (['--samples', '-1'], '--samples must be 0 or more, got -1.'),
+        (['--json', 'no/such/report.json'], '--json: the directory no/such does not exist.'),
+    ],
+)
+def test_mistake__arguments(config, capsys, args, expected):
+    with pytest.raises(SystemExit) as stopped:
+        call_tool('preflight.py', config(), *args)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f'preflight.py: {expected}\n'
+
+
+class Payload:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.smoke
+def test_mistake__malicious_checkpoint(preflight, trained, tmp_path):
+    proof, path = tmp_path / 'payload_ran', tmp_path / 'malicious.pth'
+    weights = load(trained.checkpoint)['state_dict']
+    torch.save(dict(state_dict=weights, meta=dict(), payload=Payload(proof)), path)
+    for args in ([], ['--eval-teacher'], ['--samples', 0]):
+        done = preflight(*args, checkpoint=path)
+        assert done.status == 2 and done.report is None
+        assert len(done.err.splitlines()) == 1
+        assert 'malicious.pth holds more than plain data' in done.err
+    assert not proof.exists()
+    torch.load(path, weights_only=False)
+    assert proof.exists()  # it would have
+
+
+def test_mistake__plain_config(trained, tmp_path, capsys):
+    run_config(trained.data, tmp_path, fcos()).dump(tmp_path / 'plain.py')
+    with pytest.raises(SystemExit) as stopped:
+        call_tool('preflight.py', tmp_path / 'plain.py')
+    assert stopped.value.code == 2
+    assert 'the model is a plain FCOS' in capsys.readouterr().err
+
+
+# At every training start
+
+
+def test_train__logs_the_static_report(config, tmp_path, capsys):
+    def change(cfg):
+        cfg.log_level = 'INFO'
+        cfg.train_cfg.max_epochs = 1
+        cfg.model.student.bbox_head.num_classes = 4
+
+    call_tool('train.py', config(change=change))
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert log.count('RdimKD preflight of') == 1
+    report = log[log.index('RdimKD preflight of') :]
+    assert '-> set model.student.bbox_head.num_classes=3' in report
+    assert (tmp_path / 'work/epoch_1.pth').exists()  # it is told, not forbidden
+
+
+def test_static_report__leaves_random_state(config):
+    cfg = Config.fromfile(config())
+    model = cli.check_before_run(cfg, training=True)
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    assert static_report(cfg, model).passed
+    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert before == after
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
+
+
+def test_static_report__teacher_that_will_not_run(config):
+    """Without a weight, or with its maps from elsewhere, nothing of it is loaded or judged."""
+
+    def without_weight(cfg):
+        cfg.model.losses.neck.loss_weight = 0
+
+    cfg = Config.fromfile(config(without_weight, checkpoint='nowhere.pth'))
+    report = static_report(cfg, cli.check_before_run(cfg, training=True))
+    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
+        'not loaded: no loss has a weight'
+    ]
+    cfg = Config.fromfile(config())
+    model = cli.check_before_run(cfg, training=True)
+    model.distill.teacher, model.distill.bridge = object(), 'a folder'
+    report = static_report(cfg, model)
+    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
+        'not loaded: its maps come from a folder'
+    ]
+    assert len(report.tables[0].rows) == 3
+
+
+def test_static_report__log_level(config, caplog):
+    cfg = Config.fromfile(
+        config(change=lambda cfg: cfg.model.student.bbox_head.update(num_classes=4))
+    )
+    report = static_report(cfg, cli.check_before_run(cfg, training=True))
+    logger = logging.getLogger('test_static_report')
+    with caplog.at_level(logging.INFO):
+        report.log(logger)
+        report.findings.clear()
+        report.log(logger)
+    assert [record.levelname for record in caplog.records] == ['WARNING', 'INFO']
+
+
+# Parts
+
+
+def test_input_format():
+    preprocessor = MODELS.build(fcos().data_preprocessor)
+    assert InputFormat.of(preprocessor) == IMAGENET
+    assert InputFormat.of(IMAGENET.build(like=preprocessor)) == IMAGENET
+    assert IMAGENET.swapped().as_config() == (
+        'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=False'
+    )
+
+
+def test_candidates__each_format_once():
+    formats = candidates(WELL_KNOWN['from 0 to 255, BGR'])
+    assert next(iter(formats)) == 'as configured'
+    assert len(set(formats.values())) == len(formats) == len(WELL_KNOWN)
+    assert formats['as configured, channels swapped'] == WELL_KNOWN['from 0 to 255, RGB']
+
+
+def test_divergence__literal():
+    """By hand: (v + d^2) / s and (s + d^2) / v, halved, minus 1; the floor is next to nothing."""
+    norm = nn.BatchNorm2d(2, eps=0.0).double()
+    norm.running_mean[:], norm.running_var[:] = torch.tensor([0.0, 1.0]), torch.tensor([1e6, 1e6])
+    same = (norm.running_mean.clone(), norm.running_var.clone())
+    assert divergence([(norm, same)]) == 0
+    # 1e6 and 1e3 of floor against 2e6 and the floor; shifted by 1000 in the second channel.
+    moved = (torch.tensor([0.0, 1001.0]).double(), torch.tensor([2e6, 1e6]).double())
+    s, v = 1.001e6, 2.001e6
+    first = np.log1p((v / s + s / v) / 2 - 1)
+    second = np.log1p((s + 1e6) / s - 1)
+    assert divergence([(norm, moved)]) == pytest.approx((first + second) / 2, rel=1e-6)
+    # The second layer weighs half of the first.
+    assert divergence([(norm, same), (norm, moved)]) == pytest.approx(
+        (first + second) / 2 / 3, rel=1e-6
+    )
+    assert divergence([]) is None
+
+
+def test_batch_norms__only_those_with_statistics():
+    network = nn.Module()
+    network.backbone = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3))
+    network.backbone[1].running_mean += 1
+    assert batch_norms(network) == [network.backbone[1]]
+
+
+@pytest.mark.parametrize(
+    'configured, other, better',
+    [
+        ((0.02, 1.0), (0.1, 1.0), False),
+        ((0.5, 1.0), (0.1, 1.0), True),
+        ((0.02, 1.0), (0.02, 0.8), True),
+        ((0.02, 1.0), (0.02, 0.95), False),
+        ((0.02, 1.0), (5.0, 0.5), False),  # statistics come first
+        ((None, 1.0), (None, 0.8), True),
+        ((0.5, None), (0.1, None), True),
+        ((None, None), (None, None), False),
+    ],
+)
+def test_better_input(configured, other, better):
+    scores = [
+        InputScore('as configured', IMAGENET, *configured),
+        InputScore('other', IMAGENET.swapped(), *other),
+    ]
+    assert better_input(scores) is (scores[1] if better else None)

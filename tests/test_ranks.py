@@ -1,0 +1,205 @@
+"""Two processes train as one does, with batches of different size as well."""
+
+from __future__ import annotations
+
+import copy
+import os
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import reference
+import torch
+from detectors import random_batch
+from mmdet.registry import MODELS
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from processes import run_distributed
+from runs import distilled, fcos, load, run_config, write_data, write_teacher
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rdimkd_det import RdimKDLoss
+
+pytestmark = pytest.mark.slow
+RANDOM = dict(type='RandomProjection', dim=8)
+DDP = dict(device_ids=None, broadcast_buffers=False, find_unused_parameters=False)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Data set and teacher."""
+    folder = tmp_path_factory.mktemp('ranks')
+    write_data(folder / 'data')
+    write_teacher(folder / 'teacher')
+    return folder
+
+
+def teacher_of(folder: Path) -> dict:
+    return {
+        'config': str(folder / 'teacher/teacher.py'),
+        'checkpoint': str(folder / 'teacher/teacher.pth'),
+    }
+
+
+# Whole trainings
+
+
+def train_run(folder: Path, work_dir: Path, world_size: int, normalize: str, **options) -> dict:
+    """Weights, adapters, bases and scales after four steps of four images on all ranks."""
+    model = distilled(fcos(norm_eval=True), teacher_of(folder), normalize=normalize)
+    cfg = run_config(folder / 'data', work_dir, model, **options)
+    cfg.train_dataloader.batch_size = 4 // world_size
+    if world_size > 1:
+        wrapper = dict(type='MMDistributedDataParallel', **DDP)
+        cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=wrapper))
+        cfg.strategy = dict(type='DDPStrategy', model_wrapper=wrapper)
+    with mock.patch.dict(os.environ, LOCAL_RANK='0'):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.train()
+    checkpoint = load(work_dir / 'epoch_2.pth')
+    # DDPStrategy saves the wrapper's names, which mmengine's loading strips.
+    student = {key.removeprefix('module.'): v for key, v in checkpoint['state_dict'].items()}
+    return {**student, **checkpoint['distill']}
+
+
+@pytest.fixture(scope='module')
+def of_one_process(folder):
+    """Gives what one process trains; each case once."""
+
+    @cache
+    def train_once(normalize: str, accumulative_counts: int) -> dict:
+        counts = {'optim_wrapper.accumulative_counts': accumulative_counts}
+        work_dir = folder / f'{normalize}_{accumulative_counts}'
+        return train_run(folder, work_dir, 1, normalize, **counts)
+
+    return train_once
+
+
+@pytest.mark.parametrize(
+    'normalize, options',
+    [
+        ('standardize', {}),
+        ('teacher', {}),
+        ('standardize', {'optim_wrapper.accumulative_counts': 2}),
+        ('standardize', {'runner_type': 'FlexibleRunner'}),
+    ],
+    ids=['standardize', 'teacher', 'accumulation', 'flexible_runner'],
+)
+def test_train__four_steps_equal_one_process(folder, of_one_process, tmp_path, normalize, options):
+    """With BatchNorm in eval: DDP takes no SyncBN on a CPU."""
+    results = run_distributed(
+        lambda rank: train_run(folder, tmp_path / 'run', 2, normalize, **options), tmp_path
+    )
+    expected = of_one_process(normalize, options.get('optim_wrapper.accumulative_counts', 1))
+    found = results[0]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name
+        )
+
+
+# Batches of different size
+
+
+class Network(nn.Module):
+    """A student that is one convolution, and its loss."""
+
+    def __init__(self, normalize: str | None) -> None:
+        super().__init__()
+        self.student = nn.Conv2d(3, 4, 3, padding=1)
+        self.loss = RdimKDLoss(RANDOM, 4, 9, num_levels=1, normalize=normalize)
+
+    def forward(self, images: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return sum(self.loss([self.student(images)], [teacher]).values())
+
+
+def gradients(network: nn.Module, images: torch.Tensor, teacher: torch.Tensor) -> dict:
+    network(images, teacher).backward()
+    return {name.removeprefix('module.'): p.grad for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize('normalize', [None, 'teacher', 'standardize'])
+def test_uneven__last_batches(tmp_path, normalize):
+    """Three images on one rank and one on the other.
+
+    'standardize' gives what one process with the four would. Else each rank's loss is the mean
+    over its own images and DDP takes the mean over the ranks, as for MMDetection's own losses;
+    the scale of 'teacher' is that of all four.
+    """
+    network = Network(normalize).double()
+    images, teacher = torch.randn(4, 3, 6, 5).double(), torch.randn(4, 9, 6, 5).double()
+    teacher[3] = 5 * teacher[3] + 2
+    parts = [slice(0, 3), slice(3, 4)]
+
+    def on_rank(rank: int) -> tuple:
+        wrapped = DistributedDataParallel(copy.deepcopy(network))
+        found = gradients(wrapped, images[parts[rank]], teacher[parts[rank]])
+        return found, wrapped.module.loss.teacher_variance
+
+    results = run_distributed(on_rank, tmp_path)
+    whole = gradients(copy.deepcopy(network), images, teacher)
+    if normalize == 'standardize':
+        expected = whole
+    else:
+        network.loss.eval()
+        network.loss.teacher_variance.copy_(results[0][1])
+        twins = [copy.deepcopy(network) for _ in parts]
+        own = [gradients(twin, images[p], teacher[p]) for twin, p in zip(twins, parts)]
+        expected = {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
+        assert not torch.allclose(expected['student.weight'], whole['student.weight'], rtol=0.01)
+    for found, variance in results:
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-9, msg=name)
+        if normalize == 'teacher':
+            basis = network.loss.projections[0].basis.double()
+            value = reference.teacher_variance(teacher, basis)
+            torch.testing.assert_close(variance, torch.tensor([value], dtype=torch.float64))
+
+
+# No unused parameter
+
+
+def off_and_on(model: nn.Module, step: int) -> None:
+    for part in model.distill.parts:
+        part.set_factor(step % 2)
+
+
+def always_on(model: nn.Module, step: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    'weights, schedule',
+    [
+        ([{8: 1.0, 16: 0.0, 32: 0.5}], always_on),
+        ([1.0], off_and_on),
+        ([1.0, 0.5], off_and_on),
+        ([1.0, 0.0], always_on),
+        ([0.0], always_on),
+    ],
+    ids=['level_of_weight_0', 'schedule', 'two_teachers', 'teacher_of_weight_0', 'off'],
+)
+def test_unused_parameters__there_are_none(folder, tmp_path, weights, schedule):
+    """With find_unused_parameters=False DDP raises at the step after one that left any out."""
+    loss = dict(type='RdimKDLoss', projection=RANDOM)
+    teachers = [
+        dict(teacher_of(folder), losses=dict(neck=dict(loss, loss_weight=weight)))
+        for weight in weights
+    ]
+    config = dict(distilled(fcos(), teachers[0]), teacher=teachers)
+
+    def on_rank(rank: int) -> list:
+        model = MODELS.build(config).train()
+        network = MMDistributedDataParallel(model, **DDP)
+        for step in range(3):
+            schedule(model, step)
+            data = model.data_preprocessor(random_batch(seed=rank, num_classes=3), True)
+            model.parse_losses(network(**data, mode='loss'))[0].backward()
+        return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+    assert run_distributed(on_rank, tmp_path) == [[], []]

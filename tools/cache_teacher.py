@@ -1,0 +1,198 @@
+"""Store the teacher's projected maps of all training images; train with teacher=dict(cache=DIR)."""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
+from torch import nn
+from torch.distributed import init_process_group
+
+from rdimkd_det import ConfigError, DistillHook, cli, fit_projections
+from rdimkd_det.cache.facts import check_facts
+from rdimkd_det.cache.images import image_pipeline, type_name
+from rdimkd_det.cache.making import (
+    cache_images,
+    check_room,
+    fill_cache,
+    part_facts,
+    prepare_cache,
+    use_bases,
+    without_cache,
+)
+from rdimkd_det.cache.store import TeacherCache
+from rdimkd_det.calibration import calibration_batches
+from rdimkd_det.checks import check_data, check_model, check_work_dir
+from rdimkd_det.distillation import Distillation
+from rdimkd_det.distiller import RdimKDDistiller, distilled_student
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a distilled config')
+    parser.add_argument(
+        '--out', metavar='DIR', help="the cache; by default the config's teacher.cache"
+    )
+    parser.add_argument('--verify', action='store_true', help='read all of a cache, make nothing')
+    parser.add_argument('--batch-size', type=int, help="images at once; by default the training's")
+    parser.add_argument('--workers', type=int, help="loader processes; by default the training's")
+    parser.add_argument(
+        '--shard-mb', type=float, default=128, help='size of a shard in MB. Defaults to 128'
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='overrides')
+    parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.set_defaults(work_dir=None)
+    args = parser.parse_args()
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ConfigError(f'--batch-size must be 1 or more, got {args.batch_size}.')
+    if not 0 < args.shard_mb < math.inf:
+        raise ConfigError(f'--shard-mb must be above 0, got {args.shard_mb}.')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.read_config_file(args.config)
+    cli.apply_common_arguments(cfg, args)
+    teachers = (cfg.get('model') or {}).get('teacher')
+    if not teachers:
+        raise ConfigError(f'config {args.config} has no model.teacher: its model is a plain one.')
+    teachers = [teachers] if isinstance(teachers, Mapping) else teachers
+    directories = cache_directories(teachers, args.out)
+    if args.verify:
+        verify(directories)
+        return
+    image_pipeline(cfg)
+    check_data(cfg, ['train'])
+    live = without_cache(cfg)
+    check_model(live, training=False)
+    for directory in directories:
+        check_work_dir(str(directory))
+    launch(args)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()
+    if not all((directory / 'cache.json').is_file() for directory in directories):
+        fit(cfg, model)
+    for part, directory in zip(model.distill.parts, directories):
+        make(cfg, model.data_preprocessor, part, directory, args)
+
+
+def cache_directories(teachers: list, out: str) -> list[Path]:
+    """A directory for each teacher; where there are several, each has its name below --out."""
+    if out is None:
+        found = [teacher.get('cache') for teacher in teachers]
+        if None in found:
+            raise ConfigError('--out DIR is missing, and the config has no teacher.cache.')
+        return [Path(directory) for directory in found]
+    if len(teachers) == 1:
+        return [Path(out)]
+    return [Path(out) / teacher.get('name', f't{n}') for n, teacher in enumerate(teachers)]
+
+
+def launch(args: argparse.Namespace) -> None:
+    """Start the process group where there are several processes."""
+    if args.launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    # gloo runs on every machine, and little is sent; some processes end hours before others.
+    init_process_group('gloo', timeout=timedelta(days=30))
+
+
+def fit(cfg: Config, model: RdimKDDistiller) -> None:
+    """Fit the projections as ``DistillHook`` would."""
+    hooks = [dict(hook) for hook in cfg.custom_hooks if type_name(hook) == 'DistillHook']
+    options = {key: value for key, value in (hooks or [{}])[0].items() if key != 'type'}
+    hook = DistillHook(**options)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=hook.seed)
+    fit_projections(model, calibration_batches(loader, hook.calibration_images, hook.seed))
+
+
+def make(
+    cfg: Config,
+    preprocessor: nn.Module,
+    part: Distillation,
+    directory: Path,
+    args: argparse.Namespace,
+) -> None:
+    """Make the cache of one teacher, or what is missing of it."""
+    facts = part_facts(part, cfg)
+    if (directory / 'cache.json').is_file():
+        cache = TeacherCache(directory)
+        check_facts(cache, facts)
+        facts = cache.about['facts']
+    images = cache_images(cfg, facts['flip'])
+    if is_main_process() and not (directory / 'cache.json').is_file():
+        prepare_cache(directory, part, facts, preprocessor, images, int(args.shard_mb * 1e6))
+    barrier()
+    cache = TeacherCache(directory)
+    use_bases(part, cache)
+    if is_main_process():
+        cache.remove_leftovers()
+        print(f'{directory}: {check_room(cache)}.')
+    barrier()  # the room is measured before any shard is written
+    batch_size = args.batch_size or cfg.train_dataloader.batch_size
+    workers = cfg.train_dataloader.num_workers if args.workers is None else args.workers
+    start = time.monotonic()
+    with progress(directory, cache) as advance:
+        fill_cache(cache, part, preprocessor, images, batch_size, workers, advance)
+    barrier()
+    if is_main_process():
+        print(
+            f'{directory} is complete, after {time.monotonic() - start:.0f} s. '
+            f"Train with model.teacher.cache='{directory}'."
+        )
+
+
+@contextmanager
+def progress(directory: Path, cache: TeacherCache) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left, of the first process's share, on a terminal."""
+    columns = (
+        TextColumn('caching the teacher'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not (is_main_process() and sys.stdout.isatty())) as bar:
+        total = len(cache.missing_shards()) * cache.about['shard_entries'] // get_world_size()
+        task = bar.add_task('', total=total)
+        yield lambda entries: bar.advance(task, entries)
+
+
+def verify(directories: Sequence[Path]) -> None:
+    """Read every entry; damaged shards are named, and end the command with status 1."""
+    damaged = []
+    for directory in directories:
+        if not (directory / 'cache.json').is_file():
+            raise ConfigError(f'teacher cache {directory} is not there.')
+        cache = TeacherCache(directory)
+        numbers = track(range(cache.num_shards), 'reading', disable=not sys.stdout.isatty())
+        damaged += [found for found in map(cache.damage, numbers) if found]
+        print(f'{directory}: {cache.num_shards} shards read.')
+    if damaged:
+        cli.exit_with('\n'.join(damaged), status=1)
+
+
+if __name__ == '__main__':
+    cli.run(main)

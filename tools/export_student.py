@@ -1,0 +1,45 @@
+"""Export a trained student: its weights and its plain config in one small file, and as ONNX."""
+
+import argparse
+from pathlib import Path
+
+from rdimkd_det import ConfigError, cli
+from rdimkd_det.export import read_student, verify, write_student
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Export a trained student.')
+    parser.add_argument('checkpoint', help='checkpoint of a distilled, or plain, training')
+    parser.add_argument(
+        '--out', required=True, metavar='F.pth', help='file to write; its name gets a hash'
+    )
+    parser.add_argument('--onnx', metavar='F.onnx', help='write an ONNX model as well')
+    parser.add_argument('--config', help='config of the training, if not the one in the checkpoint')
+    args = parser.parse_args()
+    for option, value, suffix in (('out', args.out, '.pth'), ('onnx', args.onnx, '.onnx')):
+        if value is not None and not value.endswith(suffix):
+            raise ConfigError(f'--{option} must be a {suffix} file, got {value}.')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.onnx:
+        # Before anything is written: it says what is not installed.
+        from rdimkd_det.export_onnx import export_onnx
+    config = cli.read_config_file(args.config) if args.config else None
+    student = read_student(args.checkpoint, config)
+    model = student.build()
+    path = write_student(student, args.out)
+    num_boxes = verify(path, model)
+    before, after = (Path(file).stat().st_size / 2**20 for file in (args.checkpoint, path))
+    print(f'wrote {path}: {after:.1f} MiB of {before:.1f} MiB')
+    print(f'{num_boxes} boxes of a test image equal those of {args.checkpoint}, bit for bit')
+    for name, value in student.meta.get('metrics', {}).items():
+        print(f'{name}: {value}')
+    if args.onnx:
+        print(export_onnx(model, student, Path(args.onnx)))
+
+
+if __name__ == '__main__':
+    cli.run(main)

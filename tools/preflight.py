@@ -1,0 +1,55 @@
+"""Tell, before a distilled training, whether it will do what its config means."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+from rich.console import Console
+
+from rdimkd_det import ConfigError, cli
+from rdimkd_det.files import write_text
+from rdimkd_det.preflight import preflight
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a distilled config')
+    parser.add_argument(
+        '--samples',
+        type=int,
+        default=8,
+        metavar='N',
+        help='training images to measure on; 0 for none. Defaults to 8',
+    )
+    parser.add_argument(
+        '--eval-teacher',
+        action='store_true',
+        help="measure the teacher's AP on the student's validation data",
+    )
+    parser.add_argument('--json', type=Path, metavar='F', help='write the report to F as data')
+    cli.add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.samples < 0:
+        raise ConfigError(f'--samples must be 0 or more, got {args.samples}.')
+    if args.json is not None and not args.json.parent.is_dir():
+        raise ConfigError(f'--json: the directory {args.json.parent} does not exist.')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel('CRITICAL')  # the report is what there is to read
+    cfg = cli.read_config_file(args.config)
+    cli.apply_common_arguments(cfg, args)
+    model = cli.check_before_run(cfg, training=True)
+    report = preflight(cfg, model, args.samples, args.eval_teacher)
+    report.print(Console())
+    if args.json is not None:
+        write_text(args.json, json.dumps(report.as_dict(), indent=1) + '\n')
+    sys.exit(0 if report.passed else 1)
+
+
+if __name__ == '__main__':
+    cli.run(main)
