@@ -289,7 +289,8 @@ class TestSummary:
             'rdimkd_p': {0: 0.55, 1: 0.61},
             'pkd': {1: 0.58},
         }
-        rows = markdown_table('main', outcomes_of(scores, plan), [0, 1, 2]).splitlines()
+        table = markdown_table(select(['main']), outcomes_of(scores, plan), [0, 1, 2])
+        rows = table.splitlines()
         columns = ['', 'seed 0', 'seed 1', 'seed 2', 'mean', 'AP50', 'AP75']
         assert rows[0] == '| ' + ' | '.join([*columns, 'over plain', 'over PKD']) + ' |'
         cells = {row.split('`')[1]: row.split('| ', 2)[2] for row in rows[2:]}
@@ -301,7 +302,11 @@ class TestSummary:
 
     def test_markdown_report__says_what_is_incomplete_and_who_taught(self, plan):
         report = markdown_report(outcomes_of({'pkd': {0: 0.5, 1: 0.6}}, plan), [0, 1])
-        assert '`tools/run_experiments.py main`. Incomplete: 2 of 10 runs are there.' in report
+        assert (
+            '`tools/run_experiments.py main`: 2 of 10 runs are there. '
+            'Nobody has run: `plain`, `rdimkd_p`, `rdimkd_r`, `rdimkd_a`.'
+        ) in report
+        assert report.count('(`pkd`)') == 1
         assert '2026-11-20 to 2026-11-21' in report
         assert 'teacher_fcos had 2 different trainings' in report
 

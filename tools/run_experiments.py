@@ -1,6 +1,7 @@
 """Run the experiments on digits that have no result yet; stop when you like, and go on later."""
 
 import argparse
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -83,11 +84,14 @@ def list_experiments(plan: Plan, experiments: list[Experiment], seeds: list[int]
 
 def write_report(plan: Plan, seeds: list[int]) -> None:
     """Put tables and plot into the documentation."""
-    outcomes = collect(plan, seeds)
-    draw(outcomes, plan.results / 'results.svg')
+    outcomes, picture = collect(plan, seeds), plan.results / 'results.svg'
+    report = markdown_report(outcomes, seeds)
+    if any(outcome.results for outcome in outcomes.values() if outcome.experiment.teacher):
+        draw(outcomes, picture)
+        report += f'\n\n![AP over d, weight and epoch]({os.path.relpath(picture, DOCUMENT.parent)})'
     document = DOCUMENT.read_text(encoding='utf-8')
-    write_text(DOCUMENT, insert_report(document, markdown_report(outcomes, seeds)))
-    print(f'wrote {DOCUMENT} and {plan.results / "results.svg"}')
+    write_text(DOCUMENT, insert_report(document, report))
+    print(f'wrote {DOCUMENT}')
 
 
 def main() -> None:

@@ -73,18 +73,20 @@ def difference(outcome: Outcome, baseline: Outcome) -> list[float]:
     return [own[seed] - other[seed] for seed in own if seed in other]
 
 
-def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
-    """One group's table, a dash where nobody has measured.
+def markdown_table(
+    experiments: Sequence[Experiment], outcomes: Mapping[str, Outcome], seeds: Sequence[int]
+) -> str:
+    """A table of experiments, a dash where nobody has measured.
 
     Args:
-        group (str): One of ``GROUPS``.
+        experiments (Sequence[Experiment]): The rows.
         outcomes (Mapping[str, Outcome]): From :func:`collect`.
         seeds (Sequence[int]): The seeds to show.
     """
     scores = ['mean', 'AP50', 'AP75', 'over plain', 'over PKD']
     columns = [*(f'seed {seed}' for seed in seeds), *scores]
     rows = [['', *columns], ['---'] * (1 + len(columns))]
-    for experiment in select([group]):
+    for experiment in experiments:
         outcome = outcomes[experiment.name]
         ap = outcome.scores()
         rows.append(
@@ -103,13 +105,22 @@ def markdown_table(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[
 
 def markdown_report(outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
     """All tables, how complete they are, and where the numbers come from."""
-    parts = [_provenance(outcomes)]
-    for group, title in GROUPS.items():
-        table = markdown_table(group, outcomes, seeds)
-        command = f'`tools/run_experiments.py {group}`'
-        parts.append(
-            f'### {title}\n\n{command}. {_completeness(group, outcomes, seeds)}\n\n{table}'
-        )
+    sections = [_section(group, outcomes, seeds) for group in GROUPS]
+    return '\n\n'.join([_provenance(outcomes), *sections])
+
+
+def _section(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
+    experiments = select([group])
+    known = [it for it in experiments if outcomes[it.name].results]
+    unknown = [f'`{it.name}`' for it in experiments if not outcomes[it.name].results]
+    done = sum(len(outcomes[it.name].results) for it in known)
+    state = f'{done} of {len(experiments) * len(seeds)} runs are there.'
+    if unknown:
+        state += f' Nobody has run: {", ".join(unknown)}.'
+    parts = [f'### {GROUPS[group]}', f'`tools/run_experiments.py {group}`: {state}']
+    # What only other groups have brought, as the plain student, makes no table.
+    if any(it.groups[0] == group for it in known):
+        parts.append(markdown_table(known, outcomes, seeds))
     return '\n\n'.join(parts)
 
 
@@ -129,13 +140,6 @@ def _over(outcome: Outcome, other: Outcome | None) -> str:
     return NOTHING if other in (None, outcome) else _with_error(difference(outcome, other))
 
 
-def _completeness(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
-    experiments = select([group])
-    done = sum(len(outcomes[it.name].results) for it in experiments)
-    total = len(experiments) * len(seeds)
-    return 'Complete.' if done == total else f'Incomplete: {done} of {total} runs are there.'
-
-
 def _provenance(outcomes: Mapping[str, Outcome]) -> str:
     results = [it for outcome in outcomes.values() for it in outcome.results.values()]
     if not results:
@@ -144,7 +148,7 @@ def _provenance(outcomes: Mapping[str, Outcome]) -> str:
     period = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
     machines = '; '.join(sorted({_machine(result['machine']) for result in results}))
     return (
-        f'{len(results)} runs, {period}, {machines}. AP is COCO AP on the val images after the '
+        f'Runs: {len(results)}, {period}, {machines}. AP is COCO AP on the val images after the '
         f'last epoch; mean ± standard error over the seeds. "Over plain" and "over PKD" are '
         f'differences to those students of the same seeds. A dash is a run that nobody made. '
         f'{_teachers(outcomes, results)}'

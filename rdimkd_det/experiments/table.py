@@ -279,7 +279,7 @@ TABLE = {
     **TEACHERS,
     **_by_name(
         [
-            Experiment('plain', 'plain student, FCOS R18', ('dim', 'weight', *EVERYWHERE), PLAIN),
+            Experiment('plain', 'plain student, FCOS R18', (*EVERYWHERE, 'dim', 'weight'), PLAIN),
             _l2('pkd', 'PKD: standardised channels, K = I', *EVERYWHERE, 'weight'),
             _rdimkd(
                 'rdimkd_p',
