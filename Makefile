@@ -1,12 +1,13 @@
-# STACK=openmmlab (default) or onedl; PYTHON selects the interpreter; ARGS go to pytest or the demo.
+# STACK=openmmlab (default) or onedl; PYTHON selects the interpreter; ARGS go to what is run.
 STACK ?= openmmlab
 PYTHON ?= python3
 VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
 PY := $(VENV)/bin/python
 
-.PHONY: help setup demo test smoke lint format
+.PHONY: help setup demo results test smoke lint format
 help:
 	@echo 'make demo    train teacher, plain and RdimKD student on digits; table and report'
+	@echo 'make results run the experiments on digits that have no result yet; tables in docs/results.md'
 	@echo 'make test    all tests; ARGS="-k losses" for some'
 	@echo 'make smoke   a quick representative set of the tests'
 	@echo 'make lint    ruff; make format mends what it can'
@@ -19,6 +20,10 @@ setup:
 
 demo: setup
 	@$(PY) tools/demo.py $(ARGS)
+
+results: setup
+	@$(PY) tools/run_experiments.py $(ARGS)
+	@$(PY) tools/run_experiments.py --report
 
 test: setup
 	@$(PY) -m pytest $(ARGS)

@@ -43,6 +43,8 @@ class Distillation(nn.Module):
         # Set for DistillHook(nonfinite='skip').
         self.skip_nonfinite = False
         self._nonfinite: list[str] = []
+        # Is shown each tap's loss and the maps that it compares.
+        self.observer: Callable[[RdimKDLoss, Sequence, Sequence], None] | None = None
         check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
@@ -163,7 +165,7 @@ class Distillation(nn.Module):
             FloatingPointError: A loss is not finite; names it.
         """
         self.teacher.wait(teacher_feats)
-        losses = {}
+        losses, compared = {}, []
         for tap, loss in self.items():
             maps = student_outputs[tap]
             feats = [
@@ -178,8 +180,17 @@ class Distillation(nn.Module):
                 weight = float(loss.auto_weight)
                 print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
             losses.update(loss(student_feats, teacher_maps))
+            compared.append((loss, student_feats, teacher_maps))
+        self._show(compared)
         self._look_for_nonfinite(losses)
         return losses
+
+    @torch.compiler.disable
+    def _show(self, compared: list[tuple]) -> None:
+        # Not compiled: for each observer that comes or goes the student would be compiled anew.
+        if self.observer is not None:
+            for maps in compared:
+                self.observer(*maps)
 
     def _look_for_nonfinite(self, losses: Mapping[str, Tensor]) -> None:
         broken = ~torch.stack([loss.detach() for loss in losses.values()]).isfinite()

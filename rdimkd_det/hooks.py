@@ -16,6 +16,7 @@ from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .guard import StepSkipper, guard
 from .inheritance import inherit_weights
+from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
 from .schedule import build_schedule
 
@@ -37,10 +38,12 @@ class DistillHook(Hook):
         nonfinite (str): What a distillation loss that is not finite does: 'stop' ends the training
             with the level's name, 'skip' leaves out the optimizer's step and counts. Defaults to
             'stop'.
+        monitor_interval (int): Iterations from one look at what the student explains to the next,
+            see :mod:`rdimkd_det.monitoring`; 0 for none. Defaults to 50.
 
     Raises:
-        ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown, or the schedule
-            has no sense.
+        ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown,
+            ``monitor_interval`` is negative, or the schedule has no sense.
     """
 
     priority = 'NORMAL'
@@ -51,6 +54,7 @@ class DistillHook(Hook):
         seed: int = 0,
         schedule: dict | None = None,
         nonfinite: str = 'stop',
+        monitor_interval: int = 50,
     ) -> None:
         whole = isinstance(calibration_images, int) and not isinstance(calibration_images, bool)
         if calibration_images is not None and not (whole and calibration_images >= 1):
@@ -61,10 +65,15 @@ class DistillHook(Hook):
             raise ConfigError(
                 f'DistillHook: nonfinite must be one of {NONFINITE}, got {nonfinite!r}.'
             )
+        if isinstance(monitor_interval, bool) or not isinstance(monitor_interval, int):
+            monitor_interval = -1
+        if monitor_interval < 0:
+            raise ConfigError('DistillHook: monitor_interval must be a whole number of 0 or more.')
         self.calibration_images = calibration_images
         self.seed = seed
         self.schedule = build_schedule(schedule)
         self.nonfinite = nonfinite
+        self.monitor_interval = monitor_interval
         # Before any data loader has started its workers.
         name_unreadable_images()
 
@@ -104,9 +113,12 @@ class DistillHook(Hook):
             batch_idx (int): Index of the batch in the epoch.
             data_batch (dict, optional): The batch.
         """
+        distill = distilled_student(runner.model).distill
+        if self.every_n_train_iters(runner, self.monitor_interval):
+            for part in distill.parts:
+                part.observer = Monitor()
         if self.schedule.constant:
             return
-        distill = distilled_student(runner.model).distill
         factor = self._apply_schedule(runner, distill)
         runner.message_hub.update_scalar('train/rdimkd_factor', factor)
         if self.schedule.stopped(self._time(runner)):
@@ -114,6 +126,27 @@ class DistillHook(Hook):
                 if part.teacher.built:
                     part.teacher.release()
                     runner.logger.info('RdimKD: distillation is over, the teacher is freed')
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
+    ) -> None:
+        """Log the weights in force and what the student explains, every few iterations.
+
+        Args:
+            runner (Runner): The runner; every visualiser backend shows what its message hub gets.
+            batch_idx (int): Index of the batch in the epoch.
+            data_batch (dict, optional): The batch.
+            outputs (dict, optional): What the training step returned.
+        """
+        if not self.every_n_train_iters(runner, self.monitor_interval):
+            return
+        for part in distilled_student(runner.model).distill.parts:
+            scalars = part.observer.scalars()
+            part.observer = None
+            for _, loss in part.items():
+                scalars.update(weights_in_force(loss))
+            for name, value in scalars.items():
+                runner.message_hub.update_scalar(f'train/{name}', value)
 
     def _apply_schedule(self, runner: Runner, distill: Distillation) -> float:
         end = runner.max_iters / self._unit(runner)

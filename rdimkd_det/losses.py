@@ -202,11 +202,7 @@ class RdimKDLoss(nn.Module):
     def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         self._check_maps(level, student, teacher)
         basis, adapter = self.projections[level].basis, self.adapters[level]
-        teacher = teacher.detach()
-        if self.resize == 'student':
-            student = _resize(student, like=teacher)
-        elif self.resize == 'teacher':
-            teacher = _resize(teacher, like=student)
+        student, teacher = self.same_size(student, teacher.detach())
         # Maps may come in half precision; from here on everything is in the basis's.
         basis = basis.to(torch.float64 if student.dtype == torch.float64 else torch.float32)
         if self.teacher_projected:
@@ -222,6 +218,14 @@ class RdimKDLoss(nn.Module):
         if self.normalize == 'teacher':
             distance = distance / self._running_variance(level, teacher)
         return distance
+
+    def same_size(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Two maps (N, C, H, W), the one that ``resize`` names resized to the other's size."""
+        if self.resize == 'student':
+            return _resize(student, like=teacher), teacher
+        if self.resize == 'teacher':
+            return student, _resize(teacher, like=student)
+        return student, teacher
 
     def _running_variance(self, level: int, projected: Tensor) -> Tensor:
         """The teacher's variance in the subspace, averaged over the batches seen in training."""

@@ -15,15 +15,17 @@ import torch
 from rich.console import Console
 
 from rdimkd_det.datasets.digits import DigitsOptions
-from rdimkd_det.demo import DemoOptions, TrainingFailedError, stages, training
-from rdimkd_det.demo.detections import Detection, Example, iou, match
-from rdimkd_det.demo.history import read_history
-from rdimkd_det.demo.page import page
-from rdimkd_det.demo.plan import Run, plan_runs
+from rdimkd_det.demo import DemoOptions, TrainingFailedError, stages
+from rdimkd_det.demo.plan import plan_runs
 from rdimkd_det.demo.report import build_page
 from rdimkd_det.demo.results import Row, gain
-from rdimkd_det.demo.state import lock_directory, read_json, write_json, write_text
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.files import write_text
+from rdimkd_det.reports.detections import Detection, Example, iou, match
+from rdimkd_det.reports.page import page
+from rdimkd_det.trainings import Run, pool, training
+from rdimkd_det.trainings.history import read_history
+from rdimkd_det.trainings.state import lock_directory, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 CONSOLE = Console(file=open(os.devnull, 'w'))  # noqa: SIM115
@@ -58,7 +60,8 @@ def save_checkpoint(work_dir, epoch):
 
 
 def make_run(work_dir, kind='plain', seed=0, epochs=2):
-    return Run(kind, seed, work_dir, epochs, 10, 1, {}, {}, digest=f'{kind}{seed}')
+    title = f'{kind} student, seed {seed}'
+    return Run(kind, seed, work_dir, epochs, 10, 1, {}, {}, f'{kind}{seed}', 'x.py', title, 0.3)
 
 
 def finish_run(run, ap):
@@ -79,7 +82,7 @@ def child(monkeypatch):
         monkeypatch.setattr(
             training, 'train_command', lambda run, epoch: [*command, program(run, epoch)]
         )
-        monkeypatch.setattr(stages, 'POLL_INTERVAL', 0.05)
+        monkeypatch.setattr(pool, 'POLL_INTERVAL', 0.05)
 
     return use
 
@@ -199,12 +202,12 @@ class TestTraining:
             finish_run(run, 0.5)
         child(lambda run, epoch: f'open({str(run.work_dir / "started")!r}, "w")')
         write_json(done.work_dir / 'done.json', {'digest': done.digest})
-        stages.train_all([done, open_], 2, CONSOLE)
+        pool.train_all([done, open_], 2, CONSOLE)
         assert not (done.work_dir / 'started').exists()
         assert (open_.work_dir / 'started').exists()
         assert training.is_done(open_)
         (open_.work_dir / 'started').unlink()
-        stages.train_all([done, open_], 2, CONSOLE)
+        pool.train_all([done, open_], 2, CONSOLE)
         assert not (open_.work_dir / 'started').exists()
 
     def test_is_done__not_with_other_settings_or_without_checkpoint(self, tmp_path):
@@ -226,7 +229,7 @@ class TestTraining:
         child(lambda run, epoch: programs[run.work_dir])
         expected = r'plain student, seed 0: ValueError: no such tap \(log: .*a/train.log\)'
         with pytest.raises(TrainingFailedError, match=expected) as error:
-            stages.train_all([other, failing], 2, CONSOLE)
+            pool.train_all([other, failing], 2, CONSOLE)
         assert '\n' not in str(error.value)
         pid = (other.work_dir / 'train.log').read_text().strip()
         assert not pid or not Path(f'/proc/{pid}').exists()
@@ -236,13 +239,13 @@ class TestTraining:
         run = make_run(tmp_path)
         child(lambda run, epoch: f'import os; os.kill(os.getpid(), {int(signal.SIGKILL)})')
         with pytest.raises(TrainingFailedError, match='killed by SIGKILL'):
-            stages.train_all([run], 1, CONSOLE)
+            pool.train_all([run], 1, CONSOLE)
         assert not training.is_done(run)
 
     def test_train_all__no_result_is_a_failure(self, tmp_path, child):
         child(lambda run, epoch: '')
         with pytest.raises(TrainingFailedError, match='without its result'):
-            stages.train_all([make_run(tmp_path)], 1, CONSOLE)
+            pool.train_all([make_run(tmp_path)], 1, CONSOLE)
 
     def test_training__directory_in_use(self, tmp_path, child, monkeypatch):
         monkeypatch.setattr(training, 'LOCK_PATIENCE', 0.0)
@@ -282,7 +285,7 @@ class TestTraining:
         finish_run(run, 0.5)
         child(lambda run, epoch: 'import time; time.sleep(0.5)')
         console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-        stages.train_all([run], 1, console)
+        pool.train_all([run], 1, console)
         output = console.file.getvalue()
         assert 'plain student, seed 0' in output
         assert 'epoch 2/2' in output

@@ -5,8 +5,10 @@ import importlib
 
 import pytest
 
+MODULES = ['functional', 'losses', 'monitoring', 'projections', 'schedule', 'wrapping']
 
-@pytest.mark.parametrize('module', ['functional', 'losses', 'projections', 'schedule', 'wrapping'])
+
+@pytest.mark.parametrize('module', MODULES)
 def test_docstring_examples(module):
     results = doctest.testmod(importlib.import_module(f'rdimkd_det.{module}'))
     assert results.attempted > 0 and results.failed == 0

@@ -1,12 +1,13 @@
 """The demo: a teacher, a plain and a RdimKD student on digits, and a report on the three.
 
-``plan`` says what is to be trained, ``training`` runs one training as a child process, ``stages``
-goes through all, ``history`` reads what mmengine logged, ``results``, ``detections``, ``figures``,
-``page`` and ``report`` show it.
+``plan`` says what is to be trained, ``stages`` goes through all, ``results``, ``detections``,
+``figures`` and ``report`` show it; ``rdimkd_det.trainings`` does the training,
+``rdimkd_det.reports`` has what reports are made of.
 """
+
+from rdimkd_det.trainings import TrainingFailedError
 
 from .plan import DemoOptions
 from .stages import run_demo
-from .training import TrainingFailedError
 
 __all__ = ['DemoOptions', 'TrainingFailedError', 'run_demo']

@@ -1,4 +1,4 @@
-"""Detections of the students on val images, right or wrong, and where the students differ most."""
+"""The val images on which the demo's students differ most."""
 
 from __future__ import annotations
 
@@ -6,72 +6,36 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmdet.apis import inference_detector, init_detector
+from rich.console import Console
 from torch import nn
 
-from .plan import CONFIGS, ROOT
+from rdimkd_det.progress import watched
+from rdimkd_det.reports.detections import (
+    SCORE_THRESHOLD,
+    Detection,
+    Example,
+    match,
+    most_different,
+)
+from rdimkd_det.trainings import ROOT
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+from .plan import CONFIGS
 
-SCORE_THRESHOLD = 0.3
-IOU_THRESHOLD = 0.5
 NUM_CANDIDATES = 100
 NUM_EXAMPLES = 6
 
 
-@dataclass(frozen=True)
-class Detection:
-    """A detected object.
-
-    Args:
-        box (Box): Its box.
-        name (str): Its class.
-        score (float): In [0, 1].
-        right (bool): Whether it is a true object of this class, found for the first time.
-    """
-
-    box: Box
-    name: str
-    score: float
-    right: bool = False
-
-
-@dataclass(frozen=True)
-class Example:
-    """A val image with its true objects and each student's detections.
-
-    Args:
-        path (Path): The image file.
-        size (tuple[int, int]): Width and height in pixels.
-        truths (list[Detection]): The ground truth.
-        found (dict[str, list[Detection]]): Kind of student to its detections.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    truths: list[Detection]
-    found: dict[str, list[Detection]]
-
-    def num_right(self, kind: str) -> int:
-        """Number of true objects that a student found."""
-        return sum(detection.right for detection in self.found[kind])
-
-    def score(self, kind: str) -> float:
-        """F1 of a student's detections."""
-        total = len(self.truths) + len(self.found[kind])
-        return 2 * self.num_right(kind) / total if total else 1.0
-
-
-def find_examples(data: Path, checkpoints: Mapping[str, Path]) -> list[Example]:
+def find_examples(data: Path, checkpoints: Mapping[str, Path], console: Console) -> list[Example]:
     """Pick the val images where two students differ most, whichever is better.
 
     Args:
         data (Path): The digits.
         checkpoints (Mapping[str, Path]): Kind of student, 'plain' and 'rdimkd', to its checkpoint.
+        console (Console): Where to show a progress bar.
 
     Returns:
         list[Example]: ``NUM_EXAMPLES`` of the first ``NUM_CANDIDATES`` images, in the order of
@@ -81,11 +45,11 @@ def find_examples(data: Path, checkpoints: Mapping[str, Path]) -> list[Example]:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch and mmdet about each other, on the first image
         models = {kind: _load(path) for kind, path in checkpoints.items()}
-        for path, size, truths in list(read_truths(data))[:NUM_CANDIDATES]:
+        images = list(read_truths(data))[:NUM_CANDIDATES]
+        for path, size, truths in watched(images, 'comparing detections', console=console):
             found = {kind: match(_detect(model, path), truths) for kind, model in models.items()}
             examples.append(Example(path, size, truths, found))
-    examples.sort(key=lambda example: -abs(example.score('rdimkd') - example.score('plain')))
-    return examples[:NUM_EXAMPLES]
+    return most_different(examples, NUM_EXAMPLES)
 
 
 def _load(checkpoint: Path) -> nn.Module:
@@ -105,39 +69,6 @@ def _detect(model: nn.Module, path: Path) -> list[Detection]:
         )
         if score >= SCORE_THRESHOLD
     ]
-
-
-def match(detections: Sequence[Detection], truths: Sequence[Detection]) -> list[Detection]:
-    """Judge detections: right is the best-scored one on each true object of its class.
-
-    Args:
-        detections (Sequence[Detection]): Of one image.
-        truths (Sequence[Detection]): Its ground truth.
-
-    Returns:
-        list[Detection]: The best score first, with ``right`` set.
-    """
-    left = list(truths)
-    judged = []
-    for detection in sorted(detections, key=lambda detection: -detection.score):
-        same = [truth for truth in left if truth.name == detection.name]
-        best = max(same, key=lambda truth: iou(truth.box, detection.box), default=None)
-        right = best is not None and iou(best.box, detection.box) >= IOU_THRESHOLD
-        if right:
-            left.remove(best)
-        judged.append(Detection(detection.box, detection.name, detection.score, right))
-    return judged
-
-
-def iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes."""
-    sides = [
-        max(0.0, min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis]))
-        for axis in (0, 1)
-    ]
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    union = sum(areas) - sides[0] * sides[1]
-    return sides[0] * sides[1] / union if union > 0 else 0.0
 
 
 def read_truths(data: Path) -> Iterator[tuple[Path, tuple[int, int], list[Detection]]]:

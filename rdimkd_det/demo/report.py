@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 
 from rich.console import Console
 
-from .detections import IOU_THRESHOLD, NUM_CANDIDATES, SCORE_THRESHOLD, Example, find_examples
-from .figures import draw_ap, draw_example, draw_losses
-from .history import History, read_history
-from .page import definitions, page, paragraph, section
-from .plan import DemoOptions, Run
-from .results import COLUMNS, Row, collect_rows, describe_machine, gain, show_table, summarise
-from .state import read_json, write_json, write_text
+from rdimkd_det.files import write_text
+from rdimkd_det.reports.charts import charts, draw_lines
+from rdimkd_det.reports.detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
+from rdimkd_det.reports.gallery import gallery
+from rdimkd_det.reports.page import definitions, page, paragraph, section, table
+from rdimkd_det.trainings import Run
+from rdimkd_det.trainings.history import History, read_history
+from rdimkd_det.trainings.machine import describe_machine
+from rdimkd_det.trainings.state import read_json, write_json
+
+from .detections import NUM_CANDIDATES, find_examples
+from .figures import draw_ap
+from .plan import DemoOptions
+from .results import COLUMNS, Row, collect_rows, gain, show_table, summarise
 
 TITLE = 'RdimKD on handwritten digits'
+NAMES = {'plain': 'plain', 'rdimkd': 'RdimKD'}
 
 
 def make_report(options: DemoOptions, runs: Sequence[Run], command: str, console: Console) -> None:
@@ -33,18 +40,17 @@ def make_report(options: DemoOptions, runs: Sequence[Run], command: str, console
     report, results = options.work_dir / 'report.html', options.work_dir / 'results.json'
     digest = _digest(runs)
     if not (report.is_file() and read_json(results).get('digest') == digest):
-        with console.status('writing the report ...'):
-            provenance = {
-                'date': datetime.now().astimezone().isoformat(timespec='seconds'),
-                'command': command,
-                'seeds': list(options.seeds),
-                'machine': describe_machine(),
-                'digest': digest,
-            }
-            first = {run.kind: run.checkpoint for run in runs[1:3]}
-            examples = find_examples(options.data, first)
-            write_text(report, build_page(rows, runs, examples, provenance))
-            write_json(results, summarise(rows, provenance))  # last: it vouches for the report
+        provenance = {
+            'date': datetime.now().astimezone().isoformat(timespec='seconds'),
+            'command': command,
+            'seeds': list(options.seeds),
+            'machine': describe_machine(),
+            'digest': digest,
+        }
+        first = {run.kind: run.checkpoint for run in runs[1:3]}
+        examples = find_examples(options.data, first, console)
+        write_text(report, build_page(rows, runs, examples, provenance))
+        write_json(results, summarise(rows, provenance))  # last: it vouches for the report
     show_table(rows, console)
     console.print(_verdict(rows), highlight=False, soft_wrap=True)
     console.print(f'Report: {report}', highlight=False, soft_wrap=True)
@@ -89,7 +95,7 @@ def build_page(
                 f'Of the first {NUM_CANDIDATES} val images those where the two students (seed '
                 f'{seed}) differ most, whichever is better, by the F1 of their detections with a '
                 f'score of {SCORE_THRESHOLD} or more. Green: right class and an IoU of '
-                f'{IOU_THRESHOLD} or more; red and dashed: wrong.'), _gallery(examples)),
+                f'{IOU_THRESHOLD} or more; red and dashed: wrong.'), gallery(examples, NAMES)),
             section('How this was made', definitions(facts)),
         ],
     )  # fmt: skip
@@ -107,13 +113,10 @@ def _verdict(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = ''.join(f'<th>{escape(column)}</th>' for column in COLUMNS)
-    body = ''
-    for row in rows:
-        mean = ' mean' if row.kind != 'teacher' and row.seed is None else ''
-        cells = ''.join(f'<td>{escape(cell)}</td>' for cell in row.cells)
-        body += f'<tr class="{row.kind}{mean}">{cells}</tr>\n'
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
+    classes = [
+        row.kind + (' mean' if row.kind != 'teacher' and row.seed is None else '') for row in rows
+    ]
+    return table(COLUMNS, [row.cells for row in rows], classes)
 
 
 def _charts(runs: Sequence[Run]) -> str:
@@ -126,15 +129,14 @@ def _charts(runs: Sequence[Run]) -> str:
     distilled = next(history for run, history in students if run.kind == 'rdimkd')
     levels = {_level_title(name): distilled.series(name) for name in distilled.losses()}
     ap = draw_ap(lines, teacher_history.metrics(teacher.epochs)['ap'])
-    captions = (
-        'AP of the students after each epoch.',
-        f'Distillation loss of the RdimKD student (seed {runs[1].seed}) at each level of the FPN.',
+    losses = draw_lines('loss', levels, 'iteration', 'distillation loss')
+    of_seed = f'the RdimKD student (seed {runs[1].seed})'
+    return charts(
+        [
+            (ap, 'AP of the students after each epoch.'),
+            (losses, f'Distillation loss of {of_seed} at each level of the FPN.'),
+        ]
     )
-    figures = [
-        f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
-        for svg, caption in zip((ap, draw_losses(levels)), captions)
-    ]
-    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _ap_line(history: History) -> tuple[list[int], list[float]]:
@@ -145,22 +147,3 @@ def _ap_line(history: History) -> tuple[list[int], list[float]]:
 def _level_title(loss_name: str) -> str:
     tap, _, stride = loss_name.replace('loss_rdimkd_', '').rpartition('_s')
     return f'{tap}, stride {stride}'
-
-
-def _gallery(examples: Sequence[Example]) -> str:
-    figures = []
-    for example in examples:
-        total = len(example.truths)
-        plain, rdimkd = (
-            f'{name}: {example.num_right(kind)} of {total} right'
-            for name, kind in (('plain', 'plain'), ('RdimKD', 'rdimkd'))
-        )
-        cells = [('ground truth', None), (plain, 'plain'), (rdimkd, 'rdimkd')]
-        pictures = ''.join(
-            f'<div>{draw_example(example, kind)}{escape(caption)}</div>' for caption, kind in cells
-        )
-        name = escape(example.path.name)
-        figures.append(
-            f'<figure><div class="row">{pictures}</div><figcaption>{name}</figcaption></figure>'
-        )
-    return f'<div class="examples">{"".join(figures)}</div>'

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
@@ -15,12 +11,12 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from .history import read_history
-from .plan import CONFIGS, ROOT, TITLES, Run, count_cores
-from .progress import format_time
+from rdimkd_det.trainings import ROOT, Run
+from rdimkd_det.trainings.history import read_history
+from rdimkd_det.trainings.progress import format_time
 
-PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet')
-ONEDL = {'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection'}
+from .plan import CONFIGS, TITLES
+
 COLUMNS = ('', 'AP', 'AP50', 'AP75', 'parameters', 'training time')
 DIGITS = 3  # of an AP; mmdet logs no more
 
@@ -126,27 +122,3 @@ def show_table(rows: Sequence[Row], console: Console) -> None:
 def summarise(rows: Sequence[Row], provenance: dict) -> dict:
     """All that ``results.json`` holds."""
     return {**provenance, 'gain': round(gain(rows), 4), 'rows': [asdict(row) for row in rows]}
-
-
-def describe_machine() -> dict[str, str | int]:
-    """Machine and versions, as far as they bear on the numbers."""
-    versions = {name: _version(name) for name in PACKAGES}
-    system = f'{platform.system()} {platform.machine()}'
-    machine = {'processor': _processor(), 'cores': count_cores(), 'system': system}
-    return {**machine, 'python': sys.version.split()[0], **versions}
-
-
-def _version(package: str) -> str:
-    for name in (package, ONEDL.get(package, package)):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return 'none'
-
-
-def _processor() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text(errors='replace').splitlines() if info.is_file() else []
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return models[0] if models else platform.processor() or 'unknown'

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import Progress
 
 from rdimkd_det.checks import check_work_dir
-from rdimkd_det.datasets.digits import is_made, make_digits
+from rdimkd_det.datasets.digits import is_made
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.trainings import (
+    Run,
+    check_settings,
+    prepare_digits,
+    seconds_left,
+    stop_on_signals,
+    train_all,
+)
+from rdimkd_det.trainings.machine import count_cores
+from rdimkd_det.trainings.progress import format_time
+from rdimkd_det.trainings.state import lock_directory
 
-from .history import read_history
-from .plan import DemoOptions, Run, count_cores, plan_runs
-from .progress import Status, format_time, progress_display
+from .plan import DemoOptions, plan_runs
 from .report import make_report
-from .state import lock_directory
-from .training import Training, check_settings, is_done, resume_epoch
 
-POLL_INTERVAL = 1.0  # seconds
 DIGITS_SECONDS, REPORT_SECONDS = 20, 30  # about
 
 
@@ -42,12 +45,12 @@ def run_demo(options: DemoOptions, command: str, console: Console | None = None)
     if lock is None:
         raise ConfigError(f'another demo is running in {options.work_dir}.')
     with lock:
-        _stop_on_signals()
+        stop_on_signals()
         runs = plan_runs(options)
         for run in runs:
             check_settings(run)
         announce(options, runs, console)
-        prepare_digits(options, console)
+        prepare_digits(options.data, options.digits, console)
         train_all(runs[:1], 1, console)
         train_all(runs[1:], options.num_jobs, console)
         make_report(options, runs, command, console)
@@ -60,8 +63,8 @@ def announce(options: DemoOptions, runs: Sequence[Run], console: Console) -> Non
     counts = f'{options.digits.num_train} + {options.digits.num_val} images in {options.data}'
     seconds = [
         0 if digits_made else DIGITS_SECONDS,
-        _seconds_left([teacher], 1),
-        _seconds_left(students, options.num_jobs),
+        seconds_left([teacher], 1),
+        seconds_left(students, options.num_jobs),
     ]
     reported = (options.work_dir / 'report.html').is_file() and not any(seconds)
     seconds.append(0 if reported else REPORT_SECONDS)
@@ -87,60 +90,5 @@ def announce(options: DemoOptions, runs: Sequence[Run], console: Console) -> Non
         )
 
 
-def prepare_digits(options: DemoOptions, console: Console) -> None:
-    """Make the data set unless it is there."""
-    total = options.digits.num_train + options.digits.num_val
-    made = is_made(options.data, options.digits)
-    with Progress(console=console, disable=made or not console.is_terminal) as progress:
-        task = progress.add_task('making digits', total=total)
-        make_digits(options.data, options.digits, on_image=lambda: progress.advance(task))
-
-
-def train_all(runs: Sequence[Run], num_jobs: int, console: Console) -> None:
-    """Run trainings, several at once, leaving out those that are done.
-
-    Args:
-        runs (Sequence[Run]): The trainings, in the order of their start.
-        num_jobs (int): Trainings at once.
-        console (Console): Where to show the progress.
-
-    Raises:
-        TrainingFailedError: One failed; the others have been stopped.
-    """
-    waiting = [run for run in runs if not is_done(run)]
-    running: list[Training] = []
-    if not waiting:
-        return
-    try:
-        with progress_display(console) as display:
-            while waiting or running:
-                while waiting and len(running) < num_jobs:
-                    running.append(Training(waiting.pop(0)))
-                ended = [training for training in running if training.poll()]
-                display.update([Status(training, training in ended) for training in running])
-                running = [training for training in running if training not in ended]
-                time.sleep(POLL_INTERVAL if running else 0)
-    finally:
-        for training in running:
-            training.stop()
-
-
 def _count(number: int, noun: str) -> str:
     return f'{number} {noun}' + ('' if number == 1 else 's')
-
-
-def _seconds_left(runs: Sequence[Run], num_jobs: int) -> float:
-    left = []
-    for run in runs:
-        if not is_done(run):
-            pace = read_history(run.work_dir).pace or run.guessed_pace
-            left.append(pace * (run.iterations - resume_epoch(run) * run.epoch_length))
-    return max(sum(left) / num_jobs, *left, 0) if left else 0
-
-
-def _stop_on_signals() -> None:
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..bridge import InputBridge
 from ..distillation import Distillation
+from ..progress import watched
 from .detector import at_size_of, relabelled, with_masks
 from .inputs import InputFormat, candidates
-from .progress import watched
 from .samples import training_input
 
 # When one input is clearly farther from the training's statistics than another.

@@ -23,7 +23,7 @@ from ..checkpoints import load_checkpoint_safely
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from ..features import record_outputs
-from .progress import watched
+from ..progress import watched
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')

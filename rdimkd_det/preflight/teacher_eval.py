@@ -18,9 +18,9 @@ from torch import nn
 from ..bridge import InputBridge
 from ..config_files import UnreadableConfigError, read_config
 from ..distillation import Distillation
+from ..progress import watched
 from .detector import at_size_of, relabelled
 from .inputs import InputFormat
-from .progress import watched
 from .report import Report
 
 # Below this AP a detector is not one of these data.

@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.utils.data import DataLoader
 
 from ..distiller import RdimKDDistiller
-from .progress import watched
+from ..progress import watched
 from .report import Report, Table
 
 # Each of the two, after one that is not counted.

@@ -1,4 +1,4 @@
-"""What survives a kill: files that are whole or absent, and locks that die with their holders."""
+"""What survives a kill: JSON that is whole or absent, and locks that die with their holders."""
 
 from __future__ import annotations
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from itertools import zip_longest
 
 # Nothing may be fetched, even if a drawing asked for it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 CSS = """
 :root { color-scheme: light dark; --text: #1d2330; --soft: #5c6475; --page: #ffffff;
-  --card: #f5f6f9; --line: #dde1ea; --accent: #2f7fe0; }
+  --card: #f5f6f9; --line: #dde1ea; --accent: #2f7fe0; --up: #147a43; --down: #b3402f; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6e9f0; --soft: #9aa3b5; --page: #14171e; --card: #1d212b; --line: #313747;
-    --accent: #6aa8f7; } }
+    --accent: #6aa8f7; --up: #4cd58d; --down: #ff8d7c; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 3rem; background: var(--page);
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
@@ -21,7 +23,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
 h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 0.3rem; }
 p { margin: 0.4rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: 0.88rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .wide img { min-width: 36rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
@@ -33,7 +35,8 @@ tr.mean td { border-top: 1px solid var(--soft); }
 .charts svg { width: 100%; height: auto; display: block; }
 figure { margin: 0; background: var(--card); border-radius: 8px; padding: 0.9rem; min-width: 0; }
 .examples { display: grid; gap: 1rem; max-width: 54rem; }
-.row { display: grid; gap: 0.5rem; grid-template-columns: repeat(3, 1fr); }
+.row { display: grid; gap: 0.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(max(5rem, 22%), 1fr)); }
 .row div { font-size: 0.8rem; color: var(--soft); }
 .boxes { display: block; width: 100%; border-radius: 4px; }
 .boxes rect { fill: none; stroke-width: 1; }
@@ -46,7 +49,13 @@ figure { margin: 0; background: var(--card); border-radius: 8px; padding: 0.9rem
 .wrong rect { stroke: #ff7a66; stroke-dasharray: 3 2; } .wrong text { fill: #ff9a8a; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-code { font-size: 0.9em; }
+code { font-size: 0.9em; overflow-wrap: anywhere; }
+.setting { border-top: 1px solid var(--line); padding: 0.4rem 0; }
+.setting dl { margin: 0.2rem 0; }
+details { margin: 0.8rem 0; } summary { cursor: pointer; color: var(--accent); }
+tr.change td { color: var(--soft); font-size: 0.88rem; }
+tr.change td.up, .up { color: var(--up); } tr.change td.down, .down { color: var(--down); }
+img { max-width: 100%; height: auto; border-radius: 4px; }
 @media (max-width: 34rem) {
   body { padding: 1rem 0.8rem 2rem; }
   th, td { padding: 0.4rem 0.25rem; font-size: 0.8rem; }
@@ -55,6 +64,7 @@ code { font-size: 0.9em; }
   figure { padding: 0.6rem; }
   .row { gap: 0.3rem; }
   .boxes text { font-size: 12px; }
+  .boxes.fine text { font-size: 18px; }
   .boxes .score { display: none; }
 }
 """
@@ -93,3 +103,34 @@ def definitions(entries: dict[str, object]) -> str:
     """A list of names and values, plain text both."""
     items = [f'<dt>{escape(name)}</dt><dd>{escape(str(it))}</dd>' for name, it in entries.items()]
     return f'<dl>{"".join(items)}</dl>'
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()
+) -> str:
+    """A table that scrolls within itself where it is too wide.
+
+    Args:
+        columns (Sequence[str]): Heads, plain text.
+        rows (Sequence[Sequence[str]]): Cells, plain text; a change, which begins with +
+            or the minus sign U+2212, is coloured.
+        classes (Sequence[str]): CSS class of each row. Defaults to none.
+
+    Returns:
+        str: HTML.
+    """
+    head = ''.join(f'<th>{escape(column)}</th>' for column in columns)
+    body = ''
+    for row, css_class in zip_longest(rows, classes, fillvalue=''):
+        cells = ''.join(f'<td{_direction(cell)}>{escape(cell)}</td>' for cell in row)
+        body += f'<tr class="{css_class}">{cells}</tr>\n'
+    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _direction(cell: str) -> str:
+    return {'+': ' class="up"', '\u2212': ' class="down"'}.get(cell[:1], '')
+
+
+def folded(summary: str, content: str) -> str:
+    """HTML that is shown when its summary, plain text, is clicked."""
+    return f'<details><summary>{escape(summary)}</summary>{content}</details>'

@@ -15,7 +15,7 @@ from pathlib import Path
 from rdimkd_det.errors import ConfigError
 
 from .history import list_parts, read_history
-from .plan import CONFIGS, ROOT, Run
+from .run import ROOT, Run
 from .state import lock_directory, read_json, write_json
 
 LOG = 'train.log'
@@ -147,7 +147,7 @@ def resume_epoch(run: Run) -> int:
 
 def train_command(run: Run, epoch: int) -> list[str]:
     """The command line of a training, resumed after an epoch."""
-    command = [sys.executable, 'tools/train.py', CONFIGS[run.kind]]
+    command = [sys.executable, 'tools/train.py', run.config]
     command += ['--work-dir', str(run.work_dir.absolute())]
     if epoch > 0:
         command += ['--resume', str(run.work_dir.absolute() / f'epoch_{epoch}.pth')]

@@ -1,0 +1,130 @@
+"""Where and on what experiments run, and what training each of them is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from rdimkd_det.datasets.digits import VERSION, DigitsOptions
+from rdimkd_det.files import write_text
+from rdimkd_det.trainings import ROOT, Run, data_paths, path_option
+from rdimkd_det.trainings.state import read_json
+
+from .table import TEACHERS, Experiment
+
+# What of a config decides the result; the rest is where things are and what is shown.
+DECISIVE = (
+    'model',
+    'train_dataloader',
+    'val_dataloader',
+    'train_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'custom_hooks',
+)
+# One iteration on one core of an ordinary machine: a first guess, replaced by what is measured.
+SECONDS_PER_ITERATION = {'teacher': 0.79, 'plain': 0.27, 'distilled': 0.39}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where and on what experiments run.
+
+    Args:
+        work_dir (Path): Directory of the trainings. Defaults to 'work_dirs/experiments'.
+        data (Path): Directory of the digits. Defaults to 'data/digits'.
+        results (Path): Directory of the results, kept in the repository.
+            Defaults to 'docs/results/experiments'.
+        digits (DigitsOptions): Of the data set. Defaults to ``DigitsOptions()``.
+        epochs (int, optional): For all trainings, in place of the configs'. Defaults to None.
+    """
+
+    work_dir: Path = Path('work_dirs/experiments')
+    data: Path = Path('data/digits')
+    results: Path = ROOT / 'docs' / 'results' / 'experiments'
+    digits: DigitsOptions = field(default_factory=DigitsOptions)
+    epochs: int | None = None
+
+    def run(self, experiment: Experiment, seed: int) -> Run:
+        """The training of an experiment with a seed; of a teacher, whatever the seed, the only one.
+
+        Its directory bears a part of the digest: with other settings it starts anew elsewhere.
+        """
+        cfg = full_config(experiment)
+        teacher = self.run(TEACHERS[experiment.teacher], 0) if experiment.teacher else None
+        epochs = self.epochs or cfg.train_cfg.max_epochs
+        digest = self._digest(cfg, seed, epochs, teacher)
+        paths = data_paths(self.data)
+        if teacher is not None:
+            paths['model.teacher.checkpoint'] = path_option(teacher.checkpoint)
+        kind = 'teacher' if experiment.name in TEACHERS else 'plain'
+        kind = 'distilled' if experiment.teacher else kind
+        return Run(
+            kind=experiment.name,
+            seed=seed,
+            work_dir=self.work_dir / experiment.name / f'seed{seed}_{digest[:8]}',
+            epochs=epochs,
+            epoch_length=math.ceil(self.digits.num_train / cfg.train_dataloader.batch_size),
+            threads=1,  # so that a seed means the same numbers on every machine of a kind
+            settings={'randomness.seed': str(seed), 'train_cfg.max_epochs': str(epochs)},
+            paths=paths,
+            digest=digest,
+            config=path_option(self.work_dir / 'configs' / f'{experiment.name}.py'),
+            title=f'{experiment.name}, seed {seed}',
+            guessed_pace=SECONDS_PER_ITERATION[kind],
+            needs=() if teacher is None else (teacher,),
+        )
+
+    def _digest(self, cfg: Config, seed: int, epochs: int, teacher: Run | None) -> str:
+        model = dict(cfg.model)
+        model.pop('teacher', None)
+        if teacher is not None:
+            model['teacher'] = [teacher.digest, cfg.model.teacher.config]
+        decisive = {key: cfg.get(key) for key in DECISIVE}
+        content = [{**decisive, 'model': model}, seed, epochs, VERSION, asdict(self.digits)]
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def result_file(self, run: Run) -> Path:
+        """Where the result of a training is kept."""
+        return self.results / run.kind / f'seed{run.seed}.json'
+
+    def result(self, run: Run) -> dict:
+        """The result of a training; empty if there is none with these settings."""
+        result = read_json(self.result_file(run))
+        return result if result.get('digest') == run.digest else {}
+
+
+@cache
+def full_config(experiment: Experiment) -> Config:
+    """The config of an experiment, its changes applied; it is shared, not to be altered."""
+    cfg = _read_config(experiment.base).copy()
+    cfg.merge_from_dict(experiment.changes)
+    return cfg
+
+
+@cache
+def _read_config(base: str) -> Config:
+    return Config.fromfile(ROOT / base)
+
+
+def write_config(experiment: Experiment, run: Run) -> None:
+    """Write the config of an experiment: its base, and what it changes there."""
+    changes = ConfigDict()
+    for key, value in experiment.changes.items():
+        *path, last = key.split('.')
+        node = changes
+        for part in path:
+            node = node.setdefault(part, ConfigDict())
+        node[last] = value
+    lines = [f'{key} = {value!r}' for key, value in changes.to_dict().items()]
+    source = [f'# {experiment.title}', f'_base_ = [{str(ROOT / experiment.base)!r}]', *lines]
+    path = ROOT / run.config
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, '\n'.join(source) + '\n')

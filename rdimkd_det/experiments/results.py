@@ -1,0 +1,65 @@
+"""What finished trainings came to: one small JSON per experiment and seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from rdimkd_det.trainings import Run, is_done
+from rdimkd_det.trainings.history import read_history
+from rdimkd_det.trainings.machine import describe_machine
+from rdimkd_det.trainings.state import write_json
+
+from .plan import Plan
+from .table import TABLE
+
+
+def keep_result(plan: Plan, run: Run) -> None:
+    """Write down what a finished training came to, whole or not at all."""
+    history = read_history(run.work_dir)
+    experiment = TABLE[run.kind]
+    content = {
+        'experiment': run.kind,
+        'title': experiment.title,
+        'seed': run.seed,
+        **history.metrics(run.epochs),
+        'ap_by_epoch': [history.metrics(epoch)['ap'] for epoch in sorted(history.val)],
+        'seconds': round(history.seconds(run.iterations), 1),
+        'base': experiment.base,
+        'changes': experiment.changes,
+        'epochs': run.epochs,
+        'digits': asdict(plan.digits),
+        'teacher': _describe_teacher(run.needs),
+        'checkpoint_sha256': _sha256(run.checkpoint),
+        'command': f'python tools/run_experiments.py {run.kind} --seeds {run.seed}',
+        'date': datetime.now().astimezone().isoformat(timespec='seconds'),
+        'machine': describe_machine(),
+        'digest': run.digest,
+    }
+    path = plan.result_file(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+def keep_finished(plan: Plan, runs: Iterable[Run]) -> None:
+    """Write down what finished trainings came to whose results were lost, or not written yet."""
+    for run in runs:
+        if is_done(run) and not plan.result(run):
+            keep_result(plan, run)
+
+
+def _describe_teacher(teachers: tuple[Run, ...]) -> Mapping | None:
+    if not teachers:
+        return None
+    (teacher,) = teachers
+    ap = read_history(teacher.work_dir).metrics(teacher.epochs)['ap']
+    return {'experiment': teacher.kind, 'ap': ap, 'sha256': _sha256(teacher.checkpoint)}
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

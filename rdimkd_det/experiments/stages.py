@@ -1,0 +1,79 @@
+"""Runs the experiments that have no result yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+
+from rdimkd_det.checks import check_work_dir
+from rdimkd_det.errors import ConfigError
+from rdimkd_det.trainings import (
+    Run,
+    is_done,
+    prepare_digits,
+    seconds_left,
+    stop_on_signals,
+    train_all,
+)
+from rdimkd_det.trainings.progress import format_time
+from rdimkd_det.trainings.state import lock_directory
+
+from .plan import Plan, write_config
+from .results import keep_finished, keep_result
+from .table import TABLE, TEACHERS, Experiment
+
+
+def run_experiments(
+    plan: Plan,
+    experiments: Sequence[Experiment],
+    seeds: Sequence[int],
+    num_jobs: int,
+    console: Console,
+) -> None:
+    """Train what has no result yet; each result is written as soon as it is there.
+
+    Args:
+        plan (Plan): Where, and on what.
+        experiments (Sequence[Experiment]): What to run; their teachers are trained as well.
+        seeds (Sequence[int]): Each experiment is run once per seed.
+        num_jobs (int): Trainings at once, one thread each.
+        console (Console): Where to show the progress.
+
+    Raises:
+        ConfigError: The directory cannot be used.
+        TrainingFailedError: Some failed, once all others have ended.
+    """
+    check_work_dir(str(plan.work_dir))
+    lock = lock_directory(plan.work_dir)
+    if lock is None:
+        raise ConfigError(f'other experiments are running in {plan.work_dir}.')
+    with lock:
+        keep_finished(plan, open_runs(plan, experiments, seeds))
+        runs = [run for run in open_runs(plan, experiments, seeds) if not is_done(run)]
+        console.print(
+            f'{len(runs)} trainings to do, {num_jobs} at once, '
+            f'about {format_time(seconds_left(runs, num_jobs))}; results in {plan.results}',
+            highlight=False,
+            soft_wrap=True,
+        )
+        if not runs:
+            return
+        prepare_digits(plan.data, plan.digits, console)
+        for run in runs:
+            write_config(TABLE[run.kind], run)
+        stop_on_signals()
+        train_all(runs, num_jobs, console, lambda run: keep_result(plan, run), keep_going=True)
+
+
+def open_runs(plan: Plan, experiments: Iterable[Experiment], seeds: Iterable[int]) -> list[Run]:
+    """Trainings whose results are missing, seed by seed, each after the teacher that it needs."""
+    experiments = list(experiments)
+    runs = {}
+    for seed in seeds:
+        for experiment in experiments:
+            run = plan.run(experiment, 0 if experiment.name in TEACHERS else seed)
+            if not plan.result(run):
+                for it in (*run.needs, run):
+                    runs[it.digest] = it
+    return list(runs.values())

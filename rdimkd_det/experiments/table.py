@@ -1,0 +1,312 @@
+"""What is compared: every experiment as a config and what it changes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rdimkd_det.errors import ConfigError
+
+PLAIN = 'configs/digits/fcos_r18.py'
+DISTILLED = 'configs/digits/rdimkd_fcos_r50_r18.py'
+FCOS_TEACHER = 'configs/digits/fcos_r50_teacher.py'
+RETINANET_TEACHER = 'configs/digits/retinanet_r50_teacher.py'
+WRONG_INPUT = 'configs/digits/controls/teacher_wrong_input.py'
+CHANNELS = 128  # of the FPN, of teachers and students alike
+DIMS = (8, 16, 32, 64, 128)  # C/16 to C
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+GROUPS = {
+    'main': 'RdimKD and its rivals at weight 1',
+    'normalize': 'Scale of the compared maps',
+    'dim': 'Number of directions d (of 128 channels)',
+    'weight': 'Loss weight',
+    'whitening': 'Weight of the directions',
+    'bases': 'Other ways with the basis K',
+    'controls': 'Controls: teachers that know nothing, or see the wrong input',
+    'size': 'Smaller and larger students',
+    'family': 'A teacher of another family',
+    'schedule': 'Twice the schedule: 8 epochs',
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """One row of the tables, trained once per seed.
+
+    Args:
+        name (str): Its name on the command line, of its directory and of its results.
+        title (str): What it is, in a few words.
+        groups (tuple[str, ...]): The tables it appears in, of ``GROUPS``; none for a teacher.
+        base (str): Config file it starts from. Defaults to the distilled student's.
+        changes (dict): Config overrides, dotted key to value. Defaults to none.
+        teacher (str, optional): Name of the experiment that trains its teacher. None for a
+            detector that is not distilled. Defaults to None.
+        plain (str): Name of the same student without distillation, to compare with. Defaults to
+            'plain'.
+        rival (str, optional): Name of the same student with PKD's loss, to compare with; None if
+            there is none. Defaults to 'pkd'.
+    """
+
+    name: str
+    title: str
+    groups: tuple[str, ...]
+    base: str = DISTILLED
+    changes: dict = field(default_factory=dict)
+    teacher: str | None = None
+    plain: str = 'plain'
+    rival: str | None = 'pkd'
+
+
+def select(names: Iterable[str]) -> list[Experiment]:
+    """Experiments by their names or groups, in the order asked for, each once.
+
+    Args:
+        names (Iterable[str]): Names and groups; none for all students.
+
+    Raises:
+        ConfigError: A name is neither.
+    """
+    chosen = {}
+    for name in list(names) or GROUPS:
+        found = [it for it in TABLE.values() if name == it.name or name in it.groups]
+        if not found:
+            raise ConfigError(
+                f'{name} is neither an experiment nor a group of them; --list shows all.'
+            )
+        chosen.update({it.name: it for it in found})
+    return list(chosen.values())
+
+
+def _rdimkd(
+    name: str,
+    title: str,
+    *groups: str,
+    projection: str = 'PCAProjection',
+    dim: int | None = 64,
+    loss: str = 'RdimKDLoss',
+    normalize: str | None = 'standardize',
+    weight: float = 1.0,
+    teacher: str = 'teacher_fcos',
+    changes: Mapping | None = None,
+    plain: str = 'plain',
+    rival: str | None = 'pkd',
+    **options,
+) -> Experiment:
+    """A distilled student; the loss is spelt out in full, whatever the package's defaults."""
+    projection = {'type': projection, **({'dim': dim} if dim else {})}
+    loss = {'type': loss, 'projection': projection, 'normalize': normalize, 'loss_weight': weight}
+    changes = {
+        'custom_imports.imports': ['rdimkd_det', 'rdimkd_det.experiments.variants'],
+        'model.losses': {'_delete_': True, 'neck': {**loss, **options}},
+        'model.teacher.config': TEACHERS[teacher].base,
+        **(changes or {}),
+    }
+    return Experiment(name, title, groups, DISTILLED, changes, teacher, plain, rival)
+
+
+def _l2(name: str, title: str, *groups: str, **options) -> Experiment:
+    return _rdimkd(name, title, *groups, projection='IdentityProjection', dim=None, **options)
+
+
+def _by_name(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
+    return {experiment.name: experiment for experiment in experiments}
+
+
+TEACHERS = _by_name(
+    [
+        Experiment('teacher_fcos', 'teacher, FCOS R50', (), FCOS_TEACHER),
+        Experiment('teacher_retinanet', 'teacher, RetinaNet R50', (), RETINANET_TEACHER),
+        # Its BatchNorm has seen the images, its weights are those it was born with.
+        Experiment(
+            'teacher_random',
+            'teacher of random weights',
+            (),
+            FCOS_TEACHER,
+            {'optim_wrapper.optimizer.lr': 0.0, 'train_cfg.max_epochs': 1},
+        ),
+    ]
+)
+
+
+def _student_size(base_channels: int, depth: int, prefix: str) -> dict:
+    """Overrides for a ResNet of another size; ``prefix`` is where the student's config is."""
+    expansion = 1 if depth < 50 else 4
+    return {
+        f'{prefix}.backbone.depth': depth,
+        f'{prefix}.backbone.base_channels': base_channels,
+        f'{prefix}.neck.in_channels': [base_channels * expansion * 2**i for i in range(4)],
+    }
+
+
+def _schedule(epochs: int) -> dict:
+    warmup = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100)
+    cosine = dict(
+        type='CosineAnnealingLR',
+        eta_min=0,
+        begin=0,
+        end=epochs,
+        T_max=epochs,
+        convert_to_iter_based=True,
+    )
+    return {'train_cfg.max_epochs': epochs, 'param_scheduler': [warmup, cosine]}
+
+
+def _scales() -> list[Experiment]:
+    modes = {'none': (None, 'as they are'), 'teacher': ('teacher', "over the teacher's deviation")}
+    rows = []
+    for suffix, (mode, title) in modes.items():
+        rows.append(_l2(f'l2_{suffix}', f'naive L2, {title}', 'normalize', normalize=mode))
+        for letter, projection in PROJECTIONS.items():
+            rows.append(
+                _rdimkd(
+                    f'rdimkd_{letter.lower()}_{suffix}',
+                    f'RdimKD-{letter}, {title}',
+                    'normalize',
+                    projection=projection,
+                    normalize=mode,
+                )
+            )
+    return rows
+
+
+def _dims() -> list[Experiment]:
+    return [
+        _rdimkd(
+            f'rdimkd_{letter.lower()}_d{dim}',
+            f'RdimKD-{letter}, d = {dim}',
+            'dim',
+            projection=PROJECTIONS[letter],
+            dim=dim,
+        )
+        for letter in ('P', 'R')
+        for dim in DIMS
+        if dim != 64
+    ]
+
+
+def _weights() -> list[Experiment]:
+    others = [weight for weight in WEIGHTS if weight != 1.0]
+    return [
+        *(
+            _rdimkd(f'rdimkd_p_w{w:g}', f'RdimKD-P, d = 64, weight {w:g}', 'weight', weight=w)
+            for w in others
+        ),
+        *(_l2(f'pkd_w{w:g}', f'PKD, weight {w:g}', 'weight', weight=w) for w in others),
+    ]
+
+
+def _whitening() -> list[Experiment]:
+    return [
+        _rdimkd(
+            f'rdimkd_p_power{power:g}',
+            f'RdimKD-P, d = 64, directions count by variance^{power:g}',
+            'whitening',
+            loss='PartlyWhitenedLoss',
+            power=power,
+        )
+        for power in (0.25, 0.5, 1.0)
+    ]
+
+
+def _bases() -> list[Experiment]:
+    return [
+        _rdimkd(
+            'rdimkd_r_redrawn',
+            'RdimKD-R, d = 64, K redrawn at each step',
+            'bases',
+            projection='RedrawnProjection',
+            loss='RedrawingLoss',
+        ),
+        _rdimkd(
+            'rdimkd_r_three',
+            'RdimKD-R, d = 64, three K at once',
+            'bases',
+            projection='SeveralRandomProjections',
+        ),
+    ]
+
+
+def _controls() -> list[Experiment]:
+    wrong = {'model.teacher.config': WRONG_INPUT}
+    return [
+        _rdimkd('rdimkd_random_teacher', 'RdimKD-P, teacher of random weights', 'controls',
+                teacher='teacher_random'),
+        _rdimkd('rdimkd_wrong_input', 'RdimKD-P, teacher fed the wrong normalisation', 'controls',
+                changes=wrong),
+    ]  # fmt: skip
+
+
+def _sizes() -> list[Experiment]:
+    sizes = {
+        'small': ('FCOS R18, an eighth of the width', (8, 18)),
+        'equal': ("FCOS R50, the teacher's own size", (32, 50)),
+    }
+    rows = []
+    for suffix, (title, size) in sizes.items():
+        plain, distilled = (
+            dict(changes=_student_size(*size, prefix), plain=f'plain_{suffix}', rival=None)
+            for prefix in ('model', 'model.student')
+        )
+        rows += [
+            Experiment(f'plain_{suffix}', f'plain, {title}', ('size',), PLAIN, **plain),
+            _rdimkd(f'rdimkd_{suffix}', f'RdimKD-P, {title}', 'size', **distilled),
+        ]
+    return rows
+
+
+def _families() -> list[Experiment]:
+    options = dict(teacher='teacher_retinanet', rival='pkd_retinanet')
+    return [
+        _rdimkd('rdimkd_retinanet', 'RdimKD-P, RetinaNet R50 as teacher', 'family', **options),
+        _l2('pkd_retinanet', 'PKD, RetinaNet R50 as teacher', 'family', **options),
+    ]
+
+
+def _schedules() -> list[Experiment]:
+    options = dict(changes=_schedule(8), plain='plain_8e', rival='pkd_8e')
+    return [
+        Experiment('plain_8e', 'plain, 8 epochs', ('schedule',), PLAIN, **options),
+        _l2('pkd_8e', 'PKD, 8 epochs', 'schedule', **options),
+        _rdimkd('rdimkd_p_8e', 'RdimKD-P, d = 64, 8 epochs', 'schedule', **options),
+    ]
+
+
+PROJECTIONS = {'P': 'PCAProjection', 'R': 'RandomProjection', 'A': 'AutoencoderProjection'}
+EVERYWHERE = ('main', 'normalize', 'controls', 'size', 'family')
+
+TABLE = {
+    **TEACHERS,
+    **_by_name(
+        [
+            Experiment('plain', 'plain student, FCOS R18', (*EVERYWHERE, 'dim', 'weight'), PLAIN),
+            _l2('pkd', 'PKD: standardised channels, K = I', *EVERYWHERE, 'weight'),
+            _rdimkd(
+                'rdimkd_p',
+                'RdimKD-P, d = 64, standardised',
+                *EVERYWHERE, 'dim', 'weight', 'whitening', 'bases',
+            ),
+            _rdimkd(
+                'rdimkd_r',
+                'RdimKD-R, d = 64, standardised',
+                'main', 'dim', 'bases',
+                projection='RandomProjection',
+            ),
+            _rdimkd(
+                'rdimkd_a',
+                'RdimKD-A, d = 64, standardised',
+                'main',
+                projection='AutoencoderProjection',
+            ),
+            *_scales(),
+            *_dims(),
+            *_weights(),
+            *_whitening(),
+            *_bases(),
+            *_controls(),
+            *_sizes(),
+            *_families(),
+            *_schedules(),
+        ]
+    ),
+}  # fmt: skip

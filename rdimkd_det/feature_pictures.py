@@ -1,0 +1,108 @@
+"""Draws what ``feature_views`` sees: one PNG, or an HTML page with a picture per image."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+
+from .feature_views import ImageView
+from .files import write_bytes, write_text
+from .reports.page import page, paragraph, section
+
+CELL = 2.1  # inches
+UNRELATED = 2**0.5  # root mean square difference of unrelated standardised maps
+LABEL_SHARE = 0.08  # of the image's height, above a box
+BOX_COLOUR, LABEL_COLOUR = '#46e08a', '#10131a'
+LEGEND = (
+    "Colours: the three directions in which the teacher's map varies most inside the subspace, "
+    'each standardised, in the same colours for all. Difference: root mean square over the '
+    'directions, from 0 (black) to 1.4 (bright), where student and teacher are unrelated. The '
+    "number is the share of the teacher's variance in the subspace that the student explains on "
+    'this image.'
+)
+
+
+def write_pictures(views: Sequence[ImageView], out: Path) -> None:
+    """Write a picture of all images.
+
+    Args:
+        views (Sequence[ImageView]): The images.
+        out (Path): A .png or .html file.
+    """
+    if out.suffix == '.png':
+        write_bytes(out, render(views))
+        return
+    sections = [paragraph(LEGEND)]
+    for view in views:
+        picture = base64.b64encode(render([view])).decode()
+        name = escape(str(view.path), quote=True)
+        image = f'<img alt="{name}" src="data:image/png;base64,{picture}">'
+        sections.append(section(view.path.name, f'<div class="scroll wide">{image}</div>'))
+    write_text(out, page('Teacher and students in the subspace', sections))
+
+
+def render(views: Sequence[ImageView]) -> bytes:
+    """Draw images below each other, as a PNG."""
+    columns = 1 + 2 * len(_students(views[0]))
+    rows = [1 + len(view.levels) for view in views]
+    figure = Figure(figsize=(CELL * columns, CELL * sum(rows)), layout='constrained')
+    parts = figure.subfigures(len(views), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for part, view in zip(parts, views):
+        draw(part, view)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=100)
+    return buffer.getvalue()
+
+
+def draw(figure: SubFigure, view: ImageView) -> None:
+    """Draw one image: detections on top, below them a row per level."""
+    names = _students(view)
+    grid = figure.subplots(1 + len(view.levels), 1 + 2 * len(names), squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    _draw_detections(grid[0, 0], view.image, view.detections.get('teacher', ()))
+    by_teacher = ', teacher' if 'teacher' in view.detections else ''
+    grid[0, 0].set_title(view.path.name + by_teacher, fontsize=9)
+    for row, level in enumerate(view.levels, start=1):
+        _show(grid[row, 0], level.teacher, 'teacher' if row == 1 else '')
+        grid[row, 0].set_ylabel(level.name, fontsize=9)
+    for number, name in enumerate(names):
+        left, right = grid[:, 1 + 2 * number], grid[:, 2 + 2 * number]
+        left[0].set_title(name, fontsize=9)
+        _draw_detections(left[0], view.image, view.detections[name])
+        for row, level in enumerate(view.levels, start=1):
+            student = level.students.get(name)
+            if student is None:
+                left[row].text(0.5, 0.5, 'other channels', ha='center', va='center', fontsize=8)
+                continue
+            _show(left[row], student.colours, f'{name}: {student.explained:.0%}')
+            title = 'difference' if row == 1 else ''
+            _show(right[row], student.difference, title, cmap='magma', vmin=0, vmax=UNRELATED)
+
+
+def _show(axes: Axes, picture: np.ndarray, title: str, **options) -> None:
+    axes.imshow(picture, interpolation='nearest', **options)
+    axes.set_title(title, fontsize=8)
+
+
+def _students(view: ImageView) -> list[str]:
+    return [name for name in view.detections if name != 'teacher']
+
+
+def _draw_detections(axes: Axes, image: np.ndarray, detections: Sequence) -> None:
+    axes.imshow(image)
+    label_box = dict(facecolor=BOX_COLOUR, edgecolor='none', pad=0.6)
+    for (x1, y1, x2, y2), name, score in detections:
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=BOX_COLOUR))
+        text = axes.text(x1, y1, f'{name} {score:.2f}', fontsize=6, color=LABEL_COLOUR)
+        room = y1 > LABEL_SHARE * image.shape[0]
+        text.set(va='bottom' if room else 'top', clip_on=True, bbox=label_box)

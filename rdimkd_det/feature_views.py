@@ -1,0 +1,238 @@
+"""What teacher and students make of an image: their maps in the subspace, and detections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmdet.structures import DetDataSample
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+
+from .distillation import Distillation
+from .distiller import RdimKDDistiller
+from .errors import ConfigError
+from .features import record_outputs
+from .functional import RELATIVE_EPS
+from .losses import RdimKDLoss
+from .monitoring import adapted_maps, explained_share
+from .preflight.classes import teacher_classes
+from .preflight.detector import at_size_of, build_detector
+
+NUM_COLOURS = 3
+DEVIATIONS = 2  # from the mean to full or no colour
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """A student's map at one level, beside the teacher's.
+
+    Args:
+        colours (np.ndarray): (H, W, 3), in [0, 1].
+        difference (np.ndarray): (H, W): root mean square, over the directions, of the difference
+            of the standardised coordinates; 1.4 where student and teacher are unrelated.
+        explained (float): Share of the teacher's variance in the subspace that it explains.
+    """
+
+    colours: np.ndarray
+    difference: np.ndarray
+    explained: float
+
+
+@dataclass(frozen=True)
+class LevelView:
+    """The maps of one level.
+
+    Args:
+        name (str): Tap and stride.
+        teacher (np.ndarray): (H, W, 3), in [0, 1].
+        students (dict[str, StudentView]): By name; without those whose maps have other channels.
+    """
+
+    name: str
+    teacher: np.ndarray
+    students: dict[str, StudentView]
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """All that is shown of an image.
+
+    Args:
+        path (Path): Its file.
+        image (np.ndarray): (H, W, 3), RGB, uint8.
+        levels (list[LevelView]): The maps.
+        detections (dict[str, list]): Name of a student, or 'teacher', to (box in pixels, class,
+            score) of each detected object.
+    """
+
+    path: Path
+    image: np.ndarray
+    levels: list[LevelView] = field(default_factory=list)
+    detections: dict[str, list] = field(default_factory=dict)
+
+
+def view_level(
+    loss: RdimKDLoss, level: int, students: Mapping[str, Tensor], teacher: Tensor
+) -> LevelView:
+    """Look at maps of one image in the subspace of a loss.
+
+    Colours are the first three principal directions, on this image, of the teacher's map in the
+    subspace. Each is standardised, for the teacher and for each student.
+
+    Args:
+        loss (RdimKDLoss): The loss, its projections fitted.
+        level (int): The level.
+        students (Mapping[str, Tensor]): Name of a student to its map (1, C_s, H, W).
+        teacher (Tensor): Teacher's map (1, C_t, H, W).
+    """
+    coordinates, views = None, {}
+    for name, maps in students.items():
+        adapted, target = adapted_maps(loss, level, maps, teacher)
+        basis = loss.projections[level].basis.to(target)
+        height, width = target.shape[2:]
+        own, coordinates = (basis.t() @ it[0].flatten(1) for it in (adapted, target))  # (d, H * W)
+        axes = principal_axes(coordinates)
+        difference = (_standardize(own) - _standardize(coordinates)).square().mean(0).sqrt()
+        views[name] = StudentView(
+            _colours(axes.t() @ own, height, width),
+            difference.view(height, width).cpu().numpy(),
+            float(explained_share(own[None], coordinates[None])),
+        )
+    colours = _colours(axes.t() @ coordinates, height, width)
+    return LevelView(loss.level_names[level], colours, views)
+
+
+def principal_axes(coordinates: Tensor) -> Tensor:
+    """The directions (d, 3 or fewer) in which coordinates (d, L) vary most, the first the most."""
+    centred = coordinates - coordinates.mean(1, keepdim=True)
+    _, vectors = torch.linalg.eigh(centred @ centred.t())
+    return vectors.flip(1)[:, :NUM_COLOURS]
+
+
+def _standardize(coordinates: Tensor) -> Tensor:
+    centred = coordinates - coordinates.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True)
+    return centred * (variance + RELATIVE_EPS * variance.mean()).clamp(min=1e-30).rsqrt()
+
+
+def _colours(coordinates: Tensor, height: int, width: int) -> np.ndarray:
+    colours = torch.full((NUM_COLOURS, height * width), 0.5)
+    colours[: len(coordinates)] += _standardize(coordinates).cpu() / (2 * DEVIATIONS)
+    return colours.clamp(0, 1).view(NUM_COLOURS, height, width).permute(1, 2, 0).numpy()
+
+
+class Viewer:
+    """Shows images to a teacher, its distilled student and, if there is one, a plain student.
+
+    Args:
+        distilled (RdimKDDistiller): The distilled student, in evaluation mode, with its
+            ``dataset_meta``.
+        plain (nn.Module, optional): The same detector, trained without a teacher.
+        pipeline (Compose): The student's test pipeline.
+        score_threshold (float): Detections below are not shown.
+
+    Raises:
+        ConfigError: The teacher is a cache, which has no maps of other images.
+    """
+
+    def __init__(
+        self,
+        distilled: RdimKDDistiller,
+        plain: nn.Module | None,
+        pipeline: Compose,
+        score_threshold: float,
+    ) -> None:
+        first = distilled.distill.parts[0]
+        if any(part.teacher.projected for part in distilled.distill.parts):
+            raise ConfigError(
+                'visualize: model.teacher.cache holds the maps of its own images only; drop it '
+                'from the config, so that the teacher itself runs.'
+            )
+        self.distilled = distilled
+        self.students = {'distilled': distilled, **({} if plain is None else {'plain': plain})}
+        self.pipeline = pipeline
+        self.score_threshold = score_threshold
+        self.classes = distilled.dataset_meta.get('classes', ())
+        self.teacher_classes = teacher_classes(first.teacher.config, first.teacher.checkpoint) or ()
+        self.teacher = _whole_teacher(first, next(distilled.parameters()).device)
+
+    @torch.no_grad()
+    def __call__(self, path: Path) -> ImageView:
+        """Look at one image.
+
+        Args:
+            path (Path): Its file.
+
+        Raises:
+            ConfigError: It cannot be read as an image.
+        """
+        image = cv2.imread(str(path))
+        if image is None:
+            raise ConfigError(f'{path} cannot be read as an image.')
+        view = ImageView(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        batch = pseudo_collate([self.pipeline(dict(img_path=str(path), img_id=0))])
+        batch = self.distilled.data_preprocessor(batch, False)
+        inputs, samples = batch['inputs'], batch['data_samples']
+        parts = self.distilled.distill.parts
+        if self.teacher is not None:
+            seen = parts[0].bridge(inputs, samples)
+            (found,) = self.teacher.predict(seen, at_size_of(seen, samples))
+            view.detections['teacher'] = self._detections(found, self.teacher_classes)
+        outputs = {}
+        for name, student in self.students.items():
+            with record_outputs(student, self.distilled.distill.taps) as outputs[name]:
+                (found,) = student.predict(inputs, deepcopy(samples))
+            view.detections[name] = self._detections(found, self.classes)
+        for part in parts:
+            view.levels.extend(self._levels(part, outputs, inputs, samples))
+        return view
+
+    def _detections(self, sample: DetDataSample, classes: Sequence[str]) -> list:
+        found = sample.pred_instances
+        found = found[found.scores >= self.score_threshold]
+        names = [classes[it] if it < len(classes) else f'class {it}' for it in found.labels]
+        return list(zip(found.bboxes.tolist(), names, found.scores.tolist()))
+
+    def _levels(
+        self, part: Distillation, outputs: Mapping, inputs: Tensor, samples: list
+    ) -> list[LevelView]:
+        """The levels of one teacher, paired as in training."""
+        teacher_feats = part.teacher_feats(inputs, samples)
+        seen = {}
+        for name, maps in outputs.items():
+            part.observer = lambda *feats, name=name: seen.setdefault(name, []).append(feats)
+            part(maps, teacher_feats)
+        part.observer = None
+        height, width = samples[0].img_shape
+        shares = height / inputs.shape[2], width / inputs.shape[3]  # without the padding
+        views = []
+        for tap, (loss, student_feats, teacher_maps) in enumerate(seen['distilled']):
+            for level, teacher in enumerate(teacher_maps):
+                students = {'distilled': student_feats[level]}
+                # An adapter is the distilled student's own; it says nothing of another.
+                if 'plain' in seen and isinstance(loss.adapters[level], nn.Identity):
+                    students['plain'] = seen['plain'][tap][1][level]
+                students = {name: _crop(maps, shares) for name, maps in students.items()}
+                views.append(view_level(loss, level, students, _crop(teacher, shares)))
+        return views
+
+
+def _crop(maps: Tensor, shares: tuple[float, float]) -> Tensor:
+    height, width = (ceil(side * share) for side, share in zip(maps.shape[2:], shares))
+    return maps[:, :, :height, :width]
+
+
+def _whole_teacher(part: Distillation, device: torch.device) -> nn.Module | None:
+    """The teacher with its head; None where its checkpoint has none, which training never needs."""
+    try:
+        return build_detector(part, device)
+    except ConfigError:
+        return None

@@ -1,0 +1,75 @@
+"""Trained detectors, ready to be shown images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmdet.registry import MODELS
+from mmengine.model import revert_sync_batchnorm
+from torch import nn
+
+from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
+from .distiller import RdimKDDistiller, distilled_student
+from .errors import ConfigError
+from .teacher import load_strictly
+
+
+def student_config(model: Mapping) -> Mapping:
+    """Config of the plain detector: of a distilled one, its student."""
+    return model.get('student', model)
+
+
+def trained_detector(model: Mapping, checkpoint: str, who: str) -> nn.Module:
+    """Build a detector, without its teacher if it is distilled, and load its weights.
+
+    Args:
+        model (Mapping): Config of the model.
+        checkpoint (str): Path or URL of its weights.
+        who (str): Whose checkpoint it is, for messages.
+
+    Returns:
+        nn.Module: In evaluation mode, on the CPU.
+
+    Raises:
+        ConfigError: The checkpoint cannot be read, or is of another architecture.
+    """
+    weights = load_checkpoint_safely(checkpoint, who)
+    detector = revert_sync_batchnorm(MODELS.build(student_config(model)))
+    load_strictly(detector, weights, checkpoint, 'this config', who)
+    return detector.eval()
+
+
+def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistiller:
+    """Build a distilled student with its bases and adapters, as a checkpoint of it holds them.
+
+    Args:
+        model (Mapping): Config of a ``RdimKDDistiller``.
+        checkpoint (str): Path or URL of a checkpoint of its training.
+        who (str): Whose checkpoint it is, for messages.
+
+    Returns:
+        RdimKDDistiller: In evaluation mode, on the CPU, with ``dataset_meta`` from the checkpoint;
+        its teacher is built on first use.
+
+    Raises:
+        ConfigError: The model is not distilled; the checkpoint cannot be read, is of another
+            config, or holds no distillation state.
+    """
+    content = read_checkpoint_safely(checkpoint, who)
+    weights = weights_in(content, checkpoint, who)
+    student = distilled_student(MODELS.build(model))
+    load_strictly(student, weights, checkpoint, 'this config', who)
+    if 'distill' not in content:
+        raise ConfigError(
+            f"{who}: checkpoint {checkpoint} has no entry 'distill': it is of a plain or exported "
+            f'student; give one that the distilled training wrote.'
+        )
+    try:
+        student.distill.load_state_dict(content['distill'])
+    except RuntimeError as error:
+        raise ConfigError(
+            f'{who}: checkpoint {checkpoint} was made with another teacher or other losses than '
+            f'this config; give the config of its run.'
+        ) from error
+    student.dataset_meta = content.get('meta', {}).get('dataset_meta', {})
+    return student.eval()

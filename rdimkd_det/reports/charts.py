@@ -1,0 +1,104 @@
+"""Charts as inline SVG, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from itertools import cycle
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+LINE_COLOURS = ('#2f7fe0', '#d97706', '#12a594', '#c2559d', '#8b7cf6')
+MOST_MARKED = 30  # points of a line, each of which gets a mark
+TEXT_COLOUR = '#123457'  # becomes the page's own, light or dark
+STYLE = {
+    'svg.fonttype': 'none',
+    'font.family': 'sans-serif',
+    'font.size': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.alpha': 0.15,
+    'legend.frameon': False,
+    **{
+        name: TEXT_COLOUR
+        for name in ('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'grid.color')
+    },
+    'ytick.color': TEXT_COLOUR,
+}
+
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, **axes) -> str:
+    """Several lines in one chart.
+
+    Args:
+        name (str): Tells the chart from others of its page.
+        lines (Mapping[str, Line]): Label to a line over whole numbers.
+        xlabel (str): What is along x.
+        ylabel (str): What is along y.
+        **axes: Further properties of matplotlib's axes, e.g. ``yscale='log'``.
+
+    Returns:
+        str: An ``<svg>`` element.
+    """
+
+    def draw(on) -> None:
+        for (label, (x, y)), colour in zip(lines.items(), cycle(LINE_COLOURS)):
+            marker = 'o' if len(x) <= MOST_MARKED else None
+            on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=label)
+        on.set(xlabel=xlabel, ylabel=ylabel, **axes)
+        on.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if 'yscale' not in axes:
+            on.set_ylim(bottom=0)
+
+    return draw_chart(name, draw)
+
+
+def charts(drawings: Sequence[tuple[str, str]]) -> str:
+    """Charts side by side.
+
+    Args:
+        drawings (Sequence[tuple[str, str]]): ``<svg>`` elements with their captions.
+
+    Returns:
+        str: HTML.
+    """
+    figures = [
+        f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
+        for svg, caption in drawings
+    ]
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
+    """A chart as SVG in the page's own colours.
+
+    Args:
+        name (str): Tells the chart from others of its page.
+        draw (Callable): Draws on matplotlib's axes.
+
+    Returns:
+        str: An ``<svg>`` element.
+    """
+    with mpl.rc_context({**STYLE, 'svg.hashsalt': name}):
+        figure = Figure(figsize=(4.2, 3.1), layout='constrained')
+        axes = figure.add_subplot()
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+        buffer = io.StringIO()
+        nothing = {key: None for key in ('Creator', 'Date', 'Format', 'Type')}
+        figure.savefig(buffer, format='svg', transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index('<svg') :].replace(TEXT_COLOUR, 'currentColor')
+    # Ids are shared by all drawings of a page.
+    svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', svg)
+    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )height="[^"]*" width="[^"]*"',
+                  r'\1\2', svg, count=1)  # fmt: skip

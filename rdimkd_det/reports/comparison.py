@@ -1,0 +1,167 @@
+"""The page of tools/report.py: trainings side by side, each compared with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from .charts import charts, draw_lines
+from .config_diff import differing_settings
+from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
+from .evaluation import Evaluation
+from .gallery import gallery
+from .page import definitions, folded, page, paragraph, section, table
+from .runs import TrainedRun
+
+COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
+SHOWN_CLASSES = 10
+MINUS = '\u2212'
+SHARE = dict(ylim=(0, 1))
+
+
+def comparison_page(
+    runs: Sequence[TrainedRun],
+    evaluations: Mapping[str, Evaluation],
+    examples: Sequence[Example],
+    remarks: Sequence[str],
+    facts: Mapping[str, str],
+) -> str:
+    """The report as one HTML file.
+
+    Args:
+        runs (Sequence[TrainedRun]): The trainings; the others are compared with the first.
+        evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation, of those that have
+            one.
+        examples (Sequence[Example]): Val images to show.
+        remarks (Sequence[str]): What is missing, and why.
+        facts (Mapping[str, str]): How the report was made.
+
+    Returns:
+        str: HTML without any reference to another file.
+    """
+    names = [run.name for run in runs]
+    sections = [
+        *map(paragraph, remarks),
+        section('Results', scores_table(runs, evaluations)),
+        section('Training', charts(training_charts(runs))),
+    ]
+    if evaluations:
+        sections.append(section('By class', classes_table(evaluations)))
+    if examples:
+        legend = (
+            f'The val images on which the runs differ most, whichever is better, by the F1 of '
+            f'their detections with a score of {SCORE_THRESHOLD} or more. Green: right class and '
+            f'an IoU of {IOU_THRESHOLD} or more; red and dashed: wrong.'
+        )
+        shown = {name: name for name in evaluations}
+        sections.append(section('Detections', paragraph(legend), gallery(examples, shown)))
+    if len(runs) > 1:
+        sections.append(section('Configs', settings_list(runs)))
+    sections.append(section('How this was made', definitions(facts)))
+    return page(' and '.join(names) if len(names) < 3 else f'{len(names)} runs', sections)
+
+
+def scores_table(runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluation]) -> str:
+    """One row per run, and below each but the first what it gains over the first."""
+    scores = [_scores(run, evaluations.get(run.name)) for run in runs]
+    rows, classes = [], []
+    for run, own in zip(runs, scores):
+        step = str(max(run.history.val, default='-'))
+        rows.append((run.name, step, *(_score(own.get(name)) for name in COLUMNS)))
+        classes.append('')
+        if own is not scores[0]:
+            changes = [_change(own.get(name), scores[0].get(name)) for name in COLUMNS]
+            rows.append((f'over {runs[0].name}', '', *changes))
+            classes.append('change')
+    return table(('', 'epoch', *COLUMNS), rows, classes)
+
+
+def _scores(run: TrainedRun, evaluation: Evaluation | None) -> dict[str, float]:
+    if evaluation is not None:
+        return evaluation.scores
+    logged = run.history.metrics() or {}
+    return {name: logged[name.lower()] for name in ('AP', 'AP50', 'AP75') if name.lower() in logged}
+
+
+def classes_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """AP of each class, the classes with the greatest change first."""
+    (first, base), *others = evaluations.items()
+    columns = ['class', first]
+    for name, _ in others:
+        columns += [name, 'change']
+    spread = {
+        name: max((abs(it.classes[name] - ap) for _, it in others if name in it.classes), default=0)
+        for name, ap in base.classes.items()
+    }
+    rows = []
+    for name in sorted(spread, key=lambda name: -spread[name]):
+        cells = [name, _score(base.classes[name])]
+        for _, other in others:
+            own = other.classes.get(name)
+            cells += [_score(own), _change(own, base.classes[name])]
+        rows.append(cells)
+    shown = table(columns, rows[:SHOWN_CLASSES])
+    if len(rows) > SHOWN_CLASSES:
+        rest = table(columns, rows[SHOWN_CLASSES:])
+        shown += folded(f'{len(rows) - SHOWN_CLASSES} more classes', rest)
+    return shown
+
+
+def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
+    """Charts with captions: AP, loss, distillation losses, explained shares, learning rate."""
+    drawings = []
+    ap = {run.name: run.ap_line for run in runs if run.history.val}
+    if ap:
+        drawings.append((draw_lines('ap', ap, 'epoch', 'AP on val'), 'AP after each epoch.'))
+
+    def add(key: str, caption: str, **axes) -> None:
+        lines = {run.name: run.history.series(key) for run in runs}
+        lines = {name: line for name, line in lines.items() if line[0]}
+        if lines:
+            name = key.replace('/', '_')
+            drawings.append((draw_lines(name, lines, 'iteration', key, **axes), caption))
+
+    add('loss', 'Sum of all losses, those of distillation included.')
+    for number, run in enumerate(runs):
+        drawings += _distillation_charts(run, number)
+    add('lr', 'Learning rate.')
+    return drawings
+
+
+def _distillation_charts(run: TrainedRun, number: int) -> list[tuple[str, str]]:
+    drawings = []
+    for prefix, ylabel, caption, axes in (
+        ('loss_rdimkd_', 'distillation loss', 'distillation loss of each level.', {}),
+        ('explained_in_', 'explained', "teacher's variance explained in the subspace ...", SHARE),
+        ('explained_out_', 'explained', '... and outside of it, where the student is free.', SHARE),
+    ):
+        names = run.history.losses(prefix)
+        lines = {name[len(prefix) :]: run.history.series(name) for name in names}
+        if lines:
+            svg = draw_lines(f'{prefix}{number}', lines, 'iteration', ylabel, **axes)
+            drawings.append((svg, f'{run.name}: {caption}'))
+    return drawings
+
+
+def settings_list(runs: Sequence[TrainedRun]) -> str:
+    """The settings that differ, with their values in each run."""
+    settings = differing_settings([run.config for run in runs])
+    if not settings:
+        return paragraph('The configs are equal.')
+    items = []
+    for key, values in settings.items():
+        own = definitions({run.name: value for run, value in zip(runs, values)})
+        items.append(f'<div class="setting"><code>{escape(key)}</code>{own}</div>')
+    return ''.join(items)
+
+
+def _score(score: float | None) -> str:
+    return '\u2013' if score is None else f'{score:.3f}'
+
+
+def _change(score: float | None, base: float | None) -> str:
+    if score is None or base is None:
+        return ''
+    change = round(score - base, 3)
+    sign = '+' if change > 0 else MINUS if change < 0 else ''
+    return f'{sign}{abs(change):.3f}'

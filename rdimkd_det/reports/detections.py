@@ -1,0 +1,107 @@
+"""Detections of several detectors on images, right or wrong, and where they differ most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+
+SCORE_THRESHOLD = 0.3
+IOU_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A detected object.
+
+    Args:
+        box (Box): Its box.
+        name (str): Its class.
+        score (float): In [0, 1].
+        right (bool): Whether it is a true object of this class, found for the first time.
+    """
+
+    box: Box
+    name: str
+    score: float
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with its true objects and the detections of several detectors.
+
+    Args:
+        path (Path): The image file.
+        size (tuple[int, int]): Width and height in pixels.
+        truths (list[Detection]): The ground truth.
+        found (dict[str, list[Detection]]): Name of a detector to its detections.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    truths: list[Detection]
+    found: dict[str, list[Detection]]
+
+    def num_right(self, name: str) -> int:
+        """Number of true objects that a detector found."""
+        return sum(detection.right for detection in self.found[name])
+
+    def score(self, name: str) -> float:
+        """F1 of a detector's detections."""
+        total = len(self.truths) + len(self.found[name])
+        return 2 * self.num_right(name) / total if total else 1.0
+
+    @property
+    def difference(self) -> float:
+        """float: Between the best detector's F1 and the worst's."""
+        scores = [self.score(name) for name in self.found]
+        return max(scores) - min(scores)
+
+
+def most_different(examples: Sequence[Example], count: int) -> list[Example]:
+    """The images on which the detectors differ most, whichever is better.
+
+    Args:
+        examples (Sequence[Example]): To choose from.
+        count (int): How many.
+
+    Returns:
+        list[Example]: In the order of the difference in F1; equal ones as they came.
+    """
+    return sorted(examples, key=lambda example: -example.difference)[:count]
+
+
+def match(detections: Sequence[Detection], truths: Sequence[Detection]) -> list[Detection]:
+    """Judge detections: right is the best-scored one on each true object of its class.
+
+    Args:
+        detections (Sequence[Detection]): Of one image.
+        truths (Sequence[Detection]): Its ground truth.
+
+    Returns:
+        list[Detection]: The best score first, with ``right`` set.
+    """
+    left = list(truths)
+    judged = []
+    for detection in sorted(detections, key=lambda detection: -detection.score):
+        same = [truth for truth in left if truth.name == detection.name]
+        best = max(same, key=lambda truth: iou(truth.box, detection.box), default=None)
+        right = best is not None and iou(best.box, detection.box) >= IOU_THRESHOLD
+        if right:
+            left.remove(best)
+        judged.append(Detection(detection.box, detection.name, detection.score, right))
+    return judged
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes."""
+    sides = [
+        max(0.0, min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis]))
+        for axis in (0, 1)
+    ]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    union = sum(areas) - sides[0] * sides[1]
+    return sides[0] * sides[1] / union if union > 0 else 0.0

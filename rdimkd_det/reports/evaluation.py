@@ -1,0 +1,187 @@
+"""AP by class and by size, and the detections: from one look at the val data, kept for the next."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from rdimkd_det.checks import check_data
+from rdimkd_det.errors import ConfigError
+from rdimkd_det.inference import trained_detector
+from rdimkd_det.progress import watched
+from rdimkd_det.trainings.state import read_json, write_json
+
+from .detections import SCORE_THRESHOLD, Detection, Example, match
+from .runs import TrainedRun
+
+CACHE = 'report_evaluation.json'
+SIZES = {'small': 's', 'medium': 'm', 'large': 'l'}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint does on its val data.
+
+    Args:
+        scores (dict[str, float]): 'AP', 'AP50', 'AP75', 'small', 'medium' and 'large', those that
+            are defined, in [0, 1].
+        classes (dict[str, float]): Class to its AP; without those that have no object.
+        detections (dict[str, list]): Image id to [x1, y1, x2, y2, label, score] of each detection
+            with a score of ``SCORE_THRESHOLD`` or more.
+    """
+
+    scores: dict[str, float]
+    classes: dict[str, float]
+    detections: dict[str, list]
+
+
+def evaluate(run: TrainedRun, console: Console) -> Evaluation:
+    """Evaluate a run's last checkpoint, unless its work directory has the result already.
+
+    Args:
+        run (TrainedRun): The run.
+        console (Console): Where to show a progress bar.
+
+    Raises:
+        ConfigError: There is no checkpoint, no val data, or no CocoMetric.
+    """
+    if run.checkpoint is None:
+        raise ConfigError(f'no whole checkpoint in {run.work_dir}.')
+    if not run.config.get('val_dataloader'):
+        raise ConfigError('its config has no val_dataloader.')
+    made_of = _made_of(run)
+    kept = read_json(run.work_dir / CACHE)
+    if kept.get('made_of') == made_of:
+        return Evaluation(kept['scores'], kept['classes'], kept['detections'])
+    metric = _coco_metric(run)
+    check_data(run.config, ['val'])
+    evaluation = _test(run, metric, console)
+    write_json(run.work_dir / CACHE, {'made_of': made_of, **vars(evaluation)})
+    return evaluation
+
+
+def find_examples(run: TrainedRun, evaluations: Mapping[str, Evaluation]) -> list[Example]:
+    """The val images of a run, with what several runs detect in them.
+
+    Args:
+        run (TrainedRun): A run whose val data are those of all.
+        evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation.
+    """
+    dataset = val_loader(run).dataset
+    classes = dataset.metainfo['classes']
+    examples = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        truths = [
+            Detection(tuple(it['bbox']), classes[it['bbox_label']], 1.0)
+            for it in info['instances']
+            if not it.get('ignore_flag')
+        ]
+        found = {
+            name: match(_named(evaluation.detections.get(str(info['img_id']), []), classes), truths)
+            for name, evaluation in evaluations.items()
+        }
+        size = info['width'], info['height']
+        examples.append(Example(Path(info['img_path']), size, truths, found))
+    return examples
+
+
+def val_loader(run: TrainedRun) -> DataLoader:
+    """The val data of a run."""
+    init_default_scope(run.config.get('default_scope', 'mmdet'))
+    with quiet():
+        return Runner.build_dataloader(deepcopy(run.config.val_dataloader), seed=0)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what mmengine logs and pycocotools prints."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('ERROR')
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _made_of(run: TrainedRun) -> dict:
+    """Stands for the checkpoint and the val data."""
+    file = run.checkpoint.stat()
+    dataset = run.config.val_dataloader.dataset
+    return {
+        'checkpoint': [run.checkpoint.name, file.st_size, file.st_mtime_ns],
+        'val': repr(dataset.to_dict()),
+    }
+
+
+def _coco_metric(run: TrainedRun) -> ConfigDict:
+    metrics = run.config.get('val_evaluator') or []
+    for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
+        if str(metric.get('type')).rpartition('.')[2] == 'CocoMetric':
+            return ConfigDict(deepcopy(metric), metric='bbox', classwise=True, prefix='coco')
+    raise ConfigError('its val_evaluator has no CocoMetric.')
+
+
+@torch.no_grad()
+def _test(run: TrainedRun, metric: ConfigDict, console: Console) -> Evaluation:
+    loader = val_loader(run)
+    device = get_device()
+    detector = trained_detector(run.config.model, str(run.checkpoint), run.name).to(device)
+    with quiet():
+        evaluator = Evaluator(metric)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    detections = {}
+    for batch in watched(loader, f'evaluating {run.name}', console=console):
+        samples = detector.test_step(batch)
+        evaluator.process(samples, batch)
+        detections.update({str(sample.img_id): _confident(sample) for sample in samples})
+    with quiet():
+        metrics = evaluator.evaluate(len(loader.dataset))
+    names = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75'}
+    names.update({size: f'bbox_mAP_{letter}' for size, letter in SIZES.items()})
+    # Without a single detection mmdet gives no metric at all.
+    scores = {name: metrics.get(f'coco/{key}', 0.0) for name, key in names.items()}
+    classes = {
+        name: metrics.get(f'coco/{name}_precision', 0.0)
+        for name in loader.dataset.metainfo['classes']
+    }
+    return Evaluation(_defined(scores), _defined(classes), detections)
+
+
+def _defined(scores: Mapping[str, float]) -> dict[str, float]:
+    """Without -1 and NaN, which stand for no objects."""
+    return {
+        name: round(float(score), 3)
+        for name, score in scores.items()
+        if not math.isnan(score) and score >= 0
+    }
+
+
+def _confident(sample: DetDataSample) -> list[list[float]]:
+    found = sample.pred_instances
+    keep = found.scores >= SCORE_THRESHOLD
+    parts = [found.bboxes, found.labels[:, None], found.scores[:, None]]
+    rows = torch.cat([part.float() for part in parts], 1)[keep].tolist()
+    return [[*(round(side, 1) for side in row[:4]), int(row[4]), round(row[5], 3)] for row in rows]
+
+
+def _named(rows: Sequence, classes: Sequence[str]) -> list[Detection]:
+    return [Detection(tuple(row[:4]), classes[row[4]], row[5]) for row in rows]

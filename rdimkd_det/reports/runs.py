@@ -1,0 +1,83 @@
+"""Trainings as their work directories tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+from rdimkd_det.config_files import read_config
+from rdimkd_det.errors import ConfigError
+from rdimkd_det.guard import latest_checkpoint
+from rdimkd_det.trainings.history import History, list_parts, read_history
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A training that has begun, and may have ended.
+
+    Args:
+        name (str): Tells it from the others.
+        work_dir (Path): Its directory.
+        config (Config): As it was trained.
+        history (History): What was logged.
+        checkpoint (Path | None): The newest one that is whole.
+    """
+
+    name: str
+    work_dir: Path
+    config: Config
+    history: History
+    checkpoint: Path | None
+
+    @property
+    def ap_line(self) -> tuple[list[int], list[float]]:
+        """tuple[list[int], list[float]]: Validated epochs, and the AP of each."""
+        epochs = sorted(self.history.val)
+        return epochs, [self.history.metrics(epoch)['ap'] for epoch in epochs]
+
+
+def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
+    """Read work directories, each with a name of its own.
+
+    Args:
+        work_dirs (Sequence[Path]): mmengine's work directories.
+
+    Returns:
+        list[TrainedRun]: In the same order.
+
+    Raises:
+        ConfigError: One of them holds no training, or is given twice.
+    """
+    if len({path.resolve() for path in work_dirs}) < len(work_dirs):
+        raise ConfigError('a work directory is given twice.')
+    names = [path.resolve().name for path in work_dirs]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in work_dirs]
+    return [read_run(path, name) for path, name in zip(work_dirs, names)]
+
+
+def read_run(work_dir: Path, name: str) -> TrainedRun:
+    """Read one work directory, see :func:`read_runs`."""
+    history, parts = read_history(work_dir), list_parts(work_dir)
+    configs = [path for part in parts if (path := _config_path(work_dir, part)).is_file()]
+    if not history.train or not configs:
+        raise ConfigError(
+            f'{work_dir} holds no training: mmengine logs one in <time>/vis_data/scalars.json and '
+            f'config.py; give the work directory of a training.'
+        )
+    return TrainedRun(name, work_dir, read_config(configs[-1], name), history, _newest(work_dir))
+
+
+def _newest(work_dir: Path) -> Path | None:
+    try:
+        path, _ = latest_checkpoint(work_dir)
+    except ConfigError:  # all of them are damaged; the logs are still worth a report
+        return None
+    return path and Path(path)
+
+
+def _config_path(work_dir: Path, part: str) -> Path:
+    return work_dir / part / 'vis_data' / 'config.py'

@@ -1,0 +1,68 @@
+"""One training, described: its config, where it goes, and what decides its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rdimkd_det.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training.
+
+    Args:
+        kind (str): What is trained; runs of one kind differ in their seeds.
+        seed (int): Its random seed.
+        work_dir (Path): Its directory.
+        epochs (int): Number of epochs.
+        epoch_length (int): Iterations per epoch.
+        threads (int): CPU threads it may use.
+        settings (dict[str, str]): Config overrides that change the result.
+        paths (dict[str, str]): Config overrides that say where things are.
+        digest (str): Stands for everything that decides the result.
+        config (str): Its config file, absolute or below ``ROOT``.
+        title (str): For people.
+        guessed_pace (float): Seconds per iteration before any is measured.
+        needs (tuple[Run, ...]): Trainings that must be done before it starts. Defaults to ().
+    """
+
+    kind: str
+    seed: int
+    work_dir: Path
+    epochs: int
+    epoch_length: int
+    threads: int
+    settings: dict[str, str]
+    paths: dict[str, str]
+    digest: str
+    config: str
+    title: str
+    guessed_pace: float
+    needs: tuple[Run, ...] = ()
+
+    @property
+    def iterations(self) -> int:
+        """int: Of the whole training."""
+        return self.epochs * self.epoch_length
+
+    @property
+    def checkpoint(self) -> Path:
+        """Path: Its final checkpoint."""
+        return self.work_dir / f'epoch_{self.epochs}.pth'
+
+
+def path_option(path: Path) -> str:
+    """A path as a config override, relative to ``ROOT`` where it lies below.
+
+    Raises:
+        ConfigError: It holds what the command line of a config would take apart.
+    """
+    absolute = path.absolute()
+    text = str(absolute.relative_to(ROOT) if ROOT in absolute.parents else absolute)
+    if set(text) & set(' ,[]()\'"'):
+        raise ConfigError(f'{text}: blanks, commas and brackets cannot be passed to a config.')
+    return text

@@ -1,0 +1,18 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from rdimkd_det.progress import watched
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_watched__a_bar_with_the_time_left_on_a_terminal_only(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    shown = []
+    for item in watched(range(3), 'counting', console=console):
+        shown.append(item)
+    assert shown == [0, 1, 2]
+    output = console.file.getvalue()
+    assert ('counting' in output and '-:--:--' in output) == terminal
+    assert terminal or output == ''

@@ -1,0 +1,229 @@
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from browser import look_at, needs_chromium
+from mmengine.config import Config
+from rich.console import Console
+from runs import call_tool, distilled, fcos, run_config, train, write_data, write_teacher
+
+from rdimkd_det import ConfigError
+from rdimkd_det.reports import evaluation
+from rdimkd_det.reports.comparison import classes_table, comparison_page, scores_table
+from rdimkd_det.reports.config_diff import differing_settings, flatten
+from rdimkd_det.reports.detections import Detection, Example, match, most_different
+from rdimkd_det.reports.evaluation import Evaluation
+from rdimkd_det.reports.gallery import draw_example, embed
+from rdimkd_det.reports.page import table
+from rdimkd_det.reports.runs import TrainedRun, read_runs
+from rdimkd_det.trainings.history import History
+from rdimkd_det.trainings.state import read_json
+
+CONSOLE = Console(quiet=True)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Work directories of a plain and a distilled training."""
+    root = tmp_path_factory.mktemp('report')
+    data, teacher = write_data(root / 'data'), write_teacher(root / 'teacher')
+    models = {'plain': fcos(), 'rdimkd': distilled(fcos(), teacher)}
+    for name, model in models.items():
+        cfg = run_config(data, root / name, model, **{'train_cfg.val_interval': 1})
+        if name == 'rdimkd':
+            cfg.custom_hooks[0].monitor_interval = 1
+        train(cfg)
+    return root
+
+
+def references(html):
+    found = re.findall(r'(?:src|href)\s*=\s*"?([^"\s>]+)', html)
+    return found + re.findall(r'url\(([^)]*)\)', html)
+
+
+class TestReportTool:
+    @pytest.mark.slow
+    def test_report__of_two_runs(self, trained, tmp_path):
+        out = tmp_path / 'new' / 'report.html'
+        call_tool('report.py', trained / 'plain', trained / 'rdimkd', '--out', out)
+        html = out.read_text()
+        assert '<h1>plain and rdimkd</h1>' in html
+        assert 'over plain' in html
+        for name in ('red', 'green', 'blue', 'distillation.losses.neck.projection.dim', 'neck_s16'):
+            assert name in html
+        assert 'variance explained in the subspace' in html
+        assert 'model.backbone' not in html  # equal, whether distilled or not
+        assert html.count('<svg class="boxes') == 3 * 6  # truth and two runs of six images
+        assert references(html)
+        assert all(it.startswith(('#', 'data:image/')) for it in references(html))
+        assert '<script' not in html
+        ids = re.findall(r' id="([^"]+)"', html)
+        assert len(ids) == len(set(ids))
+
+        kept = read_json(trained / 'plain' / evaluation.CACHE)
+        assert set(kept['classes']) == {'red', 'green', 'blue'}
+        assert set(kept['detections']) == {str(number) for number in range(8)}
+
+    @pytest.mark.slow
+    def test_evaluate__is_what_the_run_itself_found_and_is_done_once(self, trained, monkeypatch):
+        (run,) = read_runs([trained / 'rdimkd'])
+        (trained / 'rdimkd' / evaluation.CACHE).unlink(missing_ok=True)
+        found = evaluation.evaluate(run, CONSOLE)
+        logged = run.history.metrics(2)
+        assert found.scores['AP'] == pytest.approx(logged['ap'])
+        assert found.scores['AP50'] == pytest.approx(logged['ap50'])
+        monkeypatch.setattr(evaluation, '_test', None)
+        assert evaluation.evaluate(run, CONSOLE) == found
+        run.checkpoint.touch()
+        with pytest.raises(TypeError):
+            evaluation.evaluate(run, CONSOLE)
+
+    @pytest.mark.slow
+    def test_report__without_val_data_says_so(self, trained, tmp_path, capsys):
+        out = tmp_path / 'report.html'
+        annotations = trained / 'data' / 'annotations.json'
+        for cache in trained.glob(f'*/{evaluation.CACHE}'):
+            cache.unlink()
+        annotations.rename(trained / 'hidden')
+        try:
+            call_tool('report.py', trained / 'plain', '--out', out)
+        finally:
+            (trained / 'hidden').rename(annotations)
+        assert 'No AP by class or size of plain: val data' in capsys.readouterr().err
+        assert 'No AP by class or size of plain: val data' in out.read_text()
+
+    @pytest.mark.slow
+    @needs_chromium
+    @pytest.mark.parametrize('dark', [False, True])
+    def test_report__in_a_browser_on_a_phone(self, trained, tmp_path, dark):
+        out = tmp_path / 'report.html'
+        call_tool('report.py', trained / 'plain', trained / 'rdimkd', '--out', out)
+        seen = look_at(out.read_text(), tmp_path, width=360, dark=dark)
+        assert seen['width'] <= 360
+        assert seen['loaded'] == []
+        assert seen['broken'] == 0
+        assert seen['background'] == ('rgb(20, 23, 30)' if dark else 'rgb(255, 255, 255)')
+
+    def test_report__no_training(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as status:
+            call_tool('report.py', tmp_path, '--out', tmp_path / 'report.html')
+        assert status.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1
+        assert f'{tmp_path} holds no training' in error
+        assert not (tmp_path / 'report.html').exists()
+
+    @pytest.mark.slow
+    def test_report__damaged_checkpoints(self, trained, tmp_path, capsys):
+        copy = tmp_path / 'cut'
+        shutil.copytree(trained / 'plain', copy)
+        (copy / 'last_checkpoint').unlink()
+        for path in copy.glob('*.pth'):
+            path.write_bytes(path.read_bytes()[:1000])
+        call_tool('report.py', copy, '--out', tmp_path / 'report.html')
+        assert 'No AP by class or size of cut: no whole checkpoint' in capsys.readouterr().err
+        assert 'AP after each epoch' in (tmp_path / 'report.html').read_text()
+
+    def test_report__one_directory_twice(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            call_tool('report.py', tmp_path, tmp_path)
+        assert 'given twice' in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        'config, message',
+        [
+            (dict(), 'has no val_dataloader'),
+            (
+                dict(val_dataloader=dict(dataset={}), val_evaluator=[dict(type='VOCMetric')]),
+                'no Coco',
+            ),
+        ],
+    )
+    def test_evaluate__nothing_to_evaluate(self, tmp_path, config, message):
+        checkpoint = tmp_path / 'epoch_1.pth'
+        checkpoint.touch()
+        run = TrainedRun('a', tmp_path, Config(config), History(), checkpoint)
+        with pytest.raises(ConfigError, match=message):
+            evaluation.evaluate(run, CONSOLE)
+
+
+class TestConfigDiff:
+    def test_differing_settings__distilled_and_plain_differ_in_distillation_alone(self):
+        student = dict(type='FCOS', neck=dict(out_channels=[1, 2]))
+        model = dict(type='RdimKDDistiller', student=student, losses=dict(neck=dict(dim=8)))
+        configs = [
+            Config(dict(model=student, lr=0.1, work_dir='a')),
+            Config(dict(model=model, lr=0.2, work_dir='b')),
+        ]
+        assert differing_settings(configs) == {
+            'distillation.losses.neck.dim': ['not set', '8'],
+            'distillation.type': ['not set', "'RdimKDDistiller'"],
+            'lr': ['0.1', '0.2'],
+        }
+
+    def test_flatten__lists_of_dicts_by_index_others_whole(self):
+        tree = {'pipeline': [{'type': 'A'}, {'type': 'B', 'size': (1, 2)}], 'empty': {}}
+        assert flatten(tree) == {
+            'pipeline.0.type': "'A'",
+            'pipeline.1.type': "'B'",
+            'pipeline.1.size': '[1, 2]',
+            'empty': '{}',
+        }
+
+
+def make_run(name, val=()):
+    history = History(train={5: {'loss': 1.0, 'lr': 0.1, 'step': 5}}, val=dict(val))
+    return TrainedRun(name, None, Config(dict(model={}, lr=len(name))), history, None)
+
+
+class TestComparison:
+    def test_scores_table__changes_over_the_first(self):
+        runs = [make_run('plain', {1: {'coco/bbox_mAP': 0.3}}), make_run('rdimkd')]
+        evaluations = {'rdimkd': Evaluation({'AP': 0.34, 'AP50': 0.5, 'small': 0.1}, {}, {})}
+        html = scores_table(runs, evaluations)
+        assert '<td>0.300</td>' in html
+        assert '<td class="up">+0.040</td>' in html
+
+    def test_classes_table__greatest_change_first_and_the_rest_folded(self):
+        base = {f'c{number:02}': 0.5 for number in range(12)}
+        other = {**base, 'c07': 0.3, 'c03': 0.6}
+        html = classes_table({'a': Evaluation({}, base, {}), 'b': Evaluation({}, other, {})})
+        assert html.index('c07') < html.index('c03') < html.index('c00')
+        assert '<td class="down">\u22120.200</td>' in html
+        assert '2 more classes' in html
+
+    def test_comparison_page__without_evaluation_or_second_run(self):
+        html = comparison_page([make_run('<b>')], {}, [], ['No AP: <why>'], {'date': 'today'})
+        assert '&lt;why&gt;' in html
+        assert 'Configs' not in html
+        assert '<b>' not in html
+
+    def test_table__escapes_and_colours(self):
+        html = table(('<',), [('+1',), ('\u22121',), ('<b>',)])
+        assert '<th>&lt;</th>' in html
+        assert re.findall(r'class="(up|down)"', html) == ['up', 'down']
+        assert '&lt;b&gt;' in html
+
+
+class TestGallery:
+    def test_draw_example__large_image_is_made_smaller_with_its_boxes(self, tmp_path):
+        path = tmp_path / 'large.png'
+        noise = np.random.RandomState(0).randint(255, size=(600, 1920, 3), dtype=np.uint8)
+        cv2.imwrite(str(path), noise)
+        assert path.stat().st_size > 3_000_000
+        truth = Detection((960, 300, 1920, 600), 'a', 1.0)
+        svg = draw_example(Example(path, (1920, 600), [truth], {}))
+        assert 'viewBox="0 0 192 60"' in svg
+        assert 'x="96.0" y="30.0" width="96.0" height="30.0"' in svg
+        assert embed(path).startswith('data:image/jpeg;base64,')
+        assert len(svg) < 300_000
+
+    def test_most_different__over_all_detectors(self):
+        truths = [Detection((0, 0, 9, 9), 'a', 1.0)]
+        right = match([Detection((0, 0, 9, 9), 'a', 0.9)], truths)
+        same = Example(None, (9, 9), truths, {'x': right, 'y': right, 'z': right})
+        other = Example(None, (9, 9), truths, {'x': right, 'y': right, 'z': []})
+        assert most_different([same, other], 1) == [other]
+        assert (same.difference, other.difference) == (0.0, 1.0)

@@ -1,0 +1,68 @@
+"""Draw the feature maps of teacher and students in the subspace, and their detections."""
+
+import argparse
+from pathlib import Path
+
+from mmcv.transforms import Compose
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import init_default_scope
+
+from rdimkd_det import ConfigError, cli
+from rdimkd_det.checks import check_work_dir
+from rdimkd_det.feature_pictures import write_pictures
+from rdimkd_det.feature_views import Viewer
+from rdimkd_det.inference import trained_detector, trained_student
+from rdimkd_det.progress import watched
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a distilled config')
+    parser.add_argument('checkpoint', help='a checkpoint that its training wrote')
+    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE', help='image files')
+    parser.add_argument('--plain', metavar='CHECKPOINT', help='of the student without a teacher')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('features.png'),
+        help='.png or .html; default: features.png',
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='of the detections shown; default: 0.3'
+    )
+    args = parser.parse_args()
+    if args.out.suffix not in ('.png', '.html'):
+        raise ConfigError(f'--out must be a .png or .html file, got {args.out}.')
+    for path in args.images:
+        if not path.is_file():
+            raise ConfigError(f'image {path} not found.')
+    check_work_dir(str(args.out.parent))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.read_config_file(args.config)
+    viewer = build_viewer(cfg, args)
+    views = [viewer(path) for path in watched(args.images, 'looking at images')]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_pictures(views, args.out)
+    print(f'wrote {args.out}')
+
+
+def build_viewer(cfg: Config, args: argparse.Namespace) -> Viewer:
+    """Load the students and the teacher."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    device = get_device()
+    distilled = trained_student(cfg.model, args.checkpoint, who='student').to(device)
+    plain = None
+    if args.plain is not None:
+        plain = trained_detector(cfg.model, args.plain, who='plain student').to(device)
+    pipeline = Compose(get_test_pipeline_cfg(cfg))
+    return Viewer(distilled, plain, pipeline, args.score_thr)
+
+
+if __name__ == '__main__':
+    cli.run(main)
