@@ -222,9 +222,9 @@ def test_compile__hides_inner_taps(files):
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'presicion': 'fp16'}, "there is no option 'presicion'; did you mean 'precision'"),
-        ({'checkpint': 'x'}, "there is no option 'checkpint'; did you mean 'checkpoint'"),
-        ({'zzz': 1}, "there is no option 'zzz'; there are fuse, channels_last, precision, compile"),
+        ({'presicion': 'fp16'}, "has no option 'presicion'; did you mean 'precision'"),
+        ({'checkpint': 'x'}, "has no option 'checkpint'; did you mean 'checkpoint'"),
+        ({'zzz': 1}, "has no option 'zzz'; it has config, checkpoint, cache, fuse, channels_last"),
         ({'precision': 'half'}, "precision must be 'auto', .* got 'half'"),
         ({'fuse': 'no'}, "fuse must be True or False, got 'no'"),
         ({'share_weights': True}, 'share_weights=True needs fuse=False and channels_last=False'),

@@ -296,7 +296,7 @@ def test_mistakes__of_the_config(files, refused, changed, tmp_path):
 def test_mistakes__a_plain_config(files, refused, tmp_path):
     config = cached_run(files)
     run_config(files / 'data', tmp_path, config.model.student).dump(tmp_path / 'plain.py')
-    assert 'model.student is missing' in refused(config=tmp_path / 'plain.py')
+    assert 'has no model.teacher: its model is a plain one' in refused(config=tmp_path / 'plain.py')
 
 
 def test_mistakes__cache_of_another_config(cache, refused, changed):

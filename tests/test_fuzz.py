@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import re
 import signal
 from pathlib import Path
@@ -57,6 +58,8 @@ def judge(tmp_path, capsys, monkeypatch):
     for module in (mmengine.config.config, yapf_api):  # OpenMMLab's, OneDL's mmengine
         monkeypatch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
     monkeypatch.setattr(mmengine.runner.runner, 'collect_env', dict)
+    # mmengine's loggers write to the output of the test in which they were made.
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
     gc.freeze()
 
     def stop(*args):

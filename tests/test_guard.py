@@ -83,10 +83,10 @@ class Noise(Hook):
 
 @HOOKS.register_module()
 class KillWorker(Hook):
-    """Kills a worker of the data loader at the third iteration."""
+    """Kills a worker of the data loader at the second iteration."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 2:
+        if runner.iter == 1:
             worker = multiprocessing.active_children()[0]
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
@@ -512,6 +512,7 @@ def test_image__is_named(config, files, tmp_path, capsys, damage, num_workers):
 def test_worker__killed(config, tmp_path, capsys):
     run = config(num_workers=2)
     run.custom_hooks.append(dict(type='KillWorker'))
+    run.train_dataloader.batch_size = 1  # more batches than are loaded ahead
     run.dump(tmp_path / 'config.py')
     with pytest.raises(SystemExit) as exit_info:
         call_tool('train.py', tmp_path / 'config.py')
