@@ -27,3 +27,9 @@ class TrainingInterruptedError(KeyboardInterrupt):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an exception's text; one from a data loader's worker is a traceback."""
+    name = f'{TrainingStoppedError.__module__}.{TrainingStoppedError.__name__}: '
+    return str(error).strip().split('\n')[-1].removeprefix(name)

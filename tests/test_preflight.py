@@ -19,7 +19,7 @@ from mmengine.runner import set_random_seed
 from runs import CLASSES, call_tool, distilled, fcos, load, run_config, train, write_data
 from torch import nn
 
-from rdimkd_det import cli
+from rdimkd_det import launch
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.preflight import static_report
 from rdimkd_det.preflight.classes import data_classes, label_map, num_classes
@@ -489,7 +489,7 @@ def test_train__logs_the_static_report(config, tmp_path, capsys):
 
 def test_static_report__leaves_random_state(config):
     cfg = Config.fromfile(config())
-    model = cli.check_before_run(cfg, training=True)
+    model = launch.check_before_run(cfg, training=True)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     assert static_report(cfg, model).passed
@@ -505,12 +505,12 @@ def test_static_report__teacher_that_will_not_run(config):
         cfg.model.losses.neck.loss_weight = 0
 
     cfg = Config.fromfile(config(without_weight, checkpoint='nowhere.pth'))
-    report = static_report(cfg, cli.check_before_run(cfg, training=True))
+    report = static_report(cfg, launch.check_before_run(cfg, training=True))
     assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
         'not loaded: no loss has a weight'
     ]
     cfg = Config.fromfile(config())
-    model = cli.check_before_run(cfg, training=True)
+    model = launch.check_before_run(cfg, training=True)
     model.distill.teacher, model.distill.bridge = object(), 'a folder'
     report = static_report(cfg, model)
     assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
@@ -523,7 +523,7 @@ def test_static_report__log_level(config, caplog):
     cfg = Config.fromfile(
         config(change=lambda cfg: cfg.model.student.bbox_head.update(num_classes=4))
     )
-    report = static_report(cfg, cli.check_before_run(cfg, training=True))
+    report = static_report(cfg, launch.check_before_run(cfg, training=True))
     logger = logging.getLogger('test_static_report')
     with caplog.at_level(logging.INFO):
         report.log(logger)

@@ -28,7 +28,7 @@ from rich.progress import (
 from torch import nn
 from torch.distributed import init_process_group
 
-from rdimkd_det import ConfigError, DistillHook, cli, fit_projections
+from rdimkd_det import ConfigError, DistillHook, cli, fit_projections, launch
 from rdimkd_det.cache.facts import check_facts
 from rdimkd_det.cache.images import image_pipeline, type_name
 from rdimkd_det.cache.making import (
@@ -74,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
-    cli.apply_common_arguments(cfg, args)
+    launch.apply_common_arguments(cfg, args)
     teachers = (cfg.get('model') or {}).get('teacher')
     if not teachers:
         raise ConfigError(f'config {args.config} has no model.teacher: its model is a plain one.')

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rdimkd_det import cli, distill_config
+from rdimkd_det import cli, distill_config, launch
 from rdimkd_det.wrapping import PROJECTIONS, write_config
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         write_config(args.save_config, args.config, cfg)
         print(f'wrote {args.save_config}; train with: python tools/train.py {args.save_config}')
         return
-    cli.train(cfg, args)
+    launch.train(cfg, args)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 from rich.console import Console
 
-from rdimkd_det import ConfigError, cli
+from rdimkd_det import ConfigError, cli, launch
 from rdimkd_det.files import write_text
 from rdimkd_det.preflight import preflight
 
@@ -42,8 +42,8 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel('CRITICAL')  # the report is what there is to read
     cfg = cli.read_config_file(args.config)
-    cli.apply_common_arguments(cfg, args)
-    model = cli.check_before_run(cfg, training=True)
+    launch.apply_common_arguments(cfg, args)
+    model = launch.check_before_run(cfg, training=True)
     report = preflight(cfg, model, args.samples, args.eval_teacher)
     report.print(Console())
     if args.json is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from rdimkd_det import ConfigError, cli
+from rdimkd_det import ConfigError, cli, launch
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,9 +28,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
-    cli.apply_common_arguments(cfg, args)
+    launch.apply_common_arguments(cfg, args)
     cfg.load_from = args.checkpoint
-    cli.check_before_run(cfg, training=False)
+    launch.check_before_run(cfg, training=False)
     # Here, where a mistake has been found already: importing all of mmdet takes seconds.
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
@@ -39,7 +39,7 @@ def main() -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         add_test_time_augmentation(cfg)
-    runner = cli.build_runner(cfg)
+    runner = launch.build_runner(cfg)
     if args.out is not None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rdimkd_det import cli
+from rdimkd_det import cli, launch
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     cli.add_common_arguments(parser)
     cli.add_training_arguments(parser)
     args = parser.parse_args()
-    cli.train(cli.read_config_file(args.config), args)
+    launch.train(cli.read_config_file(args.config), args)
 
 
 if __name__ == '__main__':

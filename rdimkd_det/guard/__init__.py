@@ -2,6 +2,13 @@
 
 from .hook import TrainingGuard, guard
 from .nonfinite import StepSkipper
-from .saving import last_good, latest_checkpoint
+from .saving import latest_checkpoint
+from .workers import killed_workers_explained
 
-__all__ = ['StepSkipper', 'TrainingGuard', 'guard', 'last_good', 'latest_checkpoint']
+__all__ = [
+    'StepSkipper',
+    'TrainingGuard',
+    'guard',
+    'killed_workers_explained',
+    'latest_checkpoint',
+]

@@ -1,0 +1,31 @@
+"""Why a data loader lost a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import TrainingStoppedError, last_line
+from .saving import last_good
+
+
+@contextmanager
+def killed_workers_explained(work_dir: str) -> Iterator[None]:
+    """Say what a data loader that lost a worker process does not.
+
+    Args:
+        work_dir (str): Of the training, for its last checkpoint.
+
+    Raises:
+        TrainingStoppedError: In place of PyTorch's exception.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error) or isinstance(error, TrainingStoppedError):
+            raise
+        raise TrainingStoppedError(
+            f'{last_line(error).rstrip(".")}: it was killed or crashed, most often for want of '
+            f'memory; lower train_dataloader.num_workers or batch_size. {last_good(work_dir)} '
+            f'Go on with --resume.'
+        ) from error
