@@ -89,7 +89,7 @@ def main() -> None:
     check_model(live, training=False)
     for directory in directories:
         check_work_dir(str(directory))
-    launch(args)
+    start_processes(args)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()
     if not all((directory / 'cache.json').is_file() for directory in directories):
@@ -110,7 +110,7 @@ def cache_directories(teachers: list, out: str) -> list[Path]:
     return [Path(out) / teacher.get('name', f't{n}') for n, teacher in enumerate(teachers)]
 
 
-def launch(args: argparse.Namespace) -> None:
+def start_processes(args: argparse.Namespace) -> None:
     """Start the process group where there are several processes."""
     if args.launcher == 'none':
         return
