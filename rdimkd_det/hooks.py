@@ -5,8 +5,10 @@ from __future__ import annotations
 from mmdet.registry import HOOKS
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
+from torch.utils.data import DataLoader
 
 from .calibration import calibration_batches, default_calibration_images, fit_projections
 from .checkpoints import load_checkpoint_safely
@@ -96,7 +98,7 @@ class DistillHook(Hook):
             for part in parts:
                 part.prepare(runner.cfg)
             if not all(loss.fitted for part in parts for _, loss in part.items()):
-                self._fit(runner, model)
+                self.fit(model, runner.train_dataloader)
         if model.distill.inherit and not runner._resume:
             self._inherit(runner, model)
         _broadcast(model.distill)
@@ -162,12 +164,17 @@ class DistillHook(Hook):
         """Iterations in the schedule's unit of time."""
         return len(runner.train_dataloader) if self.schedule.by_epoch else 1
 
-    def _fit(self, runner: Runner, model: RdimKDDistiller) -> None:
-        loader = runner.train_dataloader
-        num_images = self.calibration_images or default_calibration_images(len(loader.dataset))
-        runner.logger.info('RdimKD: fitting the projections on %d training images', num_images)
+    def fit(self, model: RdimKDDistiller, dataloader: DataLoader) -> None:
+        """Fit the projections of a student on training images; random states are left alone.
+
+        Args:
+            model (RdimKDDistiller): The student.
+            dataloader (DataLoader): Training data loader.
+        """
+        num_images = self.calibration_images or default_calibration_images(len(dataloader.dataset))
+        print_log(f'RdimKD: fitting the projections on {num_images} training images', 'current')
         with preserved_random_state():
-            fit_projections(model, calibration_batches(loader, num_images, self.seed))
+            fit_projections(model, calibration_batches(dataloader, num_images, self.seed))
 
     def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
         teacher = model.distill.parts[0].teacher

@@ -317,3 +317,9 @@ def test_several_teachers__each_has_its_directory(files, changed, tmp_path):
     assert read_config(str(path), 'test').model.teacher[0].name == 'a'
     for name in 'ab':
         assert TeacherCache(tmp_path / 'both' / name).missing_shards() == []
+
+
+def test_fit__with_the_hooks_default_number_of_images(changed, tmp_path):
+    config = changed(lambda config: config.custom_hooks[0].pop('calibration_images'))
+    call_tool('cache_teacher.py', config, '--out', tmp_path / 'cache')
+    assert TeacherCache(tmp_path / 'cache').about['num_entries'] > 0

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cached_runs import cached_run, make_cache, write_files
 from detectors import teacher_files
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -499,7 +500,7 @@ def test_static_report__leaves_random_state(config):
 
 
 def test_static_report__teacher_that_will_not_run(config):
-    """Without a weight, or with its maps from elsewhere, nothing of it is loaded or judged."""
+    """Without a weight nothing of it is loaded or judged."""
 
     def without_weight(cfg):
         cfg.model.losses.neck.loss_weight = 0
@@ -509,14 +510,18 @@ def test_static_report__teacher_that_will_not_run(config):
     assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
         'not loaded: no loss has a weight'
     ]
-    cfg = Config.fromfile(config())
-    model = launch.check_before_run(cfg, training=True)
-    model.distill.teacher, model.distill.bridge = object(), 'a folder'
-    report = static_report(cfg, model)
-    assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
-        'not loaded: its maps come from a folder'
-    ]
-    assert len(report.tables[0].rows) == 3
+
+
+def test_preflight__cached_teacher(tmp_path, capsys, monkeypatch):
+    """With the maps from a cache nothing of the teacher is loaded or judged; the rest is."""
+    monkeypatch.setenv('COLUMNS', '400')
+    make_cache(cached_run(write_files(tmp_path)))
+    with pytest.raises(SystemExit) as stopped:
+        call_tool('preflight.py', tmp_path / 'run.py', '--samples', 4, '--eval-teacher')
+    output = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert f'not loaded: its maps come from cache {tmp_path}' in output
+    assert 'neck_s16' in output and 'an iteration' in output
 
 
 def test_static_report__log_level(config, caplog):

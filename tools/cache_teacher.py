@@ -28,7 +28,7 @@ from rich.progress import (
 from torch import nn
 from torch.distributed import init_process_group
 
-from rdimkd_det import ConfigError, DistillHook, cli, fit_projections, launch
+from rdimkd_det import ConfigError, DistillHook, cli, launch
 from rdimkd_det.cache.facts import check_facts
 from rdimkd_det.cache.images import image_pipeline, type_name
 from rdimkd_det.cache.making import (
@@ -41,7 +41,6 @@ from rdimkd_det.cache.making import (
     without_cache,
 )
 from rdimkd_det.cache.store import TeacherCache
-from rdimkd_det.calibration import calibration_batches
 from rdimkd_det.checks import check_data, check_model, check_work_dir
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
@@ -125,8 +124,7 @@ def fit(cfg: Config, model: RdimKDDistiller) -> None:
     hooks = [dict(hook) for hook in cfg.custom_hooks if type_name(hook) == 'DistillHook']
     options = {key: value for key, value in (hooks or [{}])[0].items() if key != 'type'}
     hook = DistillHook(**options)
-    loader = Runner.build_dataloader(cfg.train_dataloader, seed=hook.seed)
-    fit_projections(model, calibration_batches(loader, hook.calibration_images, hook.seed))
+    hook.fit(model, Runner.build_dataloader(cfg.train_dataloader, seed=hook.seed))
 
 
 def make(

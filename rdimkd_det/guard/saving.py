@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,9 +118,13 @@ def is_whole(path: Path) -> bool:
     """Whether a checkpoint has all its bytes, as the checksums in it say.
 
     Args:
-        path (Path): A file of ``torch.save``, which is a zip archive.
+        path (Path): A file of ``torch.save``: a zip archive, or a pickle of before 2020, which
+            has no checksums and is left to whoever reads it.
     """
     try:
+        with path.open('rb') as file:
+            if file.read(1) == pickle.PROTO:
+                return True
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile, EOFError):

@@ -10,6 +10,7 @@ from torch import nn
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..errors import ConfigError
+from ..names import explain
 from ..random_state import preserved_random_state
 from .classes import data_classes, label_map, teacher_classes
 from .detector import build_detector
@@ -125,4 +126,9 @@ def _check_teacher(
         why = why if cfg.get('val_dataloader') else 'the config has no val_dataloader'
         report.warning(what, f'cannot be measured: {why}', 'judge by the levels and gradients')
         return
-    evaluate_teacher(cfg, entry, part, preprocessor, detector, of_teacher, better, report, what)
+    try:
+        evaluate_teacher(cfg, entry, part, preprocessor, detector, of_teacher, better, report, what)
+    except (RuntimeError, ValueError, IndexError) as error:  # the detector's own, on such images
+        report.error(
+            what, f'its prediction fails: {explain(error)}', 'test it alone: python tools/test.py'
+        )
