@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import cycle, islice
 from statistics import median
 
@@ -15,11 +16,12 @@ from torch.utils.data import DataLoader
 
 from ..distiller import RdimKDDistiller
 from ..progress import watched
+from ..stopwatch import peak_memory
 from .report import Report, Table
 
 # Each of the two, after one that is not counted.
 MIN_ROUNDS = 5
-TIME_COLUMNS = ('an iteration', 'seconds', 'GPU memory', 'whole run')
+TIME_COLUMNS = ('an iteration', 'seconds', 'memory', 'whole run')
 
 
 def measure_time(
@@ -34,48 +36,69 @@ def measure_time(
         loader (DataLoader): The training data loader, for the length of an epoch.
         report (Report): Gets a table.
     """
+    device = next(model.parameters()).device
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     for group in optimizer.param_groups:
         group['lr'] = 0.0
     seconds: dict[float, list[float]] = {0.0: [], 1.0: []}
-    memory = dict.fromkeys(seconds, 0)
     rounds = max(MIN_ROUNDS, len(batches)) + 1
     # Taken in turns: what slows the machine slows both.
     for batch in watched(list(islice(cycle(batches), rounds)), 'time'):
         for factor in seconds:
-            for part in model.distill.parts:
-                part.set_factor(factor)
-            taken, peak = _time_step(model, deepcopy(batch), optimizer)
-            seconds[factor].append(taken)
-            memory[factor] = max(memory[factor], peak)
-    # A plain training has no teacher in memory.
-    memory[0.0] = max(0, memory[0.0] - sum(part.teacher.num_bytes for part in model.distill.parts))
+            _set_factor(model, factor)
+            seconds[factor].append(_time_step(model, deepcopy(batch), optimizer))
+    memory = {factor: _memory(model, factor, batches, optimizer) for factor in seconds}
     medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
     iterations = run_length(cfg, loader)
     table = Table(
         f'Time of {iterations} iterations of {batch_size(loader)} images on this one device, '
-        f'without data loading and validation',
+        f'without data loading and validation{_what_memory(device)}',
         TIME_COLUMNS,
     )
     for name, factor in (('plain', 0.0), ('distilled', 1.0)):
-        gigabytes = f'{memory[factor] / 2**30:.2f} GiB' if memory[factor] else '-'
         length = _duration(iterations * medians[factor])
-        table.rows.append((name, f'{medians[factor]:.3g}', gigabytes, length))
+        table.rows.append((name, f'{medians[factor]:.3g}', _size(memory[factor]), length))
     report.tables.append(table)
     report.figures['seconds'] = {'plain': medians[0.0], 'distilled': medians[1.0]}
     report.figures['iterations'] = iterations
 
 
-def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> tuple[float, int]:
+def _set_factor(model: RdimKDDistiller, factor: float) -> None:
+    for part in model.distill.parts:
+        part.set_factor(factor)
+
+
+def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> float:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     model.train_step(batch, optimizer)
     if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() if on_gpu else 0
+    return time.perf_counter() - start
+
+
+def _memory(
+    model: RdimKDDistiller, factor: float, batches: Sequence[dict], optimizer: OptimWrapper
+) -> int:
+    """Bytes at the peak of a step; see :func:`_what_memory`."""
+    device = next(model.parameters()).device
+    _set_factor(model, factor)
+    held = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
+    if held and not factor:  # a plain training has no teacher in memory
+        held -= sum(part.teacher.num_bytes for part in model.distill.parts)
+    steps = [partial(model.train_step, deepcopy(batch), optimizer) for batch in batches]
+    return held + max(peak_memory(step, device) for step in steps)
+
+
+def _size(num_bytes: int) -> str:
+    mebibytes = num_bytes / 2**20
+    return f'{mebibytes:.0f} MiB' if mebibytes < 1000 else f'{mebibytes / 2**10:.2f} GiB'
+
+
+def _what_memory(device: torch.device) -> str:
+    return '' if device.type == 'cuda' else '; memory of a step beside weights and optimizer'
 
 
 def run_length(cfg: Config, loader: DataLoader) -> int:
