@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from rdimkd_det import ConfigError, cli, launch
+from rdimkd_det.mistakes import told_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +44,7 @@ def main() -> None:
     if args.out is not None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with cli.told_in_one_line(runner):
+    with told_in_one_line(runner):
         runner.test()
 
 
