@@ -126,6 +126,8 @@ class _At:
 
     def __next__(self) -> object:
         if self._left == 0:
+            # OneDL's (0.10.12) starts only now, and draws a random number for that.
+            getattr(self._iterator, '_ensure_iterator', lambda: None)()
             self._function()
         self._left -= 1
         return next(self._iterator)
