@@ -430,6 +430,7 @@ def test_signal__command_line(config):
     last = errors.strip().splitlines()[-1]
     assert last.startswith('train.py: stopped at iteration ') and 'interrupted.pth' in last
     assert 'Traceback' not in errors
+    assert 'stopping after this iteration, with a checkpoint; again to stop at once' in errors
     assert latest_checkpoint(run.work_dir)[0].endswith('interrupted.pth')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -40,3 +41,4 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self.stop_listening()
+        os.write(2, b'stopping after this iteration, with a checkpoint; again to stop at once\n')
