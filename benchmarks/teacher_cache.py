@@ -17,9 +17,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from rdimkd_det import cli
 from rdimkd_det.cache.making import without_cache
 from rdimkd_det.cache.store import TeacherCache
+from rdimkd_det.commands import cli
 
 
 def main() -> None:

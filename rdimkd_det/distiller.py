@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .compat import make_positional_encoding_contiguous
-from .config_files import UnreadableConfigError
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
+from .files.configs import UnreadableConfigError
 
 # Of what a Runner may wrap a model in, these keep every parameter whole on every rank.
 WRAPPERS = (DataParallel, DistributedDataParallel)

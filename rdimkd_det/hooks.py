@@ -11,11 +11,11 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from torch.utils.data import DataLoader
 
 from .calibration import calibration_batches, default_calibration_images, fit_projections
-from .checkpoints import load_checkpoint_safely
 from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
+from .files.checkpoints import load_checkpoint_safely
 from .guard import StepSkipper, guard
 from .inheritance import inherit_weights
 from .monitoring import Monitor, weights_in_force

@@ -8,9 +8,9 @@ from mmdet.registry import MODELS
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
-from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
+from .files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from .teacher import load_strictly
 
 

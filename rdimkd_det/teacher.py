@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .acceleration import Acceleration, accelerate, lower_precision
 from .bridge import InputBridge
-from .checkpoints import load_checkpoint_safely
-from .config_files import read_detector_config
 from .errors import ConfigError
 from .features import Level, probe_levels, record_outputs
+from .files.checkpoints import load_checkpoint_safely
+from .files.configs import read_detector_config
 
 
 class FeatureExtractor(nn.Module):

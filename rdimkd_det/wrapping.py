@@ -9,9 +9,9 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from yapf.yapflib.yapf_api import FormatCode
 
-from .config_files import read_config
 from .errors import ConfigError
-from .files import write_text
+from .files.configs import read_config
+from .files.whole import write_text
 from .teacher import Teacher
 
 PROJECTIONS = {

@@ -15,7 +15,7 @@ from cached_runs import FLIP, cached_run, make_cache, write_files
 from runs import call_tool, run_config, run_tool, trained_losses
 
 from rdimkd_det.cache.store import TeacherCache
-from rdimkd_det.config_files import read_config
+from rdimkd_det.files.configs import read_config
 
 SHARD_MB = 0.007  # three of the 16 entries, 2016 bytes each
 NUM_SHARDS = 6

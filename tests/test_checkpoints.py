@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from rdimkd_det import ConfigError
-from rdimkd_det.checkpoints import checkpoints_kept, load_checkpoint_safely
+from rdimkd_det.files.checkpoints import checkpoints_kept, load_checkpoint_safely
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
 

@@ -20,7 +20,7 @@ from rdimkd_det.demo.plan import plan_runs
 from rdimkd_det.demo.report import build_page
 from rdimkd_det.demo.results import Row, gain
 from rdimkd_det.errors import ConfigError
-from rdimkd_det.files import write_text
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.reports.detections import Detection, Example, iou, match
 from rdimkd_det.reports.page import page
 from rdimkd_det.trainings import Run, pool, training

@@ -24,7 +24,7 @@ from runs import (
 )
 
 from rdimkd_det import ConfigError
-from rdimkd_det.export import plain_config, predict, read_student, verify, write_student
+from rdimkd_det.export.student import plain_config, predict, read_student, verify, write_student
 
 
 @pytest.fixture(scope='module')
@@ -273,7 +273,7 @@ def test_export__file_names(work_dir, tmp_path, capsys, option, value):
 
 def test_onnx__not_installed(work_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnx', None)
-    monkeypatch.delitem(sys.modules, 'rdimkd_det.export_onnx', raising=False)
+    monkeypatch.delitem(sys.modules, 'rdimkd_det.export.onnx', raising=False)
     line = refused(
         capsys, work_dir / 'epoch_2.pth', '--out', tmp_path / 's.pth', '--onnx', tmp_path / 's.onnx'
     )
@@ -308,29 +308,29 @@ def test_onnx__gives_what_the_student_gives(work_dir, tmp_path, capsys):
 @pytest.mark.slow
 def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
-    from rdimkd_det import export_onnx
+    from rdimkd_det.export import onnx
 
     student = read_student(str(work_dir / 'epoch_2.pth'))
     detector = student.build()
     # A model that is not what was exported: another bias.
-    original = export_onnx._add_metadata
+    original = onnx._add_metadata
 
     def change_the_detector(*args):
         original(*args)
         with torch.no_grad():
             detector.bbox_head.conv_cls.bias += 1
 
-    monkeypatch.setattr(export_onnx, '_add_metadata', change_the_detector)
+    monkeypatch.setattr(onnx, '_add_metadata', change_the_detector)
     with pytest.raises(ConfigError, match='onnxruntime and PyTorch differ by'):
-        export_onnx.export_onnx(detector, student, tmp_path / 's.onnx')
+        onnx.export_onnx(detector, student, tmp_path / 's.onnx')
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_onnx__operator_that_onnx_lacks(small_config, tmp_path):
     pytest.importorskip('onnxruntime')
-    from rdimkd_det.export import Student
-    from rdimkd_det.export_onnx import export_onnx
+    from rdimkd_det.export.onnx import export_onnx
+    from rdimkd_det.export.student import Student
 
     config = small_config('vfnet/vfnet_r50_fpn_1x_coco.py', depth=18)
     detector = MODELS.build(config.model).eval()
@@ -342,8 +342,8 @@ def test_onnx__operator_that_onnx_lacks(small_config, tmp_path):
 
 def test_onnx__two_stages_are_refused(small_config, tmp_path):
     pytest.importorskip('onnxruntime')
-    from rdimkd_det.export import Student
-    from rdimkd_det.export_onnx import export_onnx
+    from rdimkd_det.export.onnx import export_onnx
+    from rdimkd_det.export.student import Student
 
     config = small_config('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', depth=18)
     detector = MODELS.build(config.model).eval()

@@ -31,7 +31,7 @@ from runs import (
     write_teacher,
 )
 
-import rdimkd_det.files
+import rdimkd_det.files.whole
 from rdimkd_det import ConfigError
 from rdimkd_det.guard import latest_checkpoint
 from rdimkd_det.guard.saving import is_whole
@@ -105,7 +105,7 @@ class Kill(Hook):
             if self.when == 'before':
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.when == 'saving':
-                rdimkd_det.files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                rdimkd_det.files.whole.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration and self.when == 'after':
@@ -340,7 +340,7 @@ def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, cap
                 raise OSError(errno.ENOSPC, 'No space left on device')
         fsync(descriptor)
 
-    monkeypatch.setattr(rdimkd_det.files.os, 'fsync', full)
+    monkeypatch.setattr(rdimkd_det.files.whole.os, 'fsync', full)
     run.dump(Path(run.work_dir).parent / 'config.py')
     with pytest.raises(SystemExit) as exit_info:
         call_tool('train.py', Path(run.work_dir).parent / 'config.py')

@@ -20,7 +20,7 @@ from mmengine.runner import set_random_seed
 from runs import CLASSES, call_tool, distilled, fcos, load, run_config, train, write_data
 from torch import nn
 
-from rdimkd_det import launch
+from rdimkd_det.commands import launch
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.preflight import static_report
 from rdimkd_det.preflight.classes import data_classes, label_map, num_classes

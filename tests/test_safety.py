@@ -16,8 +16,8 @@ from mmengine.config import Config
 from runs import call_tool, distilled, fcos, load, run_config, write_data, write_teacher
 
 from rdimkd_det import ConfigError
-from rdimkd_det.checkpoints import load_checkpoint_safely
-from rdimkd_det.data_files import DataPickleHandler, DataYamlHandler
+from rdimkd_det.files.checkpoints import load_checkpoint_safely
+from rdimkd_det.files.data import DataPickleHandler, DataYamlHandler
 
 
 @pytest.fixture(scope='module')

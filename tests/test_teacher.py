@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from rdimkd_det import ConfigError
-from rdimkd_det.config_files import UnreadableConfigError, read_detector_config
+from rdimkd_det.files.configs import UnreadableConfigError, read_detector_config
 from rdimkd_det.teacher import Teacher, load_strictly
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'

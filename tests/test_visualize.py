@@ -23,8 +23,8 @@ from runs import (
 )
 
 from rdimkd_det import RdimKDLoss
-from rdimkd_det.feature_views import Viewer, principal_axes, view_level
 from rdimkd_det.inference import trained_detector, trained_student
+from rdimkd_det.pictures.views import Viewer, principal_axes, view_level
 
 
 def make_loss(**options):

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from rdimkd_det import ConfigError, cli
+from rdimkd_det import ConfigError
 from rdimkd_det.cache.making import without_cache
 from rdimkd_det.calibration import calibration_batches, teacher_covariances
-from rdimkd_det.checks import check_data
+from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_data
 from rdimkd_det.distiller import distilled_student
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)

@@ -26,12 +26,13 @@ from rich.table import Table
 from rivals import L2, MGD, PKD, L2WithAdapter
 from torch import nn
 
-from rdimkd_det import ConfigError, RandomProjection, RdimKDLoss, cli, fit_projections
+from rdimkd_det import ConfigError, RandomProjection, RdimKDLoss, fit_projections
 from rdimkd_det.acceleration import Acceleration
-from rdimkd_det.checks import check_model
-from rdimkd_det.config_files import read_detector_config
+from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_model
 from rdimkd_det.features import record_outputs
-from rdimkd_det.files import write_text
+from rdimkd_det.files.configs import read_detector_config
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.stopwatch import Cost, describe_machine, measure
 from rdimkd_det.teacher import Teacher
 

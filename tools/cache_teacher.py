@@ -28,7 +28,7 @@ from rich.progress import (
 from torch import nn
 from torch.distributed import init_process_group
 
-from rdimkd_det import ConfigError, DistillHook, cli, launch
+from rdimkd_det import ConfigError, DistillHook
 from rdimkd_det.cache.facts import check_facts
 from rdimkd_det.cache.images import image_pipeline, type_name
 from rdimkd_det.cache.making import (
@@ -41,7 +41,8 @@ from rdimkd_det.cache.making import (
     without_cache,
 )
 from rdimkd_det.cache.store import TeacherCache
-from rdimkd_det.checks import check_data, check_model, check_work_dir
+from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from rdimkd_det import cli
+from rdimkd_det.commands import cli
 from rdimkd_det.datasets.digits import DigitsOptions
 from rdimkd_det.demo import DemoOptions, TrainingFailedError, run_demo
 from rdimkd_det.errors import ConfigError

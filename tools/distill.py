@@ -2,7 +2,8 @@
 
 import argparse
 
-from rdimkd_det import cli, distill_config, launch
+from rdimkd_det import distill_config
+from rdimkd_det.commands import cli, launch
 from rdimkd_det.wrapping import PROJECTIONS, write_config
 
 

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from rdimkd_det import ConfigError, cli
-from rdimkd_det.export import read_student, verify, write_student
+from rdimkd_det import ConfigError
+from rdimkd_det.commands import cli
+from rdimkd_det.export.student import read_student, verify, write_student
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,7 +27,7 @@ def main() -> None:
     args = parse_args()
     if args.onnx:
         # Before anything is written: it says what is not installed.
-        from rdimkd_det.export_onnx import export_onnx
+        from rdimkd_det.export.onnx import export_onnx
     config = cli.read_config_file(args.config) if args.config else None
     student = read_student(args.checkpoint, config)
     model = student.build()

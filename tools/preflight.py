@@ -8,8 +8,9 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 from rich.console import Console
 
-from rdimkd_det import ConfigError, cli, launch
-from rdimkd_det.files import write_text
+from rdimkd_det import ConfigError
+from rdimkd_det.commands import cli, launch
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.preflight import preflight
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rdimkd_det import cli
-from rdimkd_det.checks import check_work_dir
+from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.errors import ConfigError
-from rdimkd_det.files import write_text
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.reports.comparison import comparison_page
 from rdimkd_det.reports.detections import Example, most_different
 from rdimkd_det.reports.evaluation import Evaluation, evaluate, find_examples

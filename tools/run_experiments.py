@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rdimkd_det import cli
+from rdimkd_det.commands import cli
 from rdimkd_det.datasets.digits import DigitsOptions
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.experiments.plan import Plan
@@ -20,7 +20,7 @@ from rdimkd_det.experiments.summary import (
     mean_and_error,
 )
 from rdimkd_det.experiments.table import Experiment, select
-from rdimkd_det.files import write_text
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.trainings import ROOT, TrainingFailedError
 from rdimkd_det.trainings.machine import count_cores
 

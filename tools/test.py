@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from rdimkd_det import ConfigError, cli, launch
-from rdimkd_det.mistakes import told_in_one_line
+from rdimkd_det import ConfigError
+from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.mistakes import told_in_one_line
 
 
 def parse_args() -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rdimkd_det import cli, launch
+from rdimkd_det.commands import cli, launch
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
-from rdimkd_det import ConfigError, cli
-from rdimkd_det.checks import check_work_dir
-from rdimkd_det.feature_pictures import write_pictures
-from rdimkd_det.feature_views import Viewer
+from rdimkd_det import ConfigError
+from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.inference import trained_detector, trained_student
+from rdimkd_det.pictures.drawing import write_pictures
+from rdimkd_det.pictures.views import Viewer
 from rdimkd_det.progress import watched
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import write_text, written_whole
+from ..files.whole import write_text, written_whole
 
 FORMAT = 1
 

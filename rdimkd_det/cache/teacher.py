@@ -10,9 +10,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..config_files import UnreadableConfigError, read_detector_config
 from ..errors import ConfigError
 from ..features import Level
+from ..files.configs import UnreadableConfigError, read_detector_config
 from ..losses import RdimKDLoss
 from .facts import check_facts, checkpoint_facts, model_facts
 from .images import entry_key, image_pipeline

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from rich.console import Console
 
-from rdimkd_det.files import write_text
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.reports.charts import charts, draw_lines
 from rdimkd_det.reports.detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
 from rdimkd_det.reports.gallery import gallery

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from rdimkd_det.checks import check_work_dir
+from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.datasets.digits import is_made
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.trainings import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from rdimkd_det.datasets.digits import VERSION, DigitsOptions
-from rdimkd_det.files import write_text
+from rdimkd_det.files.whole import write_text
 from rdimkd_det.trainings import ROOT, Run, data_paths, path_option
 from rdimkd_det.trainings.state import read_json
 

@@ -12,7 +12,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends.base import BaseStorageBackend
 
 from ..errors import ConfigError, TrainingStoppedError
-from ..files import write_bytes, write_text
+from ..files.whole import write_bytes, write_text
 
 LAST_CHECKPOINT = 'last_checkpoint'  # where mmengine notes the newest one's path
 INTERRUPTED = 'interrupted.pth'

@@ -9,8 +9,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
-from ..checkpoints import read_checkpoint_safely
-from ..config_files import UnreadableConfigError, read_config
+from ..files.checkpoints import read_checkpoint_safely
+from ..files.configs import UnreadableConfigError, read_config
 
 
 def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:

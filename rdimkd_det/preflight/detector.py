@@ -11,8 +11,8 @@ from mmdet.structures.mask import PolygonMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint_safely
 from ..distillation import Distillation
+from ..files.checkpoints import load_checkpoint_safely
 from ..teacher import load_strictly
 
 

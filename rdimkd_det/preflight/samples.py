@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from ..balance import gradient_balance, squared_gradient
 from ..calibration import calibration_batches, fit_projections
-from ..checkpoints import load_checkpoint_safely
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from ..features import record_outputs
+from ..files.checkpoints import load_checkpoint_safely
 from ..progress import watched
 from .report import Report, Table
 

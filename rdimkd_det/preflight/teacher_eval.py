@@ -16,8 +16,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ..bridge import InputBridge
-from ..config_files import UnreadableConfigError, read_config
 from ..distillation import Distillation
+from ..files.configs import UnreadableConfigError, read_config
 from ..progress import watched
 from .detector import at_size_of, relabelled
 from .inputs import InputFormat

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from rdimkd_det.checks import check_data
+from rdimkd_det.commands.checks import check_data
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.inference import trained_detector
 from rdimkd_det.progress import watched

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from rdimkd_det.config_files import read_config
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.files.configs import read_config
 from rdimkd_det.guard import latest_checkpoint
 from rdimkd_det.trainings.history import History, list_parts, read_history
 

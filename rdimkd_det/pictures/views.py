@@ -16,15 +16,15 @@ from mmdet.structures import DetDataSample
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from .distillation import Distillation
-from .distiller import RdimKDDistiller
-from .errors import ConfigError
-from .features import record_outputs
-from .functional import RELATIVE_EPS
-from .losses import RdimKDLoss
-from .monitoring import adapted_maps, explained_share
-from .preflight.classes import teacher_classes
-from .preflight.detector import at_size_of, build_detector
+from ..distillation import Distillation
+from ..distiller import RdimKDDistiller
+from ..errors import ConfigError
+from ..features import record_outputs
+from ..functional import RELATIVE_EPS
+from ..losses import RdimKDLoss
+from ..monitoring import adapted_maps, explained_share
+from ..preflight.classes import teacher_classes
+from ..preflight.detector import at_size_of, build_detector
 
 NUM_COLOURS = 3
 DEVIATIONS = 2  # from the mean to full or no colour

@@ -17,14 +17,14 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from .checkpoints import read_checkpoint_safely, weights_in
-from .errors import ConfigError
-from .files import write_bytes
-from .literal_config import parse_config
-from .names import explain
+from ..errors import ConfigError
+from ..files.checkpoints import read_checkpoint_safely, weights_in
+from ..files.literal_configs import parse_config
+from ..files.whole import write_bytes
+from ..names import explain
+from ..teacher import load_strictly
+from ..version import __version__
 from .provenance import distillation_of, plain_data, recorded_metrics
-from .teacher import load_strictly
-from .version import __version__
 
 
 @dataclass

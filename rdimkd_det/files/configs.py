@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 
 class UnreadableConfigError(ConfigError):

@@ -13,11 +13,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from .checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
-from .distiller import RdimKDDistiller, distilled_student, sharding_message
-from .errors import ConfigError
-from .hooks import DistillHook
-from .names import check_options, check_type, explain
+from ..distiller import RdimKDDistiller, distilled_student, sharding_message
+from ..errors import ConfigError
+from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
+from ..hooks import DistillHook
+from ..names import check_options, check_type, explain
 
 SECTIONS = (
     'train_cfg',

@@ -11,8 +11,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .errors import ConfigError, TrainingStoppedError
-from .names import explain
+from ..errors import ConfigError, TrainingStoppedError
+from ..names import explain
 
 
 class FirstTime(Hook):

@@ -17,9 +17,9 @@ import torch
 from mmengine import fileio
 from mmengine.runner import checkpoint as host
 
-from .compat import allow_checkpoint_types
-from .errors import ConfigError
-from .names import did_you_mean
+from ..compat import allow_checkpoint_types
+from ..errors import ConfigError
+from ..names import did_you_mean
 
 # At the end of OpenMMLab's and torchvision's file names: the first digits of their SHA-256.
 HASH = re.compile(r'-([a-f0-9]{8,64})\.')

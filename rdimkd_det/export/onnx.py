@@ -11,9 +11,9 @@ import torch
 from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
-from .errors import ConfigError
-from .export import Student
-from .names import explain
+from ..errors import ConfigError
+from ..names import explain
+from .student import Student
 
 try:
     import onnx

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 # Names that mean this package and its host to mmengine; any other would be imported.
 SCOPES = (None, 'mmdet', 'mmengine', 'mmcv')

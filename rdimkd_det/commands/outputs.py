@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 # Options of the hooks, metrics and visualizers of mmengine and mmdet that name a file or folder to
 # write, from the current directory ...

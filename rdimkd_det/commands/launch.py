@@ -15,7 +15,11 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
 
-from .checkpoints import checkpoints_kept
+from ..distiller import RdimKDDistiller
+from ..errors import ConfigError
+from ..files.checkpoints import checkpoints_kept
+from ..guard import guard, killed_workers_explained, latest_checkpoint
+from ..preflight import Report, static_report
 from .checks import (
     check_checkpoint,
     check_data,
@@ -25,16 +29,12 @@ from .checks import (
     check_sections,
     check_work_dir,
 )
-from .distiller import RdimKDDistiller
-from .errors import ConfigError
-from .guard import guard, killed_workers_explained, latest_checkpoint
 from .mistakes import as_config_error, told_in_one_line
 from .outputs import check_outputs
-from .preflight import Report, static_report
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply to a config what :func:`rdimkd_det.cli.add_common_arguments` added.
+    """Apply to a config what :func:`rdimkd_det.commands.cli.add_common_arguments` added.
 
     Args:
         cfg (Config): Gets ``launcher`` and ``work_dir``, and the --cfg-options.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from .data_files import read_data_files_safely
-from .errors import ConfigError, TrainingInterruptedError, TrainingStoppedError, last_line
+from ..errors import ConfigError, TrainingInterruptedError, TrainingStoppedError, last_line
+from ..files.data import read_data_files_safely
 
 
 def run(main: Callable[[], None]) -> None:

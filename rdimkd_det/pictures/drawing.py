@@ -1,4 +1,4 @@
-"""Draws what ``feature_views`` sees: one PNG, or an HTML page with a picture per image."""
+"""Draws what ``views`` sees: one PNG, or an HTML page with a picture per image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from .feature_views import ImageView
-from .files import write_bytes, write_text
-from .reports.page import page, paragraph, section
+from ..files.whole import write_bytes, write_text
+from ..reports.page import page, paragraph, section
+from .views import ImageView
 
 CELL = 2.1  # inches
 UNRELATED = 2**0.5  # root mean square difference of unrelated standardised maps

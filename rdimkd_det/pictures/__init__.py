@@ -1,0 +1,1 @@
+"""What teacher and students see of an image, as pictures."""

@@ -1,0 +1,69 @@
+"""The package stands as docs/architecture.md says: no import goes up, none goes in a circle."""
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'rdimkd_det'
+MODULES = {
+    '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix('__init__').rstrip('.'): path
+    for path in PACKAGE.rglob('*.py')
+    if '.mim' not in path.parts
+}  # fmt: skip
+
+
+def floors() -> dict[str, int]:
+    """Module or folder to floor, as the table in docs/architecture.md has them."""
+    rows = re.findall(
+        r'^\| (\d) \| (.+?) \|', (ROOT / 'docs/architecture.md').read_text('utf-8'), re.MULTILINE
+    )
+    return {name: int(floor) for floor, names in rows for name in re.findall(r'`(\S+)`', names)}
+
+
+def imported_by(module: str) -> set[str]:
+    """Modules of the package that one imports, wherever in its text."""
+    path = MODULES[module]
+    home = ['rdimkd_det', *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) - node.level + 1] if node.level else []
+            base = '.'.join([*base, *filter(None, [node.module])])
+            names = [f'{base}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        for name in names:
+            own = name.partition('rdimkd_det.')[2]
+            # `from .names import explain` is the module `names`; `from . import x` may be one too.
+            found.add(own if own in MODULES else own.rpartition('.')[0])
+    return found - {module, ''}
+
+
+def floor_of(module: str) -> int:
+    table = floors()
+    return table.get(module) or table[module.split('.')[0]]
+
+
+def test_floors__table_names_each_module_or_folder_once():
+    named = set(floors())
+    assert named <= set(MODULES)
+    assert {module.split('.')[0] for module in MODULES if module} <= named
+    assert floors()['errors'] == 1 and floors()['demo'] == 6
+
+
+@pytest.mark.parametrize('module', sorted(filter(None, MODULES)))
+def test_imports__go_down(module):
+    up = {name for name in imported_by(module) if floor_of(name) > floor_of(module)}
+    assert not up, f'{module} (floor {floor_of(module)}) imports from above: {sorted(up)}'
+
+
+def test_imports__go_in_no_circle():
+    # Raises CycleError otherwise. The package's own front page imports everything.
+    order = list(TopologicalSorter({m: imported_by(m) for m in MODULES if m}).static_order())
+    assert order.index('functional') < order.index('losses') < order.index('distiller')
