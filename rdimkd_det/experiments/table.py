@@ -21,6 +21,7 @@ GROUPS = {
     'normalize': 'Scale of the compared maps',
     'dim': 'Number of directions d (of 128 channels)',
     'weight': 'Loss weight',
+    'decay': 'A weight that fades',
     'whitening': 'Weight of the directions',
     'bases': 'Other ways with the basis K',
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
@@ -196,6 +197,15 @@ def _weights() -> list[Experiment]:
     ]
 
 
+def _decays() -> list[Experiment]:
+    fades = {'custom_hooks': [{'type': 'DistillHook', 'schedule': {'decay': 'linear'}}]}
+    options = dict(changes=fades, rival='pkd_decay')
+    return [
+        _rdimkd('rdimkd_p_decay', 'RdimKD-P, d = 64, weight 1 to 0, linear', 'decay', **options),
+        _l2('pkd_decay', 'PKD, weight 1 to 0, linear', 'decay', **options),
+    ]
+
+
 def _whitening() -> list[Experiment]:
     return [
         _rdimkd(
@@ -273,7 +283,7 @@ def _schedules() -> list[Experiment]:
 
 
 PROJECTIONS = {'P': 'PCAProjection', 'R': 'RandomProjection', 'A': 'AutoencoderProjection'}
-EVERYWHERE = ('main', 'normalize', 'controls', 'size', 'family')
+EVERYWHERE = ('main', 'normalize', 'decay', 'controls', 'size', 'family')
 
 TABLE = {
     **TEACHERS,
@@ -301,6 +311,7 @@ TABLE = {
             *_scales(),
             *_dims(),
             *_weights(),
+            *_decays(),
             *_whitening(),
             *_bases(),
             *_controls(),
