@@ -9,11 +9,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'rdimkd_det'
-MODULES = {
-    '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix('__init__').rstrip('.'): path
-    for path in PACKAGE.rglob('*.py')
-    if '.mim' not in path.parts
-}  # fmt: skip
+PATHS = [path for path in PACKAGE.rglob('*.py') if '.mim' not in path.parts]
+
+
+def module_of(path: Path) -> str:
+    """Its dotted name without the package's; '' for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {module_of(path): path for path in PATHS}
 
 
 def floors() -> dict[str, int]:
