@@ -24,7 +24,7 @@ from runs import (
 )
 
 from rdimkd_det import ConfigError
-from rdimkd_det.export.student import plain_config, predict, read_student, verify, write_student
+from rdimkd_det.export.student import plain_config, predict, read_student, write_student
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,8 @@ def test_export__is_the_student_alone(work_dir, tmp_path, capsys):
     (path,) = (tmp_path / 'out').iterdir()
     assert re.fullmatch(r'student-[0-9a-f]{8}\.pth', path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    assert str(path) in lines[0] and '5 boxes' in lines[1] and 'bit for bit' in lines[1]
+    assert str(path) in lines[0] and 'all weights equal' in lines[1] and 'bit for bit' in lines[1]
+    assert lines[2] == 'on a test image: 5 boxes are the same'
     content, source = load(path), load(work_dir / 'epoch_2.pth')
     assert content.keys() == {'meta', 'state_dict'}
     assert_equal(content['state_dict'], dict(source['state_dict']))
@@ -133,14 +134,14 @@ def test_export__without_log_claims_no_result(work_dir, tmp_path):
 
 def test_export__same_input_same_name(work_dir, tmp_path):
     student = read_student(str(work_dir / 'epoch_2.pth'))
-    names = {write_student(student, str(tmp_path / f'{n}' / 's.pth')).name for n in (1, 2)}
+    names = {write_student(student, str(tmp_path / f'{n}' / 's.pth'))[0].name for n in (1, 2)}
     assert len(names) == 1
 
 
 def test_export__mmdet_takes_it(work_dir, tmp_path):
     """Its own config and classes are all that MMDetection's API needs."""
     source = read_student(str(work_dir / 'epoch_2.pth'))
-    path = write_student(source, str(tmp_path / 's.pth'))
+    path, _ = write_student(source, str(tmp_path / 's.pth'))
     config = Config.fromstring(load(path)['meta']['cfg'], '.py')
     model = init_detector(config, str(path), device='cpu')
     assert model.dataset_meta['classes'] == ['red', 'green', 'blue']
@@ -179,16 +180,58 @@ def test_plain_config__keeps_other_hooks_and_imports():
 # What is refused
 
 
-def test_verify__other_weights_are_found_and_removed(work_dir, tmp_path):
+@pytest.mark.parametrize('change', ['other bias', 'zeros', 'one less'])
+def test_write_student__other_weights_in_the_file_are_found(
+    work_dir, tmp_path, monkeypatch, change
+):
     student = read_student(str(work_dir / 'epoch_2.pth'))
-    source = student.build()
-    path = write_student(student, str(tmp_path / 's.pth'))
-    assert verify(path, source) == 5
-    with torch.no_grad():
-        source.bbox_head.conv_reg.bias[0] += 1e-3
+    save = torch.save
+
+    def save_others(content, file):
+        weights = content['state_dict']
+        if change == 'other bias':
+            weights['bbox_head.conv_reg.bias'][0] += 1e-7
+        elif change == 'zeros':
+            for value in weights.values():
+                value.zero_()
+        else:
+            weights.pop('bbox_head.conv_reg.bias')
+        save(content, file)
+
+    monkeypatch.setattr(torch, 'save', save_others)
+    with pytest.raises(ConfigError, match='weights that were written are not those'):
+        write_student(student, str(tmp_path / 's.pth'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_student__another_config_in_the_file_is_found(work_dir, tmp_path):
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    student.meta['cfg'] = student.meta['cfg'].replace('max_per_img=5', 'max_per_img=4')
     with pytest.raises(ConfigError, match='predictions differ'):
-        verify(path, source)
-    assert not path.exists()
+        write_student(student, str(tmp_path / 's.pth'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_export__without_predictions_there_is_no_file(work_dir, tmp_path, capsys):
+    config = read_student(str(work_dir / 'epoch_2.pth')).config
+    config.model.test_cfg.nms.type = 'nmss'  # given as a file, it is trusted
+    (tmp_path / 'c.py').write_text(config.pretty_text)
+    args = ('--out', tmp_path / 'out/s.pth', '--config', tmp_path / 'c.py')
+    line = refused(capsys, work_dir / 'epoch_2.pth', *args)
+    assert "no predictions: NameError: name 'nmss' is not defined" in line
+    assert not list((tmp_path / 'out').iterdir())
+
+
+def test_export__own_modules_with_the_config_given(work_dir, tmp_path, capsys, monkeypatch):
+    (tmp_path / 'own_detectors.py').write_text(
+        'from mmdet.models import FCOS\n\n\nclass Mine(FCOS):\n    pass\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = read_student(str(work_dir / 'epoch_2.pth')).config
+    config.model.type = 'own_detectors.Mine'
+    (tmp_path / 'c.py').write_text(config.pretty_text)
+    args = ('--out', tmp_path / 's.pth', '--config', tmp_path / 'c.py')
+    assert '5 boxes' in export(capsys, work_dir / 'epoch_2.pth', *args)[2]
 
 
 def write_checkpoint(path, cfg, weights=None):
@@ -199,6 +242,7 @@ def write_checkpoint(path, cfg, weights=None):
 
 
 RUNS = "dict(type='os.mkdir', path='payload_ran')"
+EVALUATED = "getattr(__import__('os'), 'mkdir')('payload_ran') or nms"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +264,10 @@ RUNS = "dict(type='os.mkdir', path='payload_ran')"
         ("custom_imports = dict(imports='payload')", 'imports payload'),
         ("model = dict(type='FCOS')\ndefault_scope = 'payload'", 'imports payload'),
         ("model = dict(type='FCOS', _scope_='payload')", 'imports payload'),
+        (f"model = dict(type='FCOS', test_cfg=dict(nms=dict(type={EVALUATED!r})))", 'runs code'),
+        ("model = dict(type='FCOS', test_cfg=dict(nms=dict(type='exec')))", 'has exec where'),
+        (f"model = dict(type='FCOS', x=dict(warp_mode={EVALUATED!r}))", 'runs code'),
+        ("model = dict(type='LAD', teacher_config='payload.py')", 'has payload.py where'),
         ('train_cfg = dict(max_epochs=1)', 'has no model'),
         ("model = dict(type='Nonesuch')", 'cannot be built: KeyError'),
         ("model = dict(type='FCOS')\ncustom_hooks = 5", 'is not of a detector (TypeError'),
@@ -253,7 +301,7 @@ def test_export__config_given(work_dir, tmp_path, capsys):
     path = write_checkpoint(tmp_path / 'w.pth', 'import os', content['state_dict'])
     (tmp_path / 'plain.py').write_text(Config(dict(model=fcos())).pretty_text)
     lines = export(capsys, path, '--out', tmp_path / 's.pth', '--config', tmp_path / 'plain.py')
-    assert '5 boxes' in lines[1]
+    assert '5 boxes' in lines[2]
     other = Config(dict(model=fcos(fpn_channels=24))).pretty_text
     (tmp_path / 'other.py').write_text(other)
     line = refused(capsys, path, '--out', tmp_path / 'x/s.pth', '--config', tmp_path / 'other.py')
@@ -334,7 +382,7 @@ def test_onnx__operator_that_onnx_lacks(small_config, tmp_path):
 
     config = small_config('vfnet/vfnet_r50_fpn_1x_coco.py', depth=18)
     detector = MODELS.build(config.model).eval()
-    student = Student(config, detector.state_dict(), {})
+    student = Student(config, detector.state_dict(), {}, trusted=True)
     with pytest.raises(ConfigError, match=r'VFNet cannot be exported: .*DeformConv'):
         export_onnx(detector, student, tmp_path / 's.onnx')
     assert not list(tmp_path.iterdir())
@@ -347,6 +395,6 @@ def test_onnx__two_stages_are_refused(small_config, tmp_path):
 
     config = small_config('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', depth=18)
     detector = MODELS.build(config.model).eval()
-    student = Student(config, detector.state_dict(), {})
+    student = Student(config, detector.state_dict(), {}, trusted=True)
     with pytest.raises(ConfigError, match='FasterRCNN is no single-stage detector'):
         export_onnx(detector, student, tmp_path / 's.onnx')

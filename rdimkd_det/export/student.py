@@ -6,7 +6,7 @@ import copy
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.literal_configs import parse_config
-from ..files.whole import write_bytes
+from ..files.whole import written_whole
 from ..names import explain
 from ..teacher import load_strictly
 from ..version import __version__
@@ -37,11 +37,13 @@ class Student:
             mmengine stores as 'state_dict' (the raw ones are 'ema_state_dict').
         meta (dict): Plain data: 'cfg', 'dataset_meta', 'epoch', 'iter', 'metrics',
             'distillation' and versions; what the checkpoint does not know is left out.
+        trusted (bool): Whether its config was given by the user, and not by the checkpoint.
     """
 
     config: Config
     weights: Mapping[str, torch.Tensor]
     meta: dict
+    trusted: bool
 
     def build(self) -> nn.Module:
         """The detector with these weights, in eval mode.
@@ -67,7 +69,8 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
     weights = weights_in(content, checkpoint, 'checkpoint')
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
-    if config is None:
+    trusted = config is not None
+    if not trusted:
         text = meta.get('cfg')
         if not isinstance(text, str):
             raise ConfigError(
@@ -93,7 +96,7 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
         'rdimkd_det_version': __version__,
     }
     kept = {key: plain_data(value) for key, value in kept.items() if value}
-    return Student(student, weights, kept)
+    return Student(student, weights, kept, trusted)
 
 
 def plain_config(config: Config) -> Config:
@@ -121,15 +124,19 @@ def plain_config(config: Config) -> Config:
     return plain
 
 
-def write_student(student: Student, out: str) -> Path:
-    """Write a student as OpenMMLab's ``publish_model`` does, completely or not at all.
+def write_student(student: Student, out: str) -> tuple[Path, int]:
+    """Write a student as OpenMMLab's ``publish_model`` does, verified, or not at all.
 
     Args:
         student (Student): The student.
         out (str): File name; the first 8 digits of the SHA-256 are added to its stem.
 
     Returns:
-        Path: The file, e.g. 'student-1a2b3c4d.pth' for 'student.pth'.
+        tuple[Path, int]: The file, e.g. 'student-1a2b3c4d.pth' for 'student.pth', and the number
+            of boxes compared, see :func:`verify`.
+
+    Raises:
+        ConfigError: What was written is not the student.
     """
     buffer = io.BytesIO()
     # A tensor that is a view would take its whole storage along.
@@ -138,33 +145,66 @@ def write_student(student: Student, out: str) -> Path:
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     target = Path(out).with_name(f'{Path(out).name.removesuffix(".pth")}-{digest[:8]}.pth')
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, buffer.getvalue())
-    return target
+    with written_whole(target) as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        return target, verify(Path(file.name), student)
 
 
-def verify(path: Path, source: nn.Module) -> int:
-    """Compare the detector in a file with the one that it was made from, on an image.
+def verify(path: Path, student: Student) -> int:
+    """Read a file again and compare what is in it with the student.
 
     Args:
-        path (Path): What :func:`write_student` wrote; its own config makes the detector.
-        source (nn.Module): The detector with the source checkpoint's weights.
+        path (Path): What was written; its own config makes the detector.
+        student (Student): What it was made from.
 
     Returns:
-        int: Number of boxes that are equal, bit for bit.
+        int: Number of boxes on a test image that are equal, bit for bit, as all weights are.
 
     Raises:
-        ConfigError: The predictions differ. The file has been removed.
+        ConfigError: Weights or predictions differ, or there can be no predictions.
     """
-    expected, found = predict(source), predict(read_student(str(path)).build())
-    equal = expected.keys() == found.keys() and all(
-        torch.equal(torch.as_tensor(expected[key]), torch.as_tensor(found[key])) for key in expected
-    )
-    if not equal:
-        path.unlink()
-        raise ConfigError(
-            f"{path.name}: its predictions differ from the checkpoint's; it has been removed."
-        )
+    written = _read_again(path, student.trusted)
+    pairs = [(written.weights.get(key), value) for key, value in student.weights.items()]
+    if written.weights.keys() != student.weights.keys() or not all(map(_identical, *zip(*pairs))):
+        raise ConfigError('the weights that were written are not those of the checkpoint.')
+    try:
+        expected, found = (predict(_with_every_box(it).build()) for it in (student, written))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever its config makes MMDetection do
+        raise ConfigError(f'the student makes no predictions: {explain(error)}') from error
+    if expected.keys() != found.keys() or not all(
+        map(_identical, expected.values(), found.values())
+    ):
+        raise ConfigError("the written student's predictions differ from the checkpoint's.")
     return len(found['scores'])
+
+
+def _read_again(path: Path, trusted: bool) -> Student:
+    config = None
+    if trusted:  # it may hold what is refused of a stranger's
+        text = read_checkpoint_safely(str(path), 'student')['meta']['cfg']
+        config = Config.fromstring(text, '.py')
+    return read_student(str(path), config)
+
+
+def _identical(one: object, other: object) -> bool:
+    one, other = torch.as_tensor(one), torch.as_tensor(other)
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+
+
+def _with_every_box(student: Student) -> Student:
+    """The same student without a threshold on scores, so that there is something to compare."""
+    config = copy.deepcopy(student.config)
+    nodes = [config.model.get('test_cfg') or {}]
+    while nodes:
+        node = nodes.pop()
+        nodes += [value for value in node.values() if isinstance(value, dict)]
+        if 'score_thr' in node:
+            node['score_thr'] = 0.0
+    return replace(student, config=config)
 
 
 def build_detector(config: Config, weights: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from mmengine.config import Config
 
@@ -11,6 +12,10 @@ from ..errors import ConfigError
 
 # Names that mean this package and its host to mmengine; any other would be imported.
 SCOPES = (None, 'mmdet', 'mmengine', 'mmcv')
+# What else stands in `nms=dict(type=...)` of MMDetection's configs would be evaluated as Python.
+NMS = ('nms', 'soft_nms', 'nms_match', 'nms_rotated', 'nms_quadri')
+WARP_MODE = re.compile(r'cv2\.MOTION_[A-Z]+')
+SHOWN = 100  # characters of what a message quotes
 
 
 def parse_config(text: str, who: str) -> Config:
@@ -36,6 +41,7 @@ def parse_config(text: str, who: str) -> Config:
             f'{who}: its config is more than plain data, and is not run; give the file: --config.'
         ) from None
     _check_imports(content, who)
+    _check_evaluated(content, who)
     return Config(content)
 
 
@@ -71,9 +77,36 @@ def _check_imports(content: Mapping, who: str) -> None:
         asked |= {node.get(key) for key in ('_scope_', 'default_scope')} - set(SCOPES)
     if asked:
         raise ConfigError(
-            f'{who}: its config imports {", ".join(sorted(map(str, asked)))}, which could be any '
-            f'code; if you trust it, give the file: --config.'
+            f'{who}: its config imports {_shown(asked)}, which could be any code; if you trust it, '
+            f'give the file: --config.'
         )
+
+
+def _check_evaluated(content: Mapping, who: str) -> None:
+    """Refuse what MMDetection would run as Python although it looks like data."""
+    run = {value for node in _mappings(content) for value in _evaluated(node)}
+    if run:
+        raise ConfigError(
+            f'{who}: its config has {_shown(run)} where MMDetection runs code; if you trust it, '
+            f'give the file: --config.'
+        )
+
+
+def _evaluated(node: Mapping) -> Iterator[object]:
+    kind, nms, warp, teacher = map(node.get, ('type', 'nms', 'warp_mode', 'teacher_config'))
+    if isinstance(kind, str) and not kind.isidentifier():
+        yield kind
+    if isinstance(nms, Mapping) and nms.get('type', 'nms') not in NMS:
+        yield str(nms['type'])  # mmcv (2.1.0, OneDL 2.3.6): eval(type) in batched_nms
+    if isinstance(warp, str) and not WARP_MODE.fullmatch(warp):
+        yield warp  # mmdet (3.3.0, OneDL 3.5.1): eval in CameraMotionCompensation
+    if isinstance(teacher, str):
+        yield teacher  # mmdet's own distillers run this config file
+
+
+def _shown(values: Iterable) -> str:
+    text = ', '.join(sorted(map(str, values)))
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
 
 
 def _mappings(node: object) -> Iterator[Mapping]:
