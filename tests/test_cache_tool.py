@@ -323,3 +323,16 @@ def test_fit__with_the_hooks_default_number_of_images(changed, tmp_path):
     config = changed(lambda config: config.custom_hooks[0].pop('calibration_images'))
     call_tool('cache_teacher.py', config, '--out', tmp_path / 'cache')
     assert TeacherCache(tmp_path / 'cache').about['num_entries'] > 0
+
+
+def test_preprocessor__at_the_top_of_the_config(changed, tmp_path):
+    """Checks and tools build the model that the Runner will build."""
+
+    def move(config):
+        config.data_preprocessor = config.model.student.pop('data_preprocessor')
+
+    config = changed(move)
+    call_tool('cache_teacher.py', config, '--out', tmp_path / 'cache')
+    cache = f'model.teacher.cache={tmp_path / "cache"}'
+    call_tool('train.py', config, '--work-dir', tmp_path / 'work', '--cfg-options', cache)
+    assert len(trained_losses(tmp_path / 'work')) == 4
