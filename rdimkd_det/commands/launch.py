@@ -146,7 +146,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, args.resume
         if args.resume == 'auto':
             cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
-    with checkpoints_kept():
+    with checkpoints_kept(who='teacher'):
         report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
     if report is not None:
