@@ -115,6 +115,10 @@ class Teacher:
         """Build what turns a batch that the student's preprocessor made into this teacher's."""
         return InputBridge(preprocessor, self.build_preprocessor())
 
+    def check(self, cfg: Config) -> None:
+        """Check what :meth:`prepare` will need: a checkpoint that loads strictly."""
+        self.load_plain()
+
     def prepare(self, cfg: Config) -> None:
         """Be ready for a training, whatever its config: :meth:`build`."""
         self.build()
@@ -140,9 +144,7 @@ class Teacher:
         """
         if self._network is None:
             # The checkpoint first: a wrong one costs no time.
-            mapped = self.acceleration.share_weights
-            weights = load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
-            load = partial(self._load_network, weights)
+            load = partial(self._load_network, self._read_weights())
             self._network = accelerate(load, self.acceleration, self.taps)
 
     def load_plain(self) -> FeatureExtractor:
@@ -151,7 +153,11 @@ class Teacher:
         Raises:
             ConfigError: As :meth:`build`.
         """
-        return self._load_network(load_checkpoint_safely(self.checkpoint, who='teacher'))
+        return self._load_network(self._read_weights())
+
+    def _read_weights(self) -> Mapping[str, Tensor]:
+        mapped = self.acceleration.share_weights
+        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
 
     def _load_network(self, weights: Mapping[str, Tensor]) -> FeatureExtractor:
         network = None
