@@ -67,9 +67,22 @@ class Acceleration:
                 'teacher: share_weights=True needs fuse=False and channels_last=False, which give '
                 'each process weights of its own.'
             )
+        if self.share_weights and DTYPES.get(self.precision):
+            raise ConfigError(
+                f'teacher: share_weights=True shares the weights as the checkpoint has them, and '
+                f'precision={self.precision!r} gives each process converted ones of its own; take '
+                f"precision='fp32' or 'auto', or share_weights=False."
+            )
 
-    def dtype(self, device: torch.device) -> torch.dtype | None:
+    def dtype(
+        self, device: torch.device, of_training: torch.dtype | None = None
+    ) -> torch.dtype | None:
         """The half precision to run in now on a device; None is float32.
+
+        Args:
+            device (torch.device): Where it runs.
+            of_training (torch.dtype, optional): From :func:`training_dtype`, for what runs outside
+                of the training's autocast.
 
         Raises:
             ConfigError: The device does not have it.

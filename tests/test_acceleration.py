@@ -228,6 +228,10 @@ def test_compile__hides_inner_taps(files):
         ({'precision': 'half'}, "precision must be 'auto', .* got 'half'"),
         ({'fuse': 'no'}, "fuse must be True or False, got 'no'"),
         ({'share_weights': True}, 'share_weights=True needs fuse=False and channels_last=False'),
+        (
+            {**PLAIN, 'share_weights': True, 'precision': 'bf16'},
+            "precision='bf16' gives each process converted ones of its own; take precision='fp32'",
+        ),
     ],
 )
 def test_build_acceleration__wrong_option(options, message):
