@@ -88,10 +88,24 @@ class Acceleration:
             ConfigError: The device does not have it.
         """
         if self.precision == 'auto':
-            return cuda_autocast_dtype() if device.type == 'cuda' else None
+            return (cuda_autocast_dtype() or of_training) if device.type == 'cuda' else None
         if self.precision == 'fp16' and device.type == 'cpu':
             raise ConfigError("teacher: precision='fp16' needs a GPU; take 'auto', or 'bf16'.")
         return DTYPES[self.precision]
+
+
+def training_dtype(cfg: Mapping) -> torch.dtype | None:
+    """The half precision of the autocast in which a training will run; None is float32.
+
+    Args:
+        cfg (Mapping): Config of the training.
+    """
+    options = cfg.get('optim_wrapper') or {}
+    kind, dtype = options.get('type'), options.get('dtype') or 'float16'
+    if str(getattr(kind, '__name__', kind)).rpartition('.')[2] != 'AmpOptimWrapper':
+        return None
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    return dtype if dtype in DTYPES.values() else None
 
 
 def build_acceleration(options: Mapping) -> Acceleration:
