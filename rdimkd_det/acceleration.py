@@ -67,18 +67,45 @@ class Acceleration:
                 'teacher: share_weights=True needs fuse=False and channels_last=False, which give '
                 'each process weights of its own.'
             )
+        if self.share_weights and DTYPES.get(self.precision):
+            raise ConfigError(
+                f'teacher: share_weights=True shares the weights as the checkpoint has them, and '
+                f'precision={self.precision!r} gives each process converted ones of its own; take '
+                f"precision='fp32' or 'auto', or share_weights=False."
+            )
 
-    def dtype(self, device: torch.device) -> torch.dtype | None:
+    def dtype(
+        self, device: torch.device, of_training: torch.dtype | None = None
+    ) -> torch.dtype | None:
         """The half precision to run in now on a device; None is float32.
+
+        Args:
+            device (torch.device): Where it runs.
+            of_training (torch.dtype, optional): From :func:`training_dtype`, for what runs outside
+                of the training's autocast.
 
         Raises:
             ConfigError: The device does not have it.
         """
         if self.precision == 'auto':
-            return cuda_autocast_dtype() if device.type == 'cuda' else None
+            return (cuda_autocast_dtype() or of_training) if device.type == 'cuda' else None
         if self.precision == 'fp16' and device.type == 'cpu':
             raise ConfigError("teacher: precision='fp16' needs a GPU; take 'auto', or 'bf16'.")
         return DTYPES[self.precision]
+
+
+def training_dtype(cfg: Mapping) -> torch.dtype | None:
+    """The half precision of the autocast in which a training will run; None is float32.
+
+    Args:
+        cfg (Mapping): Config of the training.
+    """
+    options = cfg.get('optim_wrapper') or {}
+    kind, dtype = options.get('type'), options.get('dtype') or 'float16'
+    if str(getattr(kind, '__name__', kind)).rpartition('.')[2] != 'AmpOptimWrapper':
+        return None
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    return dtype if dtype in DTYPES.values() else None
 
 
 def build_acceleration(options: Mapping) -> Acceleration:

@@ -90,6 +90,17 @@ class Distillation(nn.Module):
         """list[Distillation]: One per teacher: itself."""
         return [self]
 
+    def check(self, cfg: Config) -> None:
+        """Find what :meth:`prepare` would refuse, without making the teacher fast.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: As :meth:`prepare`.
+        """
+        self.teacher.check(cfg)
+
     def prepare(self, cfg: Config) -> None:
         """Load the teacher; of a cached one, check that it is of this training.
 

@@ -15,7 +15,7 @@ from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
-from .files.checkpoints import load_checkpoint_safely
+from .files.checkpoints import forget_kept_checkpoints, load_checkpoint_safely
 from .guard import StepSkipper, guard
 from .inheritance import inherit_weights
 from .monitoring import Monitor, weights_in_force
@@ -101,6 +101,7 @@ class DistillHook(Hook):
                 self.fit(model, runner.train_dataloader)
         if model.distill.inherit and not runner._resume:
             self._inherit(runner, model)
+        forget_kept_checkpoints()
         _broadcast(model.distill)
         _update_averaged_models(runner, model.distill)
         for part in model.distill.parts:

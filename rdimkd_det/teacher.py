@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
-from .acceleration import Acceleration, accelerate, lower_precision
+from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .bridge import InputBridge
 from .errors import ConfigError
 from .features import Level, probe_levels, record_outputs
@@ -88,6 +88,7 @@ class Teacher:
             )
         self._network: FeatureExtractor | None = None
         self._dtype: torch.dtype | None = None
+        self._training_dtype: torch.dtype | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def __deepcopy__(self, memo: dict) -> Teacher:
@@ -115,9 +116,23 @@ class Teacher:
         """Build what turns a batch that the student's preprocessor made into this teacher's."""
         return InputBridge(preprocessor, self.build_preprocessor())
 
+    def check(self, cfg: Config) -> None:
+        """Check what :meth:`prepare` will need: a checkpoint that loads strictly."""
+        self.load_plain()
+
     def prepare(self, cfg: Config) -> None:
-        """Be ready for a training, whatever its config: :meth:`build`."""
+        """Be ready for a training: build the network, and know the training's precision.
+
+        The projections are fitted, and a cache is made, outside of the training's autocast.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: As :meth:`build`.
+        """
         self.build()
+        self._training_dtype = training_dtype(cfg)
 
     def provide_bases(self, tap: str, indices: Sequence[int], loss: nn.Module) -> None:
         """Nothing to provide: a loss fits its own bases."""
@@ -140,9 +155,7 @@ class Teacher:
         """
         if self._network is None:
             # The checkpoint first: a wrong one costs no time.
-            mapped = self.acceleration.share_weights
-            weights = load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
-            load = partial(self._load_network, weights)
+            load = partial(self._load_network, self._read_weights())
             self._network = accelerate(load, self.acceleration, self.taps)
 
     def load_plain(self) -> FeatureExtractor:
@@ -151,7 +164,11 @@ class Teacher:
         Raises:
             ConfigError: As :meth:`build`.
         """
-        return self._load_network(load_checkpoint_safely(self.checkpoint, who='teacher'))
+        return self._load_network(self._read_weights())
+
+    def _read_weights(self) -> Mapping[str, Tensor]:
+        mapped = self.acceleration.share_weights
+        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
 
     def _load_network(self, weights: Mapping[str, Tensor]) -> FeatureExtractor:
         network = None
@@ -203,7 +220,7 @@ class Teacher:
     def _precision(self, device: torch.device) -> torch.dtype | None:
         """Half precision of the weights; once they have one, they keep it."""
         if self._dtype is None:
-            self._dtype = self.acceleration.dtype(device)
+            self._dtype = self.acceleration.dtype(device, self._training_dtype)
             if self._dtype is not None:
                 lower_precision(self._network, self._dtype)
         return self._dtype

@@ -6,11 +6,18 @@ from unittest import mock
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
 from torch import nn
 from torch._dynamo.utils import counters
 
 from rdimkd_det import ConfigError
-from rdimkd_det.acceleration import Acceleration, accelerate, build_acceleration
+from rdimkd_det.acceleration import (
+    Acceleration,
+    accelerate,
+    build_acceleration,
+    training_dtype,
+)
 from rdimkd_det.teacher import Teacher
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
@@ -116,6 +123,30 @@ def test_precision__of_the_cpu_is_float32_whatever_the_student_does(files):
     with torch.autocast('cpu', torch.bfloat16):
         found = maps(files, images)
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+@pytest.mark.parametrize(
+    'optim_wrapper, expected',
+    [
+        (dict(type='AmpOptimWrapper'), torch.float16),
+        (dict(type='mmengine.AmpOptimWrapper', dtype='bfloat16'), torch.bfloat16),
+        (dict(type=AmpOptimWrapper, dtype=torch.bfloat16), torch.bfloat16),
+        (dict(type='AmpOptimWrapper', dtype='float32'), None),
+        (dict(type='OptimWrapper'), None),
+        (None, None),
+    ],
+)
+def test_training_dtype__literal(optim_wrapper, expected):
+    assert training_dtype(dict(optim_wrapper=optim_wrapper)) == expected
+
+
+def test_precision__of_the_training_also_outside_of_its_autocast(files):
+    teacher = Teacher(*files, ['neck'])
+    assert teacher._precision(torch.device('cuda')) is None
+    teacher.prepare(Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))))
+    assert teacher._precision(torch.device('cpu')) is None
+    assert teacher._precision(torch.device('cuda')) is torch.bfloat16
+    assert teacher._network.backbone.conv1.weight.dtype is torch.bfloat16
 
 
 def test_precision__fp16_needs_a_gpu(files):
@@ -228,6 +259,10 @@ def test_compile__hides_inner_taps(files):
         ({'precision': 'half'}, "precision must be 'auto', .* got 'half'"),
         ({'fuse': 'no'}, "fuse must be True or False, got 'no'"),
         ({'share_weights': True}, 'share_weights=True needs fuse=False and channels_last=False'),
+        (
+            {**PLAIN, 'share_weights': True, 'precision': 'bf16'},
+            "precision='bf16' gives each process converted ones of its own; take precision='fp32'",
+        ),
     ],
 )
 def test_build_acceleration__wrong_option(options, message):

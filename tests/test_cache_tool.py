@@ -14,6 +14,7 @@ import torch
 from cached_runs import FLIP, cached_run, make_cache, write_files
 from runs import call_tool, run_config, run_tool, trained_losses
 
+from rdimkd_det.acceleration import Acceleration
 from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.files.configs import read_config
 
@@ -323,3 +324,44 @@ def test_fit__with_the_hooks_default_number_of_images(changed, tmp_path):
     config = changed(lambda config: config.custom_hooks[0].pop('calibration_images'))
     call_tool('cache_teacher.py', config, '--out', tmp_path / 'cache')
     assert TeacherCache(tmp_path / 'cache').about['num_entries'] > 0
+
+
+def test_amp__the_teacher_runs_in_the_precision_of_the_training(changed, tmp_path):
+    """Also outside of the training's autocast: where the bases are fitted and the maps made."""
+    amp = dict(type='AmpOptimWrapper', dtype='bfloat16')
+    config = changed(lambda config: config.optim_wrapper.update(amp))
+    precisions, dtype = [], Acceleration.dtype
+
+    def as_on_a_gpu(self, device, *args):
+        precisions.append(dtype(self, torch.device('cuda'), *args))
+        return precisions[-1]
+
+    with mock.patch.object(Acceleration, 'dtype', as_on_a_gpu):
+        call_tool('cache_teacher.py', config, '--out', tmp_path / 'cache')
+    assert precisions == [torch.bfloat16]  # found once, and kept
+
+
+def test_maps__that_half_precision_cannot_hold(files, tmp_path, refused):
+    weights = torch.load(files / 'teacher/teacher.pth', weights_only=True)
+    weights['state_dict']['neck.fpn_convs.2.conv.bias'][:] = 1e5
+    torch.save(weights, tmp_path / 'teacher.pth')
+    config = cached_run(files, 'broken', projection=dict(type='RandomProjection', dim=8))
+    config.model.teacher.checkpoint = str(tmp_path / 'teacher.pth')
+    config.dump(tmp_path / 'config.py')
+    args = ('--out', tmp_path / 'new')
+    line = refused(*args, config=tmp_path / 'config.py', status=1)
+    assert "the teacher's maps hold NaN, infinity, or values beyond half precision" in line
+    assert not (tmp_path / 'new').exists()
+
+
+def test_preprocessor__at_the_top_of_the_config(changed, tmp_path):
+    """Checks and tools build the model that the Runner will build."""
+
+    def move(config):
+        config.data_preprocessor = config.model.student.pop('data_preprocessor')
+
+    config = changed(move)
+    call_tool('cache_teacher.py', config, '--out', tmp_path / 'cache')
+    cache = f'model.teacher.cache={tmp_path / "cache"}'
+    call_tool('train.py', config, '--work-dir', tmp_path / 'work', '--cfg-options', cache)
+    assert len(trained_losses(tmp_path / 'work')) == 4

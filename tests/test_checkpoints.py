@@ -8,7 +8,12 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from rdimkd_det import ConfigError
-from rdimkd_det.files.checkpoints import checkpoints_kept, load_checkpoint_safely
+from rdimkd_det.files import checkpoints
+from rdimkd_det.files.checkpoints import (
+    checkpoints_kept,
+    forget_kept_checkpoints,
+    load_checkpoint_safely,
+)
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
 
@@ -110,7 +115,7 @@ def test_checkpoints_kept__are_read_once_and_taken_once(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save({'state_dict': {'weight': torch.ones(2)}}, path)
     with mock.patch('torch.load', wraps=torch.load) as read:
-        with checkpoints_kept():
+        with checkpoints_kept(who='teacher'):
             first = load(path)
         assert load(path)['weight'] is first['weight'] and read.call_count == 1
         load(path)
@@ -120,7 +125,19 @@ def test_checkpoints_kept__are_read_once_and_taken_once(tmp_path):
 def test_checkpoints_kept__a_file_written_since_is_read(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save({'state_dict': {'weight': torch.ones(2)}}, path)
-    with checkpoints_kept():
+    with checkpoints_kept(who='teacher'):
         load(path)
     torch.save({'state_dict': {'weight': torch.zeros(3)}}, path)
     assert load(path)['weight'].tolist() == [0, 0, 0]
+
+
+def test_checkpoints_kept__of_the_one_who_takes_them_until_forgotten(tmp_path):
+    path = save(tmp_path / 'a.pth', {'state_dict': WEIGHTS})
+    forget_kept_checkpoints()
+    with checkpoints_kept(who='teacher'):
+        load_checkpoint_safely(str(path), who='init_cfg')
+        assert not checkpoints._kept
+        load(path)
+    assert len(checkpoints._kept) == 1
+    forget_kept_checkpoints()
+    assert not checkpoints._kept

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cached_runs import FLIP, cached_run, make_cache, write_files
+from mmdet.datasets import transforms
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -419,6 +420,15 @@ def test_pipeline__refused_with_the_transforms_name(same_size, name):
             },
         ),
         ('PipelineSwitchHook', {'custom_hooks': [dict(type='PipelineSwitchHook')]}),
+        (
+            'theirs.Preprocessor',
+            {'model.student.data_preprocessor.type': 'theirs.Preprocessor'},
+        ),
+        ("default_scope='theirs'", {'default_scope': 'theirs'}),
+        (
+            'theirs.ConcatDataset',
+            {'train_dataloader.dataset': dict(type='theirs.ConcatDataset', datasets=[])},
+        ),
     ],
 )
 def test_pipeline__refused_with_the_name_of_the_culprit(same_size, name, change):
@@ -426,6 +436,53 @@ def test_pipeline__refused_with_the_name_of_the_culprit(same_size, name, change)
     config.merge_from_dict(change, allow_list_keys=True)
     with pytest.raises(ConfigError, match=f'has {name}, '):
         image_pipeline(config)
+
+
+@pytest.mark.parametrize('at_the_top', [True, False])
+def test_pipeline__preprocessor_outside_of_the_student(same_size, at_the_top):
+    config = cached_run(same_size)
+    preprocessor = config.model.student.pop('data_preprocessor')
+    pad = dict(type='mmdet.BatchFixedSizePad', size=(96, 96))
+    place = config if at_the_top else config.model
+    place.data_preprocessor = dict(preprocessor, batch_augments=[pad])
+    assert image_pipeline(config)['batch_augments'] == [
+        {'type': 'BatchFixedSizePad', 'size': [96, 96]}
+    ]
+    place.data_preprocessor.batch_augments.append(dict(type='BatchSyncRandomResize'))
+    with pytest.raises(ConfigError, match='has BatchSyncRandomResize, '):
+        image_pipeline(config)
+    config.model.student.data_preprocessor = preprocessor  # it goes first
+    assert image_pipeline(config)['batch_augments'] == []
+
+
+class Resize:
+    """Of the same name as MMDetection's."""
+
+
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('theirs.Resize', dict(type='theirs.Resize')),
+        ('theirs.Resize', dict(type='theirs.transforms.Resize')),
+        ('theirs.Resize', dict(type='Resize', _scope_='theirs')),
+        (f'{__name__}.Resize', dict(type=Resize)),
+    ],
+)
+def test_pipeline__of_another_package_is_not_mmdetections(same_size, name, options):
+    config = cached_run(same_size)
+    config.train_dataloader.dataset.pipeline[1].update(options)
+    with pytest.raises(ConfigError, match=f'has {name}, '):
+        image_pipeline(config)
+
+
+@pytest.mark.parametrize(
+    'kind', ['mmdet.Resize', 'mmdet.datasets.transforms.Resize', 'mmcv.Resize', transforms.Resize]
+)
+def test_pipeline__with_the_hosts_scopes(same_size, kind):
+    config = cached_run(same_size)
+    plain = image_pipeline(config)
+    config.train_dataloader.dataset.pipeline[1].type = kind
+    assert image_pipeline(config) == plain
 
 
 def test_pipeline__wrappers(same_size):

@@ -3,9 +3,11 @@
 import json
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from mmengine.config import Config
 from runs import (
     call_tool,
     distilled,
@@ -18,6 +20,9 @@ from runs import (
     write_data,
     write_teacher,
 )
+
+from rdimkd_det.acceleration import accelerate
+from rdimkd_det.files import checkpoints
 
 
 @pytest.fixture(scope='module')
@@ -375,3 +380,19 @@ def test_mistake__launcher_without_torchrun(refused, files, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     line = refused('train.py', files / 'distilled.py', '--launcher', 'pytorch')
     assert 'is for torchrun' in line
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_train__reads_the_teacher_for_the_run_once_and_keeps_nothing(files, tmp_path, shared):
+    cfg = Config.fromfile(files / 'distilled.py')
+    if shared:  # mapped from the file; the report reads it in the usual way
+        cfg.model.teacher.update(fuse=False, channels_last=False, share_weights=True)
+    cfg.dump(tmp_path / 'config.py')
+    checkpoints.forget_kept_checkpoints()
+    accelerated = mock.patch('rdimkd_det.teacher.accelerate', wraps=accelerate)
+    with accelerated as accelerated, mock.patch('torch.load', wraps=torch.load) as read:
+        call_tool('train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'work')
+    assert accelerated.call_count == 1
+    read = [call.kwargs for call in read.call_args_list if 'teacher.pth' in str(call.args[0])]
+    assert len(read) == 1 + shared
+    assert not checkpoints._kept

@@ -92,6 +92,8 @@ def main() -> None:
     start_processes(args)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()
+    for part in model.distill.parts:
+        part.prepare(live)
     if not all((directory / 'cache.json').is_file() for directory in directories):
         fit(cfg, model)
     for part, directory in zip(model.distill.parts, directories):

@@ -20,6 +20,9 @@ LEAVES_THE_IMAGE = (
 )
 WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
 SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
+PREPROCESSORS = ('DetDataPreprocessor', 'BoxInstDataPreprocessor')
+# Whose classes the tables name; another package's Resize may do anything.
+PACKAGES = ('mmdet', 'mmcv', 'mmengine', 'rdimkd_det')
 META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
 # Where a file lies or how it is fetched changes no pixel.
 IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
@@ -49,10 +52,10 @@ def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
     if kind == 'ConcatDataset':
         for part in dataset['datasets']:
             yield from leaf_datasets(part)
-    elif 'dataset' not in dataset:
-        yield dataset
     elif kind in WRAPPERS:
         yield from leaf_datasets(dataset['dataset'])
+    elif not dataset.keys() & {'dataset', 'datasets'}:
+        yield dataset
     else:
         _refuse(kind, f'a cache can see through {", ".join(WRAPPERS)} only; take the {kind} out')
 
@@ -72,6 +75,12 @@ def image_pipeline(cfg: Config) -> dict:
         ConfigError: A transform, wrapper, batch augmentation or hook does not give the same image
             each time; names it and says what to do.
     """
+    scope = cfg.get('default_scope') or 'mmdet'
+    if scope not in PACKAGES:
+        _refuse(
+            f'default_scope={scope!r}',
+            f"set default_scope='mmdet' and write '{scope}.' before the names of {scope}",
+        )
     pipelines = [
         _transforms(leaf['pipeline']) for leaf in leaf_datasets(cfg.train_dataloader['dataset'])
     ]
@@ -79,7 +88,7 @@ def image_pipeline(cfg: Config) -> dict:
         if pipeline != pipelines[0]:
             _refuse('ConcatDataset', 'give the data sets in it the same pipeline')
     for hook in cfg.get('custom_hooks') or ():
-        if type_name(hook) in SWITCHES:
+        if type_name(hook).rpartition('.')[2] in SWITCHES:
             _refuse(type_name(hook), 'drop the hook, which changes the pipeline during training')
     return {**pipelines[0], 'batch_augments': _batch_augments(cfg)}
 
@@ -99,9 +108,18 @@ def unaugmented(pipeline: list, flip: bool) -> list[dict]:
 
 
 def type_name(entry: Mapping) -> str:
-    """The name of a config entry's type, which is a registered name or a class."""
+    """The name of a config entry's type, which is a registered name, a dotted path or a class.
+
+    Returns:
+        str: E.g. 'Resize', or 'theirs.Resize' of a package that is none of :data:`PACKAGES`.
+    """
     kind = entry.get('type')
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+    path = f'{kind.__module__}.{kind.__name__}' if hasattr(kind, '__name__') else str(kind)
+    package, _, rest = path.partition('.')
+    if not rest:  # no scope before the name
+        package = entry.get('_scope_') or 'mmdet'
+    name = path.rpartition('.')[2]
+    return name if package in PACKAGES else f'{package}.{name}'
 
 
 def as_json(value: object) -> object:
@@ -146,12 +164,24 @@ def _check_meta_keys(step: Mapping, needed: Sequence[str]) -> None:
 
 
 def _batch_augments(cfg: Config) -> list:
-    model = cfg.model.get('student', cfg.model)
-    augments = (model.get('data_preprocessor') or {}).get('batch_augments') or []
+    preprocessor = _student_preprocessor(cfg)
+    if 'type' in preprocessor and type_name(preprocessor) not in PREPROCESSORS:
+        _refuse(type_name(preprocessor), f'take one of {", ".join(PREPROCESSORS)}')
+    augments = [
+        {**augment, 'type': type_name(augment)}
+        for augment in preprocessor.get('batch_augments') or ()
+    ]
     for augment in augments:
-        if type_name(augment) != 'BatchFixedSizePad':
-            _refuse(type_name(augment), 'take it out of data_preprocessor.batch_augments')
+        if augment['type'] != 'BatchFixedSizePad':
+            _refuse(augment['type'], 'take it out of data_preprocessor.batch_augments')
     return as_json(augments)
+
+
+def _student_preprocessor(cfg: Config) -> Mapping:
+    """The one that the student gets, from where ``RdimKDDistiller`` and mmengine's Runner look."""
+    places = (cfg.model.get('student', {}), cfg.model, cfg)
+    found = (place['data_preprocessor'] for place in places if 'data_preprocessor' in place)
+    return next(found, None) or {}
 
 
 def _refuse(name: str, remedy: str) -> None:

@@ -23,7 +23,7 @@ from ..distillation import Distillation
 from ..errors import ConfigError
 from .facts import checkpoint_facts, model_facts, projection_facts
 from .images import entry_key, image_pipeline, leaf_datasets, unaugmented
-from .store import LevelArrays, TeacherCache
+from .store import LevelArrays, TeacherCache, split_levels
 
 # Images that the size of an entry is measured on.
 NUM_SAMPLES = 8
@@ -118,8 +118,10 @@ def use_bases(part: Distillation, cache: TeacherCache) -> None:
 @torch.no_grad()
 def coordinates(
     part: Distillation, preprocessor: nn.Module, batch: Mapping
-) -> Iterator[tuple[str, tuple[int, int], list[Tensor]]]:
+) -> Iterator[tuple[str, tuple[int, int], list[np.ndarray]]]:
     """Coordinates of the teacher's maps, each image padded as if it were alone.
+
+    A GPU is waited for once for all images of a size, not for each map.
 
     Args:
         part (Distillation): The teacher and its losses, live and fitted.
@@ -127,8 +129,11 @@ def coordinates(
         batch (Mapping): Images (3, H, W) of any sizes in 'inputs', and 'data_samples'.
 
     Yields:
-        tuple[str, tuple[int, int], list[Tensor]]: Key and (H, W) of an image, and its maps
-        (d, h, w), float32, tap by tap and level by level.
+        tuple[str, tuple[int, int], list[np.ndarray]]: Key and (H, W) of an image, and its maps
+        (d, h, w), float16, tap by tap and level by level.
+
+    Raises:
+        FloatingPointError: They are not finite, or beyond half precision.
     """
     groups: dict[torch.Size, list] = {}
     for image, sample in zip(batch['inputs'], batch['data_samples']):
@@ -142,8 +147,11 @@ def coordinates(
             for tap, loss in part.items()
             for projection, maps in zip(loss.projections, feats[tap])
         ]
-        for sample, *maps in zip(data['data_samples'], *levels):
-            yield entry_key(sample.metainfo), tuple(sample.metainfo['img_shape'][:2]), maps
+        shapes = [tuple(maps.shape[1:]) for maps in levels]
+        rows = _in_half_precision(torch.cat([maps.flatten(1) for maps in levels], 1))
+        for sample, row in zip(data['data_samples'], rows):
+            image_shape = tuple(sample.metainfo['img_shape'][:2])
+            yield entry_key(sample.metainfo), image_shape, split_levels(row, shapes)
 
 
 def prepare_cache(
@@ -167,7 +175,7 @@ def prepare_cache(
     numbers = np.linspace(0, len(images) - 1, min(NUM_SAMPLES, len(images))).astype(int)
     samples = pseudo_collate([images[number] for number in numbers])
     sizes = [
-        2 * sum(level.numel() for level in maps)
+        sum(level.nbytes for level in maps)
         for _, _, maps in coordinates(part, preprocessor, samples)
     ]
     entry_bytes = sum(sizes) // len(sizes)
@@ -276,16 +284,16 @@ def fill_cache(
         entries = {}
         for batch in islice(stream, -(-len(numbers) // batch_size)):
             for key, shape, maps in coordinates(part, preprocessor, batch):
-                entries[key] = shape, [_in_half_precision(level) for level in maps]
+                entries[key] = shape, maps
         cache.write_shard(number, entries)
         advance(len(numbers))
 
 
-def _in_half_precision(level: Tensor) -> np.ndarray:
-    stored = level.half()
+def _in_half_precision(rows: Tensor) -> np.ndarray:
+    stored = rows.half().cpu()
     if not stored.isfinite().all():
         raise FloatingPointError(
             "teacher cache: the teacher's maps hold NaN, infinity, or values beyond half "
             'precision (65504); is its checkpoint sound, and its input what it expects?'
         )
-    return stored.cpu().numpy()
+    return stored.numpy()

@@ -223,8 +223,7 @@ class TeacherCache:
             )
         row = self._read_row(entry, check=key not in self._verified)
         self._verified.add(key)
-        ends = np.cumsum([d * h * w for d, h, w in entry.map_shapes])[:-1]
-        return [part.reshape(s) for part, s in zip(np.split(row, ends), entry.map_shapes)]
+        return split_levels(row, entry.map_shapes)
 
     def damage(self, number: int) -> str | None:
         """Read all of a shard.
@@ -280,6 +279,17 @@ class TeacherCache:
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.directory / f'{number:05d}.{suffix}'
+
+
+def split_levels(row: np.ndarray, shapes: Sequence[tuple]) -> list[np.ndarray]:
+    """The maps of an image, which lie in a row one after the other.
+
+    Args:
+        row (np.ndarray): All numbers of an image.
+        shapes (Sequence[tuple]): (d, h, w) of each level.
+    """
+    ends = np.cumsum([d * h * w for d, h, w in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(row, ends), shapes)]
 
 
 def _read_arrays(path: Path, num_levels: int) -> list[LevelArrays]:

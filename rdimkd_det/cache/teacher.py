@@ -94,6 +94,10 @@ class CachedTeacher:
         """What turns a batch of the student into what this teacher takes."""
         return KeyBridge(self.cache)
 
+    def check(self, cfg: Config) -> None:
+        """As :meth:`prepare`."""
+        self.prepare(cfg)
+
     def prepare(self, cfg: Config) -> None:
         """Check that the cache is of this training, and load its index.
 

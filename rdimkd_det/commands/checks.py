@@ -40,7 +40,7 @@ SHARDING = (
 
 
 def check_model(cfg: Config, training: bool) -> nn.Module:
-    """Build the model of a config once, and for training its teacher with its weights.
+    """Build the model of a config once, and for training load its teacher's weights.
 
     The run itself does not use it: the Runner seeds the random state before it builds the model.
 
@@ -75,7 +75,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
         check_pretrained(built)
         for part in distilled_student(built).distill.parts if distilled else ():
             if part.wanted:
-                part.prepare(cfg)
+                part.check(cfg)
     return built
 
 

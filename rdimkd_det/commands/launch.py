@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -53,6 +54,9 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if cfg.get('data_preprocessor') and isinstance(cfg.get('model'), Mapping):
+        # As the Runner will do: whatever builds the model before it builds the same.
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     check_sections(cfg)
     check_outputs(cfg, args.cfg_options)
 
@@ -142,7 +146,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, args.resume
         if args.resume == 'auto':
             cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
-    with checkpoints_kept():
+    with checkpoints_kept(who='teacher'):
         report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
     if report is not None:

@@ -33,23 +33,32 @@ NAMED_WEIGHTS = {
     'mmcls://': host.get_mmcls_models,
 }
 
-# What has been read within `checkpoints_kept`, by file.
+# What has been read within `checkpoints_kept`, by file; and whose is to be kept now.
 _kept: dict[tuple, object] = {}
-_keeping = False
+_keeping: str | None = None
 
 
 @contextmanager
-def checkpoints_kept() -> Iterator[None]:
+def checkpoints_kept(who: str) -> Iterator[None]:
     """Keep what the block reads for the next reading of the same file, which takes it.
 
-    For checks that are followed by the run itself in the same process.
+    For checks that are followed by the run itself in the same process, which calls
+    :func:`forget_kept_checkpoints` once it has read what it needs.
+
+    Args:
+        who (str): Whose checkpoints; mmengine reads the others by itself and would take none.
     """
     global _keeping
-    _keeping = True
+    _keeping = who
     try:
         yield
     finally:
-        _keeping = False
+        _keeping = None
+
+
+def forget_kept_checkpoints() -> None:
+    """Free the memory of what was kept and has not been taken."""
+    _kept.clear()
 
 
 def load_checkpoint_safely(path: str, who: str, mapped: bool = False) -> Mapping[str, torch.Tensor]:
@@ -99,7 +108,7 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
     """
     version = (path, mapped, *_size_and_time(path))
     content = _kept.pop(version) if version in _kept else _load(str(path), who, mapped)
-    if _keeping:
+    if who == _keeping:
         _kept[version] = content
     return content
 

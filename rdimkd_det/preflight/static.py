@@ -31,7 +31,7 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
 
     Args:
         cfg (Config): Its config.
-        model (nn.Module): The built model, its teachers built where they are wanted.
+        model (nn.Module): The built model.
         report (Report): Gets the findings.
     """
     model = distilled_student(model)
@@ -62,7 +62,7 @@ def topic(name: str, part: Distillation) -> str:
 
 
 def check_weights(part: Distillation, report: Report) -> None:
-    """Report on a teacher's weights, which were loaded strictly when it was built."""
+    """Report on a teacher's weights, which have been loaded strictly."""
     what, teacher = topic('Teacher weights', part), part.teacher
     state = teacher.load_plain().state_dict()
     untrained = untrained_parts(state)
