@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -351,6 +352,62 @@ def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, cap
     assert f'The last good checkpoint is {last}' in message
     assert [path for path in Path(run.work_dir).iterdir() if '.pth' in path.name] == [last]
     assert is_whole(last)
+
+
+@HOOKS.register_module()
+class FillDisk(Hook):
+    """Puts a full disk (Linux has one) in place of what is written after the third iteration."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 3 and self.part == 'scalars':
+            scalars = Path(runner.log_dir) / 'vis_data' / 'scalars.json'
+            scalars.unlink()
+            scalars.symlink_to('/dev/full')
+        if runner.iter == 3 and self.part == 'log':
+            (handler,) = (h for h in runner.logger.handlers if isinstance(h, logging.FileHandler))
+            handler.setStream(open('/dev/full', 'w'))
+            runner.logger.warning('lost')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('part', ['scalars', 'log'])
+def test_log__full_disk_says_so_and_names_the_last_checkpoint(config, capsys, part):
+    run = config()
+    run.custom_hooks.append(dict(type='FillDisk', part=part, priority='HIGH'))
+    run.dump(Path(run.work_dir).parent / 'config.py')
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        call_tool('train.py', Path(run.work_dir).parent / 'config.py')
+    assert exit_info.value.code == 1
+    errors = capsys.readouterr().err
+    assert errors.strip().splitlines()[-1] == (
+        f'train.py: the disk is full (No space left on device), work directory {run.work_dir}. '
+        f'The last good checkpoint is {run.work_dir}/iter_3.pth. Mend that, then go on with '
+        f'--resume.'
+    )
+    assert 'Traceback' not in errors and 'Logging error' not in errors
+
+
+def test_last_checkpoint__is_whole_on_a_full_disk(config, monkeypatch):
+    run = config()
+    fsync, notes = os.fsync, []
+
+    def full(descriptor):
+        if os.fstat(descriptor).st_size < 1000:  # no checkpoint, but the name of one
+            notes.append(1)
+            if len(notes) == 4:
+                raise OSError(errno.ENOSPC, 'No space left on device')
+        fsync(descriptor)
+
+    monkeypatch.setattr(rdimkd_det.files.whole.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        start(run)
+    assert (Path(run.work_dir) / 'last_checkpoint').read_text() == f'{run.work_dir}/iter_3.pth'
+    assert is_whole(Path(run.work_dir) / 'iter_3.pth')
+    assert is_whole(Path(run.work_dir) / 'iter_4.pth')
 
 
 def test_checkpoint__outdated_ones_are_removed(config):

@@ -1,5 +1,6 @@
 """Guards a training: nothing is lost when it is interrupted, and why it ended is said."""
 
+from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
 from .nonfinite import StepSkipper
 from .saving import latest_checkpoint
@@ -8,7 +9,9 @@ from .workers import killed_workers_explained
 __all__ = [
     'StepSkipper',
     'TrainingGuard',
+    'disk_failures_explained',
     'guard',
     'killed_workers_explained',
     'latest_checkpoint',
+    'raise_when_log_fails',
 ]

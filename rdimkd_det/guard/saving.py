@@ -6,13 +6,16 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends.base import BaseStorageBackend
+from mmengine.hooks import checkpoint_hook
 
 from ..errors import ConfigError, TrainingStoppedError
-from ..files.whole import write_bytes, write_text
+from ..files.whole import write_bytes, write_text, written_whole
 
 LAST_CHECKPOINT = 'last_checkpoint'  # where mmengine notes the newest one's path
 INTERRUPTED = 'interrupted.pth'
@@ -43,11 +46,17 @@ class WholeFileBackend(LocalBackend):
 
 
 def write_checkpoints_whole() -> None:
-    """Have mmengine write through :class:`WholeFileBackend` from now on, in this process.
+    """Have mmengine write checkpoints, and which is the newest, whole from now on.
 
-    mmengine (0.10.7, OneDL 0.10.12) writes a checkpoint in place: a kill leaves half of it.
+    mmengine (0.10.7, OneDL 0.10.12) writes both in place: a kill or a full disk leaves half of it.
     """
     register_backend('local', WholeFileBackend, force=True, prefixes='')
+    # All that this module opens is `last_checkpoint`.
+    checkpoint_hook.open = _open_whole
+
+
+def _open_whole(path: str, mode: str) -> AbstractContextManager[IO]:
+    return written_whole(Path(path), mode)
 
 
 class LateRemoval:
