@@ -330,6 +330,87 @@ def test_checkpoint__none(tmp_path):
     assert latest_checkpoint(tmp_path) == (None, [])
 
 
+def weights_only(path, *dropped):
+    """Writes a copy of a checkpoint that lacks something; newer than all others."""
+    checkpoint = load(path)
+    for key in dropped:
+        del checkpoint[key]
+    torch.save(checkpoint, path.with_name('student-0123abcd.pth'))
+    return str(path.with_name('student-0123abcd.pth'))
+
+
+@pytest.mark.parametrize('dropped', [('optimizer',), ('message_hub',), ('optimizer', 'distill')])
+def test_checkpoint__weights_only_are_passed_over(config, dropped):
+    run = config()
+    start(run)
+    newest = Path(run.work_dir) / 'iter_12.pth'
+    exported = weights_only(newest, *dropped)
+    (Path(run.work_dir) / 'last_checkpoint').unlink()
+    assert latest_checkpoint(run.work_dir) == (str(newest), [])
+    assert latest_checkpoint(run.work_dir, accept=lambda _: True) == (exported, [])
+    for path in Path(run.work_dir).glob('iter_*.pth'):
+        path.unlink()
+    assert latest_checkpoint(run.work_dir) == (None, [])
+
+
+def refused_to_resume(config, capsys, *args):
+    """The one line of a training that must not resume; its config is written beside it."""
+    path = Path(config.work_dir).parent / 'config.py'
+    config.dump(path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        call_tool('train.py', path, '--resume', *args)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_resume__weights_only_are_refused(config, capsys):
+    run = config()
+    start(run)
+    path = weights_only(Path(run.work_dir) / 'iter_12.pth', 'optimizer', 'message_hub')
+    expected = (
+        f'train.py: model: checkpoint {path} does not say where its training stood (no optimizer '
+        f'and no message_hub in it), it is of an exported or published detector, or a best_*.pth; '
+        f'start from its weights: --cfg-options load_from={path}, without --resume.\n'
+    )
+    assert refused_to_resume(run, capsys, path) == expected
+    # The training's own, saved with save_optimizer=False: no silent start from the beginning.
+    for other in Path(run.work_dir).glob('iter_*.pth'):
+        other.unlink()
+    (Path(run.work_dir) / 'last_checkpoint').write_text(path)
+    assert refused_to_resume(run, capsys) == expected
+
+
+def test_resume__plain_and_distilled_do_not_mix(config, capsys):
+    plain, mixed = config('plain', model=fcos()), config('distilled')
+    for run in (plain, mixed):
+        start(run)
+    kinds = [('plain', plain, 'distilled', mixed), ('distilled', mixed, 'plain', plain)]
+    for kind, run, wanted, other in kinds:
+        path = f'{run.work_dir}/iter_12.pth'
+        line = refused_to_resume(other, capsys, path)
+        assert f'is of a {kind} training, and this config of a {wanted} one' in line
+        assert f'--cfg-options load_from={path}, without --resume.' in line
+        assert line.count('\n') == 1
+
+
+def test_resume__plain_as_distilled_without_adapters(config, files):
+    """The optimizer is the same: going on works, with a warning that projections are fitted."""
+    plain = config('plain', model=fcos(fpn_channels=24))
+    start(plain)
+    teacher = dict(
+        config=str(files / 'teacher/teacher.py'), checkpoint=str(files / 'teacher/teacher.pth')
+    )
+    run = config(model=distilled(fcos(fpn_channels=24), teacher))
+    run.train_cfg.max_epochs = EPOCHS + 1
+    run.dump(Path(run.work_dir).parent / 'config.py')
+    path = Path(plain.work_dir) / 'iter_12.pth'
+    call_tool('train.py', Path(run.work_dir).parent / 'config.py', '--resume', path)
+    log = next(Path(run.work_dir).glob('*/*.log')).read_text()
+    assert 'holds no distillation state' in log
+    assert load(latest_checkpoint(run.work_dir)[0])['meta']['iter'] > 12
+
+
 def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, capsys):
     run = config(**{'default_hooks.checkpoint.max_keep_ckpts': 1})
     fsync, sizes = os.fsync, []
@@ -368,7 +449,8 @@ class FillDisk(Hook):
             scalars.symlink_to('/dev/full')
         if runner.iter == 3 and self.part == 'log':
             (handler,) = (h for h in runner.logger.handlers if isinstance(h, logging.FileHandler))
-            handler.setStream(open('/dev/full', 'w'))
+            handler.baseFilename = '/dev/full'
+            handler.stream = handler._open()
             runner.logger.warning('lost')
 
 

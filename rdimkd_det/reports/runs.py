@@ -73,7 +73,7 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
 
 def _newest(work_dir: Path) -> Path | None:
     try:
-        path, _ = latest_checkpoint(work_dir)
+        path, _ = latest_checkpoint(work_dir, accept=lambda _: True)  # weights will do
     except ConfigError:  # all of them are damaged; the logs are still worth a report
         return None
     return path and Path(path)
