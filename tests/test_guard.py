@@ -1,5 +1,6 @@
 """Trainings that are killed, stopped and damaged, and what is left of them."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -451,7 +453,10 @@ class FillDisk(Hook):
             (handler,) = (h for h in runner.logger.handlers if isinstance(h, logging.FileHandler))
             handler.baseFilename = '/dev/full'
             handler.stream = handler._open()
-            runner.logger.warning('lost')
+            runner.logger.removeHandler(handler)  # not for the tests that follow
+            only = mock.patch.object(runner.logger, 'handlers', [handler])
+            with contextlib.closing(handler), only:
+                runner.logger.warning('lost')
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
