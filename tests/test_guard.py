@@ -607,6 +607,31 @@ def test_nonfinite__stops_with_level_and_last_checkpoint(config):
     assert f'The last good checkpoint is {run.work_dir}/iter_3.pth.' in message
 
 
+class Diverge(Hook):
+    """Makes a weight NaN after an iteration, before its checkpoint is written."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            runner.model.backbone.conv1.weight.data[0] = float('nan')
+
+
+@pytest.mark.parametrize('num_kept', [1, 2])
+def test_nonfinite__checkpoint_of_broken_weights_is_not_called_good(config, num_kept):
+    run = config(**{'default_hooks.checkpoint.max_keep_ckpts': num_kept})
+    with pytest.raises(FloatingPointError) as stopped:
+        start(run, Diverge(4))
+    third, fourth = (f'{run.work_dir}/iter_{number}.pth' for number in (3, 4))
+    expected = {
+        1: f'No checkpoint is good: {fourth} and those before hold NaN or infinity. ',
+        2: f'The last good checkpoint is {third} (--resume {third}): those after it hold NaN or '
+        f'infinity. ',
+    }
+    assert expected[num_kept] in str(stopped.value)
+
+
 def test_nonfinite__skip_leaves_out_the_step_and_counts(config, capsys):
     run = config()
     run.custom_hooks[0].nonfinite = 'skip'

@@ -148,11 +148,18 @@ def _accepted(path: Path, accept: Callable[[Mapping], bool]) -> bool:
 
 def last_good(work_dir: str | Path) -> str:
     """A sentence that names the newest whole checkpoint."""
-    try:
-        path, _ = latest_checkpoint(work_dir)
-    except ConfigError:
-        path = None
+    path = newest_or_none(work_dir)
     return f'The last good checkpoint is {path}.' if path else 'There is no checkpoint yet.'
+
+
+def newest_or_none(
+    work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
+) -> str | None:
+    """As :func:`latest_checkpoint`, where damaged ones do not matter."""
+    try:
+        return latest_checkpoint(work_dir, accept)[0]
+    except ConfigError:
+        return None
 
 
 def is_whole(path: Path) -> bool:
