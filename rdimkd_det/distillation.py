@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .acceleration import build_acceleration
@@ -43,6 +43,8 @@ class Distillation(nn.Module):
         # Set for DistillHook(nonfinite='skip').
         self.skip_nonfinite = False
         self._nonfinite: list[str] = []
+        # Set by DistillHook: says from where a training can go on that ends here.
+        self.say_what_is_kept: Callable[[], str] = str
         # Is shown each tap's loss and the maps that it compares.
         self.observer: Callable[[RdimKDLoss, Sequence, Sequence], None] | None = None
         check_losses(losses)
@@ -211,7 +213,7 @@ class Distillation(nn.Module):
         if broken.any():
             names = [name for name, is_broken in zip(losses, broken) if is_broken]
             if not self.skip_nonfinite:
-                raise FloatingPointError(_not_finite(names))
+                raise FloatingPointError(_not_finite(names, self.say_what_is_kept()))
             self._nonfinite = names
 
     def take_nonfinite(self) -> list[str]:
@@ -339,11 +341,9 @@ def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher
     return CachedTeacher(cache, config, checkpoint, projection_facts(losses, taps))
 
 
-def _not_finite(names: Sequence[str]) -> str:
-    saved = MessageHub.get_current_instance().runtime_info.get('last_ckpt')
-    kept = f'The last good checkpoint is {saved}.' if saved else 'There is no checkpoint yet.'
+def _not_finite(names: Sequence[str], kept: str) -> str:
     return (
         f'{", ".join(names)} is not finite: the feature maps of student or teacher hold NaN or '
-        f'infinity at that level. {kept} Lower the learning rate, train without fp16, or set '
-        f"nonfinite='skip' in DistillHook."
+        f'infinity at that level. {kept + " " if kept else ""}Lower the learning rate, train '
+        f"without fp16, or set nonfinite='skip' in DistillHook."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mmdet.registry import HOOKS
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
@@ -16,7 +18,7 @@ from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .files.checkpoints import forget_kept_checkpoints, load_checkpoint_safely
-from .guard import StepSkipper, guard
+from .guard import StepSkipper, guard, last_finite
 from .inheritance import inherit_weights
 from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
@@ -92,6 +94,8 @@ class DistillHook(Hook):
         model = distilled_student(runner.model)
         if self.nonfinite == 'skip':
             StepSkipper(runner)
+        for part in model.distill.parts:
+            part.say_what_is_kept = partial(last_finite, runner.work_dir)
         self._apply_schedule(runner, model.distill)
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):

@@ -1,7 +1,9 @@
 """Trainings that are killed, stopped and damaged, and what is left of them."""
 
+import contextlib
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -329,6 +332,87 @@ def test_checkpoint__none(tmp_path):
     assert latest_checkpoint(tmp_path) == (None, [])
 
 
+def weights_only(path, *dropped):
+    """Writes a copy of a checkpoint that lacks something; newer than all others."""
+    checkpoint = load(path)
+    for key in dropped:
+        del checkpoint[key]
+    torch.save(checkpoint, path.with_name('student-0123abcd.pth'))
+    return str(path.with_name('student-0123abcd.pth'))
+
+
+@pytest.mark.parametrize('dropped', [('optimizer',), ('message_hub',), ('optimizer', 'distill')])
+def test_checkpoint__weights_only_are_passed_over(config, dropped):
+    run = config()
+    start(run)
+    newest = Path(run.work_dir) / 'iter_12.pth'
+    exported = weights_only(newest, *dropped)
+    (Path(run.work_dir) / 'last_checkpoint').unlink()
+    assert latest_checkpoint(run.work_dir) == (str(newest), [])
+    assert latest_checkpoint(run.work_dir, accept=lambda _: True) == (exported, [])
+    for path in Path(run.work_dir).glob('iter_*.pth'):
+        path.unlink()
+    assert latest_checkpoint(run.work_dir) == (None, [])
+
+
+def refused_to_resume(config, capsys, *args):
+    """The one line of a training that must not resume; its config is written beside it."""
+    path = Path(config.work_dir).parent / 'config.py'
+    config.dump(path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        call_tool('train.py', path, '--resume', *args)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_resume__weights_only_are_refused(config, capsys):
+    run = config()
+    start(run)
+    path = weights_only(Path(run.work_dir) / 'iter_12.pth', 'optimizer', 'message_hub')
+    expected = (
+        f'train.py: model: checkpoint {path} does not say where its training stood (no optimizer '
+        f'and no message_hub in it), it is of an exported or published detector, or a best_*.pth; '
+        f'start from its weights: --cfg-options load_from={path}, without --resume.\n'
+    )
+    assert refused_to_resume(run, capsys, path) == expected
+    # The training's own, saved with save_optimizer=False: no silent start from the beginning.
+    for other in Path(run.work_dir).glob('iter_*.pth'):
+        other.unlink()
+    (Path(run.work_dir) / 'last_checkpoint').write_text(path)
+    assert refused_to_resume(run, capsys) == expected
+
+
+def test_resume__plain_and_distilled_do_not_mix(config, capsys):
+    plain, mixed = config('plain', model=fcos()), config('distilled')
+    for run in (plain, mixed):
+        start(run)
+    kinds = [('plain', plain, 'distilled', mixed), ('distilled', mixed, 'plain', plain)]
+    for kind, run, wanted, other in kinds:
+        path = f'{run.work_dir}/iter_12.pth'
+        line = refused_to_resume(other, capsys, path)
+        assert f'is of a {kind} training, and this config of a {wanted} one' in line
+        assert f'--cfg-options load_from={path}, without --resume.' in line
+        assert line.count('\n') == 1
+
+
+def test_resume__plain_as_distilled_without_adapters(config, files):
+    """The optimizer is the same: going on works, with a warning that projections are fitted."""
+    plain = config('plain', model=fcos(fpn_channels=24))
+    start(plain)
+    teacher = dict(
+        config=str(files / 'teacher/teacher.py'), checkpoint=str(files / 'teacher/teacher.pth')
+    )
+    run = config(model=distilled(fcos(fpn_channels=24), teacher))
+    run.train_cfg.max_epochs = EPOCHS + 1
+    run.dump(Path(run.work_dir).parent / 'config.py')
+    path = Path(plain.work_dir) / 'iter_12.pth'
+    call_tool('train.py', Path(run.work_dir).parent / 'config.py', '--resume', path)
+    log = next(Path(run.work_dir).glob('*/*.log')).read_text()
+    assert 'holds no distillation state' in log
+    assert load(latest_checkpoint(run.work_dir)[0])['meta']['iter'] > 12
+
+
 def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, capsys):
     run = config(**{'default_hooks.checkpoint.max_keep_ckpts': 1})
     fsync, sizes = os.fsync, []
@@ -351,6 +435,66 @@ def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, cap
     assert f'The last good checkpoint is {last}' in message
     assert [path for path in Path(run.work_dir).iterdir() if '.pth' in path.name] == [last]
     assert is_whole(last)
+
+
+@HOOKS.register_module()
+class FillDisk(Hook):
+    """Puts a full disk (Linux has one) in place of what is written after the third iteration."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 3 and self.part == 'scalars':
+            scalars = Path(runner.log_dir) / 'vis_data' / 'scalars.json'
+            scalars.unlink()
+            scalars.symlink_to('/dev/full')
+        if runner.iter == 3 and self.part == 'log':
+            (handler,) = (h for h in runner.logger.handlers if isinstance(h, logging.FileHandler))
+            handler.baseFilename = '/dev/full'
+            handler.stream = handler._open()
+            runner.logger.removeHandler(handler)  # not for the tests that follow
+            only = mock.patch.object(runner.logger, 'handlers', [handler])
+            with contextlib.closing(handler), only:
+                runner.logger.warning('lost')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('part', ['scalars', 'log'])
+def test_log__full_disk_says_so_and_names_the_last_checkpoint(config, capsys, part):
+    run = config()
+    run.custom_hooks.append(dict(type='FillDisk', part=part, priority='HIGH'))
+    run.dump(Path(run.work_dir).parent / 'config.py')
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        call_tool('train.py', Path(run.work_dir).parent / 'config.py')
+    assert exit_info.value.code == 1
+    errors = capsys.readouterr().err
+    assert errors.strip().splitlines()[-1] == (
+        f'train.py: the disk is full (No space left on device), work directory {run.work_dir}. '
+        f'The last good checkpoint is {run.work_dir}/iter_3.pth. Mend that, then go on with '
+        f'--resume.'
+    )
+    assert 'Traceback' not in errors and 'Logging error' not in errors
+
+
+def test_last_checkpoint__is_whole_on_a_full_disk(config, monkeypatch):
+    run = config()
+    fsync, notes = os.fsync, []
+
+    def full(descriptor):
+        if os.fstat(descriptor).st_size < 1000:  # no checkpoint, but the name of one
+            notes.append(1)
+            if len(notes) == 4:
+                raise OSError(errno.ENOSPC, 'No space left on device')
+        fsync(descriptor)
+
+    monkeypatch.setattr(rdimkd_det.files.whole.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        start(run)
+    assert (Path(run.work_dir) / 'last_checkpoint').read_text() == f'{run.work_dir}/iter_3.pth'
+    assert is_whole(Path(run.work_dir) / 'iter_3.pth')
+    assert is_whole(Path(run.work_dir) / 'iter_4.pth')
 
 
 def test_checkpoint__outdated_ones_are_removed(config):
@@ -461,6 +605,31 @@ def test_nonfinite__stops_with_level_and_last_checkpoint(config):
     message = str(stopped.value)
     assert message.startswith('loss_rdimkd_neck_s16 is not finite')
     assert f'The last good checkpoint is {run.work_dir}/iter_3.pth.' in message
+
+
+class Diverge(Hook):
+    """Makes a weight NaN after an iteration, before its checkpoint is written."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            runner.model.backbone.conv1.weight.data[0] = float('nan')
+
+
+@pytest.mark.parametrize('num_kept', [1, 2])
+def test_nonfinite__checkpoint_of_broken_weights_is_not_called_good(config, num_kept):
+    run = config(**{'default_hooks.checkpoint.max_keep_ckpts': num_kept})
+    with pytest.raises(FloatingPointError) as stopped:
+        start(run, Diverge(4))
+    third, fourth = (f'{run.work_dir}/iter_{number}.pth' for number in (3, 4))
+    expected = {
+        1: f'No checkpoint is good: {fourth} and those before hold NaN or infinity. ',
+        2: f'The last good checkpoint is {third} (--resume {third}): those after it hold NaN or '
+        f'infinity. ',
+    }
+    assert expected[num_kept] in str(stopped.value)
 
 
 def test_nonfinite__skip_leaves_out_the_step_and_counts(config, capsys):

@@ -16,6 +16,7 @@ from torch import nn
 from ..distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
+from ..guard.saving import missing_to_resume
 from ..hooks import DistillHook
 from ..names import check_options, check_type, explain
 
@@ -223,14 +224,15 @@ def _how_to_get(path: str) -> str:
     return 'Put the data set there.'
 
 
-def check_checkpoint(cfg: Config) -> None:
+def check_checkpoint(cfg: Config, model: nn.Module) -> None:
     """Check that the checkpoint that the run starts from, if any, holds weights and nothing else.
 
     Args:
         cfg (Config): The run's config, with its ``load_from`` and ``resume``.
+        model (nn.Module): Its model.
 
     Raises:
-        ConfigError: It is missing, damaged, or could run code.
+        ConfigError: It is missing, damaged, or could run code; or cannot be resumed.
     """
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
@@ -240,11 +242,11 @@ def check_checkpoint(cfg: Config) -> None:
     checkpoint = read_checkpoint_safely(path, who='model')
     weights_in(checkpoint, path, who='model')
     if cfg.get('resume'):
-        check_resumable(checkpoint, path)
+        check_resumable(checkpoint, path, model)
 
 
-def check_resumable(checkpoint: Mapping, path: str) -> None:
-    """Check that a checkpoint has nothing that mmengine would run as Python when it resumes.
+def check_resumable(checkpoint: Mapping, path: str, model: nn.Module) -> None:
+    """Check that mmengine can resume from a checkpoint, without running Python text in it.
 
     mmengine's Runner (0.10.7, OneDL 0.10.12) executes the text ``meta['config']``. Its own
     checkpoints have none, those of MMDetection 2 have.
@@ -252,21 +254,39 @@ def check_resumable(checkpoint: Mapping, path: str) -> None:
     Args:
         checkpoint (Mapping): What has been read.
         path (str): Its file, for the message.
+        model (nn.Module): The model that is to go on.
 
     Raises:
-        ConfigError: It has one, or is no checkpoint of a training.
+        ConfigError: It has such a text; it is of no training, or of one of another kind.
     """
+    start_anew = f'start from its weights: --cfg-options load_from={path}, without --resume.'
     meta = checkpoint.get('meta')
-    if not isinstance(meta, Mapping) or 'epoch' not in meta:
-        raise ConfigError(
-            f'model: checkpoint {path} does not say where its training stood; start from its '
-            f'weights: --cfg-options load_from={path}.'
-        )
-    if 'config' in meta:
+    if isinstance(meta, Mapping) and 'config' in meta:
         raise ConfigError(
             f"model: checkpoint {path} holds Python code (meta['config']) that mmengine would run "
-            f'to resume; start from its weights: --cfg-options load_from={path}.'
+            f'to resume; {start_anew}'
         )
+    missing = missing_to_resume(checkpoint)
+    if missing or not isinstance(meta, Mapping) or 'epoch' not in meta:
+        raise ConfigError(
+            f'model: checkpoint {path} does not say where its training stood (no '
+            f'{" and no ".join(missing) or "meta.epoch"} in it), it is of an exported or published '
+            f'detector, or a best_*.pth; {start_anew}'
+        )
+    distilled, wanted = 'distill' in checkpoint, isinstance(model, RdimKDDistiller)
+    if distilled != wanted and not _is_optimizer_of(model, checkpoint['optimizer']):
+        kinds = ('plain', 'distilled')
+        raise ConfigError(
+            f'model: checkpoint {path} is of a {kinds[distilled]} training, and this config of a '
+            f'{kinds[wanted]} one, whose optimizer has other parameters (the adapters); '
+            f'{start_anew}'
+        )
+
+
+def _is_optimizer_of(model: nn.Module, state: object) -> bool:
+    """Whether an optimizer's state is of as many parameters as a model has."""
+    groups = state.get('param_groups', ()) if isinstance(state, Mapping) else ()
+    return sum(len(group['params']) for group in groups) == len(list(model.parameters()))
 
 
 def check_work_dir(work_dir: str) -> None:

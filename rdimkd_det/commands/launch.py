@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,15 @@ from torch import nn
 from torch.distributed import init_process_group
 
 from ..distiller import RdimKDDistiller
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingStoppedError
 from ..files.checkpoints import checkpoints_kept
-from ..guard import guard, killed_workers_explained, latest_checkpoint
+from ..guard import (
+    disk_failures_explained,
+    guard,
+    killed_workers_explained,
+    latest_checkpoint,
+    raise_when_log_fails,
+)
 from ..preflight import Report, static_report
 from .checks import (
     check_checkpoint,
@@ -80,7 +86,7 @@ def check_before_run(cfg: Config, training: bool) -> nn.Module:
         check_precision(cfg)
         check_optimizer(cfg)
     model = check_model(cfg, training)
-    check_checkpoint(cfg)
+    check_checkpoint(cfg, model)
     return model
 
 
@@ -112,11 +118,15 @@ def build_runner(cfg: Config) -> Runner:
 
     Raises:
         ConfigError: A hook, logger or the like cannot be built.
+        TrainingStoppedError: The disk is full, or fails.
     """
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
     try:
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        with disk_failures_explained(cfg.work_dir):
+            return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except TrainingStoppedError:
+        raise
     except Exception as error:  # every class has its own way to refuse its arguments
         raise as_config_error(error) from error
 
@@ -130,6 +140,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: A mistake that can be found before anything is written.
+        TrainingStoppedError: It cannot go on, e.g. for a full disk.
     """
     apply_common_arguments(cfg, args)
     if args.amp:
@@ -149,6 +160,23 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     with checkpoints_kept(who='teacher'):
         report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
+    with (
+        told_in_one_line(runner),
+        disk_failures_explained(cfg.work_dir),
+        killed_workers_explained(cfg.work_dir),
+    ):
+        run_training(runner, report, damaged)
+
+
+def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) -> None:
+    """Run a training that has been checked, with a guard.
+
+    Args:
+        runner (Runner): Its runner.
+        report (Report, optional): What its log begins with.
+        damaged (Sequence[str]): Checkpoints that ``--resume`` has passed over.
+    """
+    raise_when_log_fails(runner.logger)
     if report is not None:
         report.log(runner.logger)
     resumed = [runner._load_from]
@@ -157,8 +185,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     for newer in damaged:
         runner.logger.warning('%s is cut off or damaged; going on from %s', newer, resumed[0])
     guard(runner)
-    with told_in_one_line(runner), killed_workers_explained(cfg.work_dir):
-        runner.train()
+    runner.train()
 
 
 def report_before_training(cfg: Config, model: nn.Module) -> Report | None:

@@ -1,14 +1,19 @@
 """Guards a training: nothing is lost when it is interrupted, and why it ended is said."""
 
+from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
-from .nonfinite import StepSkipper
-from .saving import latest_checkpoint
+from .nonfinite import StepSkipper, last_finite
+from .saving import latest_checkpoint, newest_or_none
 from .workers import killed_workers_explained
 
 __all__ = [
     'StepSkipper',
     'TrainingGuard',
+    'disk_failures_explained',
     'guard',
     'killed_workers_explained',
+    'last_finite',
     'latest_checkpoint',
+    'newest_or_none',
+    'raise_when_log_fails',
 ]

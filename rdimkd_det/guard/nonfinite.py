@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
 from mmengine.runner import Runner
 
 from ..distiller import distilled_student
+from .saving import last_good, newest_or_none, resumable
+
+# What a step changes; EMAHook keeps the weights that are trained apart. Not 'distill': in its
+# buffers NaN means "not known yet", and of its adapters the optimizer has the momenta.
+CHANGED_BY_STEPS = ('state_dict', 'ema_state_dict', 'optimizer')
+
+
+def last_finite(work_dir: str | Path) -> str:
+    """A sentence that names the newest whole checkpoint from which a training can be finite.
+
+    The loss of an iteration shows what the step before has done to the weights, and a checkpoint
+    may have been written in between.
+
+    Args:
+        work_dir (str | Path): Work directory of the training.
+    """
+    newest = newest_or_none(work_dir)
+    finite = newest_or_none(work_dir, accept=_is_finite)
+    if newest == finite:
+        return last_good(work_dir)
+    if finite is None:
+        return f'No checkpoint is good: {newest} and those before hold NaN or infinity.'
+    return (
+        f'The last good checkpoint is {finite} (--resume {finite}): those after it hold NaN or '
+        f'infinity.'
+    )
+
+
+def _is_finite(checkpoint: Mapping) -> bool:
+    parts = [checkpoint.get(name) for name in CHANGED_BY_STEPS]
+    return resumable(checkpoint) and all(
+        bool(tensor.isfinite().all()) for tensor in _tensors(parts)
+    )
+
+
+def _tensors(node: object) -> Iterator[torch.Tensor]:
+    if isinstance(node, torch.Tensor):
+        yield node
+    elif isinstance(node, (Mapping, list, tuple)):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from _tensors(child)
 
 
 class StepSkipper:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends.base import BaseStorageBackend
+from mmengine.hooks import checkpoint_hook
 
 from ..errors import ConfigError, TrainingStoppedError
-from ..files.whole import write_bytes, write_text
+from ..files.checkpoints import read_checkpoint_safely
+from ..files.whole import write_bytes, write_text, written_whole
 
 LAST_CHECKPOINT = 'last_checkpoint'  # where mmengine notes the newest one's path
 INTERRUPTED = 'interrupted.pth'
+NEEDED_TO_RESUME = ('optimizer', 'message_hub')
 
 
 class WholeFileBackend(LocalBackend):
@@ -43,11 +48,17 @@ class WholeFileBackend(LocalBackend):
 
 
 def write_checkpoints_whole() -> None:
-    """Have mmengine write through :class:`WholeFileBackend` from now on, in this process.
+    """Have mmengine write checkpoints, and which is the newest, whole from now on.
 
-    mmengine (0.10.7, OneDL 0.10.12) writes a checkpoint in place: a kill leaves half of it.
+    mmengine (0.10.7, OneDL 0.10.12) writes both in place: a kill or a full disk leaves half of it.
     """
     register_backend('local', WholeFileBackend, force=True, prefixes='')
+    # All that this module opens is `last_checkpoint`.
+    checkpoint_hook.open = _open_whole
+
+
+def _open_whole(path: str, mode: str) -> AbstractContextManager[IO]:
+    return written_whole(Path(path), mode)
 
 
 class LateRemoval:
@@ -79,11 +90,31 @@ class LateRemoval:
                 self._backend.remove(path)
 
 
-def latest_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
+def missing_to_resume(checkpoint: Mapping) -> list[str]:
+    """What a checkpoint lacks of the entries that mmengine's Runner resumes a training from.
+
+    Exported students, mmengine's ``best_*.pth`` and published weights lack some.
+
+    Args:
+        checkpoint (Mapping): A checkpoint that has been read.
+    """
+    return [key for key in NEEDED_TO_RESUME if key not in checkpoint]
+
+
+def resumable(checkpoint: Mapping) -> bool:
+    """Whether a training can go on from a checkpoint that has been read."""
+    return not missing_to_resume(checkpoint)
+
+
+def latest_checkpoint(
+    work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
+) -> tuple[str | None, list[str]]:
     """The newest checkpoint that is whole.
 
     Args:
         work_dir (str | Path): Work directory of a training.
+        accept (Callable): Which checkpoints are meant; is given what has been read of one.
+            Defaults to those that a training can go on from.
 
     Returns:
         tuple[str | None, list[str]]: The checkpoint, None if there is none; and the newer ones
@@ -94,9 +125,10 @@ def latest_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
     """
     damaged = []
     for path in _newest_first(Path(work_dir)):
-        if is_whole(path):
+        if not is_whole(path):
+            damaged.append(str(path))
+        elif _accepted(path, accept):
             return str(path), damaged
-        damaged.append(str(path))
     if damaged:
         raise ConfigError(
             f'none of the {len(damaged)} checkpoints in {work_dir} is whole '
@@ -105,13 +137,29 @@ def latest_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
     return None, []
 
 
+def _accepted(path: Path, accept: Callable[[Mapping], bool]) -> bool:
+    try:
+        mapped = zipfile.is_zipfile(path)  # then only what is looked at is read
+        checkpoint = read_checkpoint_safely(str(path), who='model', mapped=mapped)
+    except ConfigError:  # whoever resumes from it is told why it cannot be read
+        return True
+    return isinstance(checkpoint, Mapping) and accept(checkpoint)
+
+
 def last_good(work_dir: str | Path) -> str:
     """A sentence that names the newest whole checkpoint."""
-    try:
-        path, _ = latest_checkpoint(work_dir)
-    except ConfigError:
-        path = None
+    path = newest_or_none(work_dir)
     return f'The last good checkpoint is {path}.' if path else 'There is no checkpoint yet.'
+
+
+def newest_or_none(
+    work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
+) -> str | None:
+    """As :func:`latest_checkpoint`, where damaged ones do not matter."""
+    try:
+        return latest_checkpoint(work_dir, accept)[0]
+    except ConfigError:
+        return None
 
 
 def is_whole(path: Path) -> bool:
@@ -136,7 +184,7 @@ def _newest_first(work_dir: Path) -> Iterator[Path]:
     named = Path(noted.read_text().strip()) if noted.is_file() else None
     if named is not None and named.is_file():
         yield named
-    # A best_*.pth has no optimizer state.
+    # A best_*.pth is not where the training stands.
     others = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
     for path in sorted(others, key=os.path.getmtime, reverse=True):
         if named is None or path.resolve() != named.resolve():

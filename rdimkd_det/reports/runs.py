@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.files.configs import read_config
-from rdimkd_det.guard import latest_checkpoint
+from rdimkd_det.guard import newest_or_none
 from rdimkd_det.trainings.history import History, list_parts, read_history
 
 
@@ -72,10 +72,7 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
 
 
 def _newest(work_dir: Path) -> Path | None:
-    try:
-        path, _ = latest_checkpoint(work_dir)
-    except ConfigError:  # all of them are damaged; the logs are still worth a report
-        return None
+    path = newest_or_none(work_dir, accept=lambda _: True)  # weights will do
     return path and Path(path)
 
 

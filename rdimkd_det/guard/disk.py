@@ -1,0 +1,61 @@
+"""A disk that is full or fails ends a training with one line, whatever was being written."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from ..errors import TrainingStoppedError
+from .saving import last_good
+
+FAILURES = {
+    errno.ENOSPC: 'the disk is full',
+    errno.EDQUOT: 'the disk quota is used up',
+    errno.EIO: 'the disk fails',
+}
+
+
+@contextmanager
+def disk_failures_explained(work_dir: str) -> Iterator[None]:
+    """Say of a full or failing disk what is left of the training.
+
+    Args:
+        work_dir (str): Of the training, for its last checkpoint.
+
+    Raises:
+        TrainingStoppedError: In place of an ``OSError`` for such a reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FAILURES:
+            raise
+        file = f': {error.filename}' if error.filename else ''
+        raise TrainingStoppedError(
+            f'{FAILURES[error.errno]} ({error.strerror}{file}), work directory {work_dir}. '
+            f'{last_good(work_dir)} Mend that, then go on with --resume.'
+        ) from error
+
+
+def raise_when_log_fails(logger: logging.Logger) -> None:
+    """Let a log file that a full or failing disk does not take end what is being done.
+
+    Python's logging prints a traceback for each line that is lost, and goes on.
+
+    Args:
+        logger (Logger): The logger of a runner.
+    """
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_raise_disk_failure, handler.handleError)
+
+
+def _raise_disk_failure(otherwise: Callable, record: logging.LogRecord) -> None:
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError) and error.errno in FAILURES:
+        raise error
+    otherwise(record)
