@@ -89,7 +89,8 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
 
 def explain(error: Exception) -> str:
     """An exception of the host as one line, with what a misspelled type probably meant."""
-    text = str(error.args[0] if error.args else error)
+    # An OSError's first argument is a number; a KeyError's text would be quoted.
+    text = str(error if isinstance(error, OSError) or not error.args else error.args[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
     # A data loader's worker sends its traceback as the text of an exception.
     line = lines[-1] if lines[0].startswith('Caught ') else lines[0]

@@ -70,6 +70,21 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
         raise ConfigError(f'{as_config_error(error)} (Where: {file})') from error
 
 
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """Make an exception of the host in the block a ``ConfigError``; for what writes no log.
+
+    Raises:
+        ConfigError: In place of any other exception.
+    """
+    try:
+        yield
+    except (FloatingPointError, TrainingStoppedError):
+        raise
+    except Exception as error:
+        raise as_config_error(error) from error
+
+
 def as_config_error(error: Exception) -> ConfigError:
     """An exception of the host as a user's mistake."""
     if isinstance(error, ConfigError):
