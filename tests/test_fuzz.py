@@ -182,6 +182,12 @@ def test_misspelled_option__did_you_mean(config, judge, place, option, meant):
     assert problem is None and f"'{option}'; did you mean '{meant}'?" in line
 
 
+def test_misspelled_key__did_you_mean(config, judge, tmp_path):
+    problem, line = judge({**config, 'param_schedular': []})
+    assert problem is None and "'param_schedular'; did you mean 'param_scheduler'?" in line
+    assert not (tmp_path / 'work').exists()
+
+
 def find(content: dict, place: str) -> dict:
     for key in place.split('.'):
         content = content[int(key) if key.isdigit() else key]

@@ -20,6 +20,7 @@ from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, 
 from ..hooks import DistillHook
 from ..names import check_options, check_type, explain
 from .hook_options import check_hook_options, hook_types
+from .top_level import check_top_level
 
 SECTIONS = (
     'train_cfg',
@@ -86,8 +87,9 @@ def check_sections(cfg: Config) -> None:
     """Check that the parts of a config that this package looks into are what it takes them for.
 
     Raises:
-        ConfigError: One is something else, or the training has no length.
+        ConfigError: One is something else or misspelled, or the training has no length.
     """
+    check_top_level(cfg)
     for name in SECTIONS:
         if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
             raise ConfigError(f'{name} must be a dict, got {reprlib.repr(cfg[name])}.')
