@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
+import reprlib
+import textwrap
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import mmdet.registry
 from mmengine.registry import Registry
 
 from .errors import ConfigError
+from .signatures import parameters, refused_option
+
+# What an exception's line is cut to.
+LONGEST = 400
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -23,7 +28,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 def check_options(
-    where: str, options: Iterable[str], builder: type, others: Iterable[str] = ('type',)
+    where: str,
+    options: Iterable[str],
+    builder: type,
+    others: Iterable[str] = ('type',),
+    passed_to: Callable | None = None,
 ) -> None:
     """Check that a config entry has no option that its class does not take.
 
@@ -32,13 +41,18 @@ def check_options(
         options (Iterable[str]): The names of the options.
         builder (type): The class.
         others (Iterable[str]): Keys that are not for the class. Defaults to 'type'.
+        passed_to (Callable, optional): What it hands other options on to. Defaults to None: any
+            option will do for a class that hands on.
 
     Raises:
         ConfigError: One is unknown, see :func:`check_names`.
     """
-    parameters = inspect.signature(builder).parameters
-    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
-        check_names(f'{where} ({builder.__name__})', options, (*parameters, *others))
+    known, hands_on = parameters(builder)
+    if hands_on and passed_to is not None:
+        more, hands_on = parameters(passed_to)
+        known += more
+    if not hands_on:
+        check_names(f'{where} ({builder.__name__})', options, (*dict.fromkeys(known), *others))
 
 
 def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
@@ -75,7 +89,9 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
     known = list(known)
     name = entry.get('type') if isinstance(entry, Mapping) else None
     if not isinstance(name, (str, type)):
-        raise ConfigError(f"{where} must be a dict with a type, e.g. '{known[0]}'; got {entry!r}.")
+        raise ConfigError(
+            f"{where} must be a dict with a type, e.g. '{known[0]}'; got {reprlib.repr(entry)}."
+        )
     try:
         found = registry.get(name) if isinstance(name, str) else name
     except Exception:  # of the import of a name with dots, and of ''
@@ -88,8 +104,9 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
 
 
 def explain(error: Exception) -> str:
-    """An exception of the host as one line, with what a misspelled type probably meant."""
-    text = str(error.args[0] if error.args else error)
+    """An exception of the host as one line, with what a misspelled name probably meant."""
+    # An OSError's first argument is a number; a KeyError's text would be quoted.
+    text = str(error if isinstance(error, OSError) or not error.args else error.args[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
     # A data loader's worker sends its traceback as the text of an exception.
     line = lines[-1] if lines[0].startswith('Caught ') else lines[0]
@@ -98,7 +115,11 @@ def explain(error: Exception) -> str:
         line = f'{line} in {Path(place.filename).name}, line {place.lineno}: {place.line}'
     line = f'{type(error).__name__}: {line.strip()}'
     unknown = re.search(r'(.*\b(\w+) is not in the \S+ registry)', line)
-    return unknown[1] + did_you_mean(unknown[2], _registered_names()) if unknown else line
+    if unknown:
+        return unknown[1] + did_you_mean(unknown[2], _registered_names())
+    refused = refused_option(error)
+    line = textwrap.shorten(line, LONGEST, placeholder=' ...')  # it may show a whole config
+    return line + did_you_mean(*refused) if refused else line
 
 
 def _registered_names() -> list[str]:

@@ -11,6 +11,8 @@ import mmengine.config.config
 import mmengine.runner.runner
 import pytest
 import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
 from mutants import mutants
 from runs import call_tool, distilled, fcos, run_config, write_data, write_teacher
 from yapf.yapflib import yapf_api
@@ -44,10 +46,22 @@ def config(tmp_path_factory):
         del content[name]
     schedule = dict(warmup=1, decay='linear', decay_begin=2, stop=4, by_epoch=False)
     content['custom_hooks'][0].update(calibration_images=4, seed=0, schedule=schedule)
-    content['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=1)
+    content['custom_hooks'].append(switch_hook(content, epoch=0))
+    content['train_cfg'] = dict(
+        type='IterBasedTrainLoop', max_iters=1, val_interval=1, dynamic_intervals=[(1, 1)]
+    )
+    content['log_processor'] = dict(type='LogProcessor', by_epoch=False, window_size=1)
     content['train_dataloader']['batch_size'] = 2
-    content['default_hooks']['checkpoint']['by_epoch'] = False
+    content['default_hooks']['checkpoint'].update(
+        by_epoch=False, max_keep_ckpts=1, filename_tmpl='iter_{}.pth', save_best='coco/bbox_mAP'
+    )
     return content
+
+
+def switch_hook(content: dict, epoch: int) -> dict:
+    """mmdet's hook that trains on with another pipeline, here the same."""
+    pipeline = copy.deepcopy(content['train_dataloader']['dataset']['pipeline'])
+    return dict(type='PipelineSwitchHook', switch_epoch=epoch, switch_pipeline=pipeline)
 
 
 @pytest.fixture
@@ -91,12 +105,21 @@ def judge(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'below, number',
-    [('model.losses', 60), ('model.teacher', 10), ('custom_hooks', 50), ('', 100)],
+    'below, number, seed',
+    [
+        ('model.losses', 60, 0),
+        ('model.teacher', 10, 0),
+        ('custom_hooks', 50, 0),
+        ('default_hooks', 50, 7),
+        ('train_cfg', 15, 7),
+        ('log_processor', 15, 7),
+        ('', 100, 0),
+        ('', 50, 7),
+    ],
 )
-def test_fuzz__one_line_or_a_run(config, judge, below, number):
+def test_fuzz__one_line_or_a_run(config, judge, below, number, seed):
     wrong = []
-    for what, content in mutants(config, number, below):
+    for what, content in mutants(config, number, below, seed):
         problem, line = judge(content)
         if problem is not None:
             wrong.append(f'{what}: {problem}: {line}')
@@ -145,6 +168,10 @@ def test_misspelled_type__did_you_mean(config, judge, place, name, meant):
         (f'{OF_LOSS}.projection', 'dims', 'dim'),
         ('custom_hooks.0', 'calibration_image', 'calibration_images'),
         ('custom_hooks.0.schedule', 'warm_up', 'warmup'),
+        ('default_hooks.checkpoint', 'max_keep_ckpt', 'max_keep_ckpts'),
+        ('default_hooks.checkpoint', 'intervall', 'interval'),
+        ('default_hooks.checkpoint', 'bby_epoch', 'by_epoch'),
+        ('default_hooks.logger', 'intervall', 'interval'),
     ],
 )
 def test_misspelled_option__did_you_mean(config, judge, place, option, meant):
@@ -153,6 +180,12 @@ def test_misspelled_option__did_you_mean(config, judge, place, option, meant):
     entry[option] = entry.pop(meant)
     problem, line = judge(content)
     assert problem is None and f"'{option}'; did you mean '{meant}'?" in line
+
+
+def test_misspelled_key__did_you_mean(config, judge, tmp_path):
+    problem, line = judge({**config, 'param_schedular': []})
+    assert problem is None and "'param_schedular'; did you mean 'param_scheduler'?" in line
+    assert not (tmp_path / 'work').exists()
 
 
 def find(content: dict, place: str) -> dict:
@@ -191,3 +224,106 @@ def test_first_validation__fails_in_one_line(config, judge, tmp_path):
     where = re.search(r'\(Where: (.*)\)', line)[1]
     assert 'Traceback' in Path(where).read_text()
     assert (tmp_path / 'work/iter_1.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'option, value',
+    [('interval', 'a'), ('filename_tmpl', 'last.pth'), ('filename_tmpl', '{a}.pth')],
+)
+def test_checkpoint_hook__option_of_another_kind(config, judge, tmp_path, option, value):
+    content = copy.deepcopy(config)
+    content['default_hooks']['checkpoint'][option] = value
+    problem, line = judge(content)
+    assert problem is None and f'default_hooks.checkpoint.{option} must' in line
+    assert repr(value) in line and not (tmp_path / 'work').exists()
+
+
+def test_pipeline_to_switch_to__cannot_be_built(config, judge, tmp_path):
+    content = copy.deepcopy(config)
+    content['custom_hooks'][1] = switch_hook(content, epoch=280)
+    content['custom_hooks'][1]['switch_pipeline'][1]['type'] = 'Resizee'
+    problem, line = judge(content)
+    assert problem is None and "did you mean 'Resize'?" in line
+    assert 'custom_hooks.switch_pipeline' in line and not (tmp_path / 'work').exists()
+
+
+def of_epochs(config: dict, number: int, **train_cfg) -> dict:
+    """The config with epochs of two iterations each, validation once at the end."""
+    content = copy.deepcopy(config)
+    train_cfg = {'val_interval': number, **train_cfg}
+    content['train_cfg'] = dict(type='EpochBasedTrainLoop', max_epochs=number, **train_cfg)
+    content['custom_hooks'] = content['custom_hooks'][:1]
+    del content['custom_hooks'][0]['schedule']
+    content['default_hooks']['checkpoint'].update(by_epoch=True, interval=number)
+    return content
+
+
+def first_log(config: dict) -> dict:
+    content = of_epochs(config, 1)
+    content['default_hooks']['logger']['interval'] = 2
+    content['log_processor']['window_size'] = 'a'
+    return content
+
+
+@HOOKS.register_module()
+class FailsToSave(Hook):
+    """What a hook adds to a checkpoint fails."""
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        raise KeyError('nothing to save')
+
+
+def first_checkpoint(config: dict) -> dict:
+    content = of_epochs(config, 2)
+    content['custom_hooks'].append(dict(type='FailsToSave'))
+    return content
+
+
+def first_epoch_end(config: dict) -> dict:
+    return of_epochs(config, 2, val_interval='a')
+
+
+def first_best(config: dict) -> dict:
+    content = of_epochs(config, 2)
+    content['default_hooks']['checkpoint'].update(interval=1, save_best='coco/bbox_mAPP')
+    return content
+
+
+def first_batch_of_another_pipeline(config: dict) -> dict:
+    content = of_epochs(config, 2)
+    content['custom_hooks'].append(switch_hook(content, epoch=1))
+    content['custom_hooks'][1]['switch_pipeline'][1]['scale'] = 'abc'
+    return content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'change',
+    [
+        first_log,
+        first_checkpoint,
+        first_epoch_end,
+        first_best,
+        first_batch_of_another_pipeline,
+    ],
+)
+def test_first_time_later__fails_in_one_line(config, judge, change):
+    problem, line = judge(change(config))
+    assert problem is None and 'the config cannot be run' in line
+
+
+@HOOKS.register_module()
+class FailsLate(Hook):
+    """What has been done before fails for another reason than the config."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 2:
+            raise RuntimeError('the machine is on fire')
+
+
+@pytest.mark.slow
+def test_second_time__keeps_its_traceback(config, judge):
+    content = of_epochs(config, 2)
+    content['custom_hooks'].append(dict(type='FailsLate'))
+    problem, _ = judge(content)
+    assert problem == 'raised RuntimeError: the machine is on fire'

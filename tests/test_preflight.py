@@ -392,7 +392,8 @@ def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, t
     )
     assert done.status == 1
     text, mend = found(done, 'error')['Training step']
-    assert text.startswith('fails: Sizes of tensors') and 'pad_size_divisor=32' in mend
+    assert text.startswith('fails: RuntimeError: Sizes of tensors')
+    assert 'pad_size_divisor=32' in mend
 
 
 def test_preflight__two_teachers(preflight):
@@ -459,6 +460,54 @@ def test_mistake__malicious_checkpoint(preflight, trained, tmp_path):
     assert not proof.exists()
     torch.load(path, weights_only=False)
     assert proof.exists()  # it would have
+
+
+IN_PIPELINE = 'train_dataloader.dataset.pipeline.1'
+
+
+@pytest.mark.parametrize(
+    'option, expected',
+    [
+        ('optim_wrapper.clip_gradd.max_norm=1', "unexpected keyword argument 'clip_gradd'"),
+        ('optim_wrapper.optimizer.lrr=1', "unexpected keyword argument 'lrr'"),
+        ('train_dataloader.batch_sizes=1', "unexpected keyword argument 'batch_sizes'"),
+        ('train_dataloader.num_workers=-1', 'num_workers option should be non-negative'),
+        (f'{IN_PIPELINE}.type=Resizee', "did you mean 'Resize'?"),
+        (f'{IN_PIPELINE}.scale=abc', 'Scale must be a number or tuple of int'),
+        ('train_dataloader.dataset.ann_file=broken.json', 'JSONDecodeError'),
+    ],
+)
+def test_mistake__one_line_as_of_training(preflight, trained, option, expected):
+    (trained.data / 'broken.json').write_text('{"images": [')
+    done = preflight('--cfg-options', option)
+    assert done.status == 2 and done.report is None
+    assert len(done.err.splitlines()) == 1 and expected in done.err
+
+
+@pytest.mark.parametrize(
+    'option, expected',
+    [
+        ('val_evaluator.type=CocoMetrik', "did you mean 'CocoMetric'?"),
+        ('val_evaluator.metric=bboxx', 'bboxx'),
+        ('val_evaluator.ann_file=/nope.json', '/nope.json'),
+        ('val_dataloader.batch_sizes=1', "'batch_sizes'"),
+    ],
+)
+def test_mistake__of_validation_is_a_finding(preflight, option, expected):
+    done = preflight('--samples', 0, '--eval-teacher', '--cfg-options', option)
+    text, _ = found(done, 'error')['Teacher AP']
+    assert text.startswith('cannot be measured: ') and expected in text
+
+
+def test_mistake__broken_image(preflight, trained):
+    """It stops preflight as it would a training: no mistake in the config."""
+    image = trained.data / 'images/0.png'
+    whole = image.read_bytes()
+    image.write_bytes(b'no image')
+    done = preflight('--samples', 24)
+    image.write_bytes(whole)
+    assert done.status == 1 and done.report is None
+    assert str(image) in done.err and len(done.err.splitlines()) == 1
 
 
 def test_mistake__plain_config(trained, tmp_path, capsys):

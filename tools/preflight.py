@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.mistakes import mistakes_told
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.preflight import preflight
 
@@ -45,7 +46,8 @@ def main() -> None:
     cfg = cli.read_config_file(args.config)
     launch.apply_common_arguments(cfg, args)
     model = launch.check_before_run(cfg, training=True)
-    report = preflight(cfg, model, args.samples, args.eval_teacher)
+    with mistakes_told():
+        report = preflight(cfg, model, args.samples, args.eval_teacher)
     report.print(Console())
     if args.json is not None:
         write_text(args.json, json.dumps(report.as_dict(), indent=1) + '\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, 
 from ..guard.saving import missing_to_resume
 from ..hooks import DistillHook
 from ..names import check_options, check_type, explain
+from .hook_options import check_hook_options, hook_types
+from .top_level import check_top_level
 
 SECTIONS = (
     'train_cfg',
@@ -27,6 +30,7 @@ SECTIONS = (
     'val_dataloader',
     'test_dataloader',
     'auto_scale_lr',
+    'default_hooks',
 )
 # mmengine's strategies and model wrappers that split parameters over the ranks.
 SHARDING = (
@@ -84,13 +88,15 @@ def check_sections(cfg: Config) -> None:
     """Check that the parts of a config that this package looks into are what it takes them for.
 
     Raises:
-        ConfigError: One is something else, or the training has no length.
+        ConfigError: One is something else or misspelled, or the training has no length.
     """
+    check_top_level(cfg)
     for name in SECTIONS:
         if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
-            raise ConfigError(f'{name} must be a dict, got {cfg[name]!r}.')
+            raise ConfigError(f'{name} must be a dict, got {reprlib.repr(cfg[name])}.')
     if not isinstance(cfg.get('custom_hooks'), (list, tuple, type(None))):
-        raise ConfigError(f'custom_hooks must be a list of dicts, got {cfg.custom_hooks!r}.')
+        got = reprlib.repr(cfg.custom_hooks)
+        raise ConfigError(f'custom_hooks must be a list of dicts, got {got}.')
     if not isinstance(cfg.get('default_scope', 'mmdet'), str):
         raise ConfigError(f"default_scope must be 'mmdet', got {cfg.default_scope!r}.")
     for name in ('max_epochs', 'max_iters'):
@@ -119,10 +125,11 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
     Raises:
         ConfigError: It is the other way round, or an option cannot be.
     """
+    check_hook_options(cfg)
     hooks = [
         hook
         for hook in cfg.get('custom_hooks') or ()
-        if issubclass(check_type(hook, 'custom_hooks', HOOKS, _hook_types()), DistillHook)
+        if issubclass(check_type(hook, 'custom_hooks', HOOKS, hook_types()), DistillHook)
     ]
     if distilled and not hooks:
         raise ConfigError(
@@ -136,12 +143,7 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
             f'teacher=..., losses=...), or drop the hook.'
         )
     for hook in hooks:
-        check_options('custom_hooks', hook, DistillHook, others=('type', 'priority'))
         HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
-
-
-def _hook_types() -> list[str]:
-    return ['DistillHook', *sorted({*HOOKS.module_dict, *HOOKS.parent.module_dict})]
 
 
 def check_pretrained(model: nn.Module) -> None:

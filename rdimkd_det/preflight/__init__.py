@@ -9,7 +9,7 @@ from torch import nn
 
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingStoppedError
 from ..names import explain
 from ..random_state import preserved_random_state
 from .classes import data_classes, label_map, teacher_classes
@@ -76,11 +76,13 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     except FloatingPointError as error:
         report.error('Not finite', str(error), "see the teacher's checkpoint and input")
         return []
+    except TrainingStoppedError:
+        raise
     except RuntimeError as error:
         # Some necks, e.g. RTMDet's, take only sizes that their own data pipelines make.
         report.error(
             'Training step',
-            f'fails: {error}',
+            f'fails: {explain(error)}',
             'if it is about sizes, set pad_size_divisor=32 in the data_preprocessor of the teacher '
             'config; if about memory, a smaller train_dataloader.batch_size',
         )
@@ -128,7 +130,11 @@ def _check_teacher(
         return
     try:
         evaluate_teacher(cfg, entry, part, preprocessor, detector, of_teacher, better, report, what)
-    except (RuntimeError, ValueError, IndexError) as error:  # the detector's own, on such images
+    except (ConfigError, TrainingStoppedError):
+        raise
+    except Exception as error:  # of the data, the evaluator, or the detector on such images
         report.error(
-            what, f'its prediction fails: {explain(error)}', 'test it alone: python tools/test.py'
+            what,
+            f'cannot be measured: {explain(error)}',
+            'see val_dataloader and val_evaluator; test the teacher alone: python tools/test.py',
         )

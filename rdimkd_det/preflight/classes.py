@@ -9,8 +9,10 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
+from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely
-from ..files.configs import UnreadableConfigError, read_config
+from ..files.configs import read_config
+from ..names import explain
 
 
 def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:
@@ -22,19 +24,31 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
 
     Returns:
         tuple[str, ...] | None: None where the data set names none.
+
+    Raises:
+        ConfigError: What names them is something else.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        while isinstance(dataset, Mapping) and ('dataset' in dataset or 'datasets' in dataset):
-            dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-        kind = dataset.get('type') if isinstance(dataset, Mapping) else None
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if hasattr(kind, '_load_metainfo'):
-            metainfo = kind._load_metainfo(copy.deepcopy(dataset.get('metainfo')))
-            classes = _names(metainfo)
-            if classes:
-                return classes
+        try:
+            classes = _classes_of(dataset)
+        except Exception as error:  # of a data set that the Runner would refuse, too
+            raise ConfigError(
+                f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
+            ) from error
+        if classes:
+            return classes
     return None
+
+
+def _classes_of(dataset: object) -> tuple[str, ...] | None:
+    while isinstance(dataset, Mapping) and ('dataset' in dataset or 'datasets' in dataset):
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    kind = dataset.get('type') if isinstance(dataset, Mapping) else None
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not hasattr(kind, '_load_metainfo'):
+        return None
+    return _names(kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))))
 
 
 def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | None:
@@ -47,7 +61,7 @@ def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | No
             return classes
     try:
         return data_classes(read_config(config, 'teacher'), ('train', 'val', 'test'))
-    except UnreadableConfigError:
+    except ConfigError:  # the teacher's data need not be there
         return None
 
 

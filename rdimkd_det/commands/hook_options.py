@@ -1,0 +1,67 @@
+"""Options of hooks that the host would refuse late: at a checkpoint, or after many epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mmcv.transforms import Compose
+from mmdet.registry import HOOKS
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from ..errors import ConfigError
+from ..names import check_options, check_type, explain
+
+
+def check_hook_options(cfg: Config) -> None:
+    """Check the types and options of all hooks of a config.
+
+    Raises:
+        ConfigError: A hook is none, has an option that it does not take, or one that would fail it.
+    """
+    for where, entry in _hooks(cfg):
+        kind = check_type(entry, where, HOOKS, hook_types())
+        saves = isinstance(kind, type) and issubclass(kind, CheckpointHook)
+        # It hands on what it does not know, at the first checkpoint.
+        passed_to = Runner.save_checkpoint if saves else None
+        check_options(where, entry, kind, ('type', 'priority', '_scope_'), passed_to)
+        if saves:
+            _check_checkpoint_hook(where, entry)
+        if 'switch_pipeline' in entry:
+            _check_pipeline(f'{where}.switch_pipeline', entry['switch_pipeline'])
+
+
+def hook_types() -> list[str]:
+    """Names of all hooks, the one that a distilled model needs first."""
+    return ['DistillHook', *sorted({*HOOKS.module_dict, *HOOKS.parent.module_dict})]
+
+
+def _hooks(cfg: Config) -> Iterator[tuple[str, Mapping]]:
+    for name, entry in (cfg.get('default_hooks') or {}).items():
+        if entry is not None:  # it switches one of mmengine's own off
+            yield f'default_hooks.{name}', entry
+    for entry in cfg.get('custom_hooks') or ():
+        yield 'custom_hooks', entry
+
+
+def _check_checkpoint_hook(where: str, entry: Mapping) -> None:
+    interval, name = entry.get('interval', -1), entry.get('filename_tmpl')
+    if isinstance(interval, bool) or not isinstance(interval, int):
+        raise ConfigError(f'{where}.interval must be a whole number, got {interval!r}.')
+    try:
+        numbered = name is None or name.format(1) != name.format(2)
+    except (AttributeError, LookupError, ValueError):  # no text, or other braces
+        numbered = False
+    if not numbered:
+        raise ConfigError(
+            f"{where}.filename_tmpl must hold one {{}} for the number, e.g. 'epoch_{{}}.pth'; "
+            f'got {name!r}.'
+        )
+
+
+def _check_pipeline(where: str, pipeline: object) -> None:
+    try:
+        Compose(pipeline)
+    except Exception as error:  # every transform has its own way to refuse its arguments
+        raise ConfigError(f'{where} cannot be built: {explain(error)}') from error
