@@ -1,5 +1,6 @@
 """The command lines, at work and with every mistake that a user can make."""
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -375,3 +376,65 @@ def test_mistake__launcher_without_torchrun(refused, files, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     line = refused('train.py', files / 'distilled.py', '--launcher', 'pytorch')
     assert 'is for torchrun' in line
+
+
+# Files that cannot be read or written
+
+
+@pytest.mark.parametrize(
+    'tool, option, expected',
+    [
+        ('preflight.py', '--json', '{}: No such file or directory.'),
+        ('test.py', '--out', '/proc/none: No such file or directory.'),
+        ('distill.py', '--save-config', '{}: No such file or directory.'),
+    ],
+)
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs /proc, where nobody can write')
+def test_file__that_cannot_be_written(refused, files, tool, option, expected):
+    teacher = files / 'teacher/teacher.py', files / 'teacher/teacher.pth'
+    arguments = {
+        'preflight.py': (files / 'distilled.py', '--samples', 0),
+        'test.py': teacher,
+        'distill.py': (files / 'plain.py', *teacher, '--dim', 8),
+    }
+    path = '/proc/none/x.pkl' if tool == 'test.py' else '/proc/none.py'
+    line = refused(tool, *arguments[tool], option, path)
+    assert line == f'{tool}: {expected.format(path)}'
+
+
+def test_file__json_is_a_directory(refused, files, tmp_path):
+    line = refused('preflight.py', files / 'distilled.py', '--json', tmp_path)
+    assert line == f'preflight.py: --json: {tmp_path} is a directory; give a file.'
+
+
+@pytest.mark.parametrize('place', ['train_dataloader.dataset', 'val_evaluator'])
+def test_annotations__that_cannot_be_read_are_named(files, tmp_path, capsys, place):
+    whole = (files / 'data/annotations.json').read_text()
+    for name, content in (('cut.json', whole[:500]), ('broken.json', whole.replace('"id"', 'id'))):
+        (tmp_path / name).write_text(content)
+    for name, expected in (
+        ('cut.json', f'annotations {tmp_path}/cut.json are cut off or damaged: Unterminated'),
+        ('broken.json', f'annotations {tmp_path}/broken.json are cut off or damaged: Expecting'),
+        ('', f'{tmp_path}: Is a directory.'),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(
+                *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work'),
+                *('--cfg-options', f'{place}.ann_file={tmp_path / name}'),
+            )
+        assert stopped.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f'train.py: {expected}')
+
+
+def test_work_dir__that_cannot_be_made_is_named(files, tmp_path, capsys, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(errno.EROFS, 'Read-only file system', path)
+
+    monkeypatch.setattr('mmengine.runner.runner.mmengine.mkdir_or_exist', full)
+    with pytest.raises(SystemExit) as stopped:
+        call_tool('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work')
+    assert stopped.value.code == 2
+    line = one_line('train.py', capsys.readouterr().err)
+    assert line == f'train.py: {tmp_path}/work: Read-only file system.'

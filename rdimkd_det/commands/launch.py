@@ -38,6 +38,7 @@ from .checks import (
 )
 from .mistakes import as_config_error, told_in_one_line
 from .outputs import check_outputs
+from .unreadable import files_named
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -120,7 +121,7 @@ def build_runner(cfg: Config) -> Runner:
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
     try:
-        with disk_failures_explained(cfg.work_dir):
+        with files_named(cfg), disk_failures_explained(cfg.work_dir):
             return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except TrainingStoppedError:
         raise
@@ -159,6 +160,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     runner = build_runner(cfg)
     with (
         told_in_one_line(runner),
+        files_named(cfg),
         disk_failures_explained(cfg.work_dir),
         killed_workers_explained(cfg.work_dir),
     ):
