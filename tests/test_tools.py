@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
 from runs import (
     call_tool,
     distilled,
@@ -365,6 +367,51 @@ def test_mistake__work_dir_not_writable(refused, files, tmp_path):
         line = refused(tool, *args, work_dir=tmp_path / 'file/below')
         assert 'file/below cannot be written' in line
     assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_mistake__tested_checkpoint_of_another_architecture(refused, files, tmp_path):
+    path = files / 'teacher/teacher.pth'  # twice as wide
+    line = refused('test.py', files / 'plain.py', path)
+    assert f'model: checkpoint {path} is not of config {files}/plain.py: 33 of 147 keys' in line
+    assert 'of another shape (backbone.bn1.bias (16,) for (8,), ' in line
+    weights = plain_weights()
+    # A detector with one layer more, which the config does not run.
+    more = {**weights, 'bbox_head.cls_convs.1.conv.weight': torch.zeros(16, 16, 3, 3)}
+    torch.save(more, tmp_path / 'more.pth')
+    line = refused('test.py', files / 'plain.py', tmp_path / 'more.pth')
+    assert '1 unexpected (bbox_head.cls_convs.1.conv.weight)' in line
+    del weights['neck.fpn_convs.0.conv.bias']
+    torch.save(weights, tmp_path / 'less.pth')
+    line = refused('test.py', files / 'distilled.py', tmp_path / 'less.pth')
+    assert '1 missing (neck.fpn_convs.0.conv.bias)' in line
+
+
+def plain_weights() -> dict:
+    """State dict of plain.py's detector."""
+    init_default_scope('mmdet')
+    return dict(MODELS.build(fcos()).state_dict())
+
+
+@pytest.mark.parametrize(
+    'written',
+    [
+        lambda weights: {f'module.{key}': value for key, value in weights.items()},  # of DDP
+        lambda weights: {key.replace('bbox_head', 'rpn_head'): v for key, v in weights.items()},
+        lambda weights: {key: v for key, v in weights.items() if 'num_batches' not in key},
+        # Buffers of a data preprocessor, MMDetection 2's EMA, position ids, another head.
+        lambda weights: {
+            **weights,
+            'data_preprocessor.mean': torch.zeros(3),
+            'ema_backbone_conv1_weight': torch.zeros(8, 3, 7, 7),
+            'neck.position_ids': torch.arange(3),
+            'mask_head.conv.weight': torch.zeros(1),
+        },
+    ],
+    ids=['ddp', 'two_stage', 'old_pytorch', 'more'],
+)
+def test_test__takes_what_mmdetection_takes(files, tmp_path, written):
+    torch.save(dict(state_dict=written(plain_weights())), tmp_path / 'given.pth')
+    call_tool('test.py', files / 'plain.py', tmp_path / 'given.pth', '--work-dir', tmp_path / 'w')
 
 
 def test_mistake__out_is_no_pickle(refused, files):

@@ -84,7 +84,7 @@ def check_before_run(cfg: Config, training: bool) -> nn.Module:
         check_precision(cfg)
         check_optimizer(cfg)
     model = check_model(cfg, training)
-    check_checkpoint(cfg, model)
+    check_checkpoint(cfg, model, training)
     return model
 
 
