@@ -1,5 +1,7 @@
 """The exceptions that users see: mistakes that they can mend, and ends of a training."""
 
+from __future__ import annotations
+
 
 class ConfigError(ValueError):
     """A config, file or option that the user gave cannot be used.
@@ -33,3 +35,10 @@ def last_line(error: Exception) -> str:
     """The last line of an exception's text; one from a data loader's worker is a traceback."""
     name = f'{TrainingStoppedError.__module__}.{TrainingStoppedError.__name__}: '
     return str(error).strip().split('\n')[-1].removeprefix(name)
+
+
+def named_file(error: OSError) -> str | None:
+    """Which file the operating system refused and why, as one line; None if it does not say."""
+    if error.filename is None or error.strerror is None:
+        return None
+    return f'{error.filename}: {error.strerror}.'

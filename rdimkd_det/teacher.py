@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -276,18 +276,15 @@ def load_strictly(
     """
     own = network.state_dict()
     parts = {key.split('.')[0] for key in own}
-    weights = {key: value for key, value in weights.items() if key.split('.')[0] in parts}
     # Counters that old PyTorch versions did not save; nothing computes with them.
-    for key in own.keys() - weights.keys():
-        if key.endswith('num_batches_tracked'):
-            weights[key] = torch.zeros_like(own[key], device='cpu')
-    try:
-        if any(value.is_meta for value in own.values()):
-            typed = {key: v.to(own[key].dtype) if key in own else v for key, v in weights.items()}
-            network.load_state_dict(typed, assign=True)
-        else:
-            network.load_state_dict(weights)
-    except RuntimeError as error:
+    counters = {
+        key: torch.zeros_like(own[key], device='cpu')
+        for key in own.keys() - weights.keys()
+        if key.endswith('num_batches_tracked')
+        and key.replace('num_batches_tracked', 'running_mean') in weights
+    }
+    if not _load(network, {**weights, **counters}, parts):
+        weights = {key: v for key, v in weights.items() if key.split('.')[0] in parts} | counters
         missing = sorted(own.keys() - weights.keys())
         unexpected = sorted(weights.keys() - own.keys())
         reshaped = sorted(
@@ -301,7 +298,25 @@ def load_strictly(
             f'match; {_some("missing", missing)}; {_some("unexpected", unexpected)}; '
             f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
             f'config.'
-        ) from error
+        )
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[str]) -> bool:
+    """Load weights; whether they fit, as mmdet's detectors may rename them: RPN, semi-supervised.
+
+    What is of no part of the network does not matter, nor integers that another version of a
+    module saved, e.g. position ids: nothing learned.
+    """
+    own, options = network.state_dict(), {}
+    if any(value.is_meta for value in own.values()):
+        options = {'assign': True}
+        weights = {key: v.to(own[key].dtype) if key in own else v for key, v in weights.items()}
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False, **options)
+    except RuntimeError:  # one is of another shape
+        return False
+    integers = {key for key, value in weights.items() if not value.is_floating_point()}
+    return not missing and not any(key.split('.')[0] in parts for key in set(unexpected) - integers)
 
 
 def _some(what: str, names: Sequence[str], limit: int = 3) -> str:

@@ -2,20 +2,25 @@
 
 import hashlib
 import http.server
+import inspect
 import json
 import os
 import pickle
+import re
 import threading
 from functools import partial
 from pathlib import Path
 
+import mmdet.registry
 import mmengine
 import pytest
 import torch
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from runs import call_tool, distilled, fcos, load, run_config, write_data, write_teacher
 
 from rdimkd_det import ConfigError
+from rdimkd_det.commands.outputs import PATHS, PATHS_BELOW, check_outputs
 from rdimkd_det.files.checkpoints import load_checkpoint_safely
 from rdimkd_det.files.data import DataPickleHandler, DataYamlHandler
 
@@ -304,7 +309,22 @@ OUTSIDE = [
     ('visualizer.save_dir', 'PARENT'),
     ('visualizer.vis_backends.0.save_dir', 's3://bucket/logs'),
     ('custom_hooks.0.on_trace_ready', dict(type='tb_trace', dir_name='PARENT')),
+    ('custom_hooks.0.result_path', 'PARENT'),  # NPUProfilerHook
+    ('val_evaluator.outfile_path', 'PARENT/x.jsonl'),  # DumpODVGResults
+    ('visualizer.vis_backends.0.tracking_uri', 'file://PARENT/mlruns'),  # MLflowVisBackend
+    ('visualizer.vis_backends.0.tracking_uri', 'file:PARENT/mlruns'),
+    ('visualizer.vis_backends.0.tracking_uri', 'sqlite:///WORK/runs.db'),
+    ('visualizer.vis_backends.0.init_kwargs', dict(repo='PARENT')),  # AimVisBackend
 ]
+
+# Parameters of hooks, metrics and visualizers that sound like an output, and are none.
+NO_OUTPUTS = {
+    'ann_file', 'img_prefix', 'seg_prefix', 'rfstructure_file',  # are read
+    'prefix',  # of a metric's name
+    'out_suffix',  # which files of the work directory are copied to out_dir
+    'file_client_args',  # the options of a backend
+    'profile_memory', 'profile_times', 'use_e2e_profiler', 'ge_profiling_to_std_out',  # switches
+}  # fmt: skip
 
 
 def changed_config(files, tmp_path, place, value) -> Path:
@@ -320,6 +340,29 @@ def changed_config(files, tmp_path, place, value) -> Path:
     path = tmp_path / 'changed.py'
     path.write_text('\n'.join(f'{key} = {entry!r}' for key, entry in content.items()))
     return path
+
+
+def parameters(cls) -> set[str]:
+    """Of a class's constructor, and of those that it hands ``**kwargs`` to."""
+    constructors = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
+    return {name for each in constructors for name in inspect.signature(each).parameters}
+
+
+@pytest.mark.parametrize('registry', ['HOOKS', 'METRICS', 'VISBACKENDS', 'VISUALIZERS'])
+def test_output__every_option_of_the_host_is_known(registry):
+    """A parameter that is new here is looked at, and put into one of the lists."""
+    register_all_modules()
+    registry = getattr(mmdet.registry, registry)
+    classes = [*registry.module_dict.values(), *registry.parent.module_dict.values()]
+    host = [cls for cls in classes if cls.__module__.split('.')[0] in ('mmdet', 'mmengine', 'mmcv')]
+    assert len(host) >= 2
+    outputs = {
+        f'{cls.__name__}.{name}'
+        for cls in host
+        for name in parameters(cls) - PATHS - PATHS_BELOW - NO_OUTPUTS
+        if re.search('out|dir|path|file|prefix|uri|repo', name)
+    }
+    assert not outputs
 
 
 @pytest.mark.parametrize('place, value', OUTSIDE)
@@ -346,3 +389,13 @@ def test_output__inside_or_typed_is_fine(files, tmp_path):
     call_tool('train.py', config, '--work-dir', tmp_path / 'work', '--cfg-options', typed)
     assert (tmp_path / 'work/results/a.bbox.json').exists()
     assert (tmp_path / 'checkpoints/work/epoch_1.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [('tracking_uri', 'https://runs.example.org'), ('repo', 'aim://10.0.0.1:53800')],
+)
+def test_output__to_a_tracking_server_is_fine(tmp_path, name, value):
+    check_outputs(Config(dict(work_dir=str(tmp_path), vis_backends=[{name: value}])), given={})
+    inside = f'file://{tmp_path}/mlruns'
+    check_outputs(Config(dict(work_dir=str(tmp_path), vis_backends=[{name: inside}])), given={})

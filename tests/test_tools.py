@@ -1,5 +1,6 @@
 """The command lines, at work and with every mistake that a user can make."""
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -7,7 +8,9 @@ from unittest import mock
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from runs import (
     call_tool,
     distilled,
@@ -371,6 +374,51 @@ def test_mistake__work_dir_not_writable(refused, files, tmp_path):
     assert (tmp_path / 'file').read_text() == 'kept'
 
 
+def test_mistake__tested_checkpoint_of_another_architecture(refused, files, tmp_path):
+    path = files / 'teacher/teacher.pth'  # twice as wide
+    line = refused('test.py', files / 'plain.py', path)
+    assert f'model: checkpoint {path} is not of config {files}/plain.py: 33 of 147 keys' in line
+    assert 'of another shape (backbone.bn1.bias (16,) for (8,), ' in line
+    weights = plain_weights()
+    # A detector with one layer more, which the config does not run.
+    more = {**weights, 'bbox_head.cls_convs.1.conv.weight': torch.zeros(16, 16, 3, 3)}
+    torch.save(more, tmp_path / 'more.pth')
+    line = refused('test.py', files / 'plain.py', tmp_path / 'more.pth')
+    assert '1 unexpected (bbox_head.cls_convs.1.conv.weight)' in line
+    del weights['neck.fpn_convs.0.conv.bias']
+    torch.save(weights, tmp_path / 'less.pth')
+    line = refused('test.py', files / 'distilled.py', tmp_path / 'less.pth')
+    assert '1 missing (neck.fpn_convs.0.conv.bias)' in line
+
+
+def plain_weights() -> dict:
+    """State dict of plain.py's detector."""
+    init_default_scope('mmdet')
+    return dict(MODELS.build(fcos()).state_dict())
+
+
+@pytest.mark.parametrize(
+    'written',
+    [
+        lambda weights: {f'module.{key}': value for key, value in weights.items()},  # of DDP
+        lambda weights: {key.replace('bbox_head', 'rpn_head'): v for key, v in weights.items()},
+        lambda weights: {key: v for key, v in weights.items() if 'num_batches' not in key},
+        # Buffers of a data preprocessor, MMDetection 2's EMA, position ids, another head.
+        lambda weights: {
+            **weights,
+            'data_preprocessor.mean': torch.zeros(3),
+            'ema_backbone_conv1_weight': torch.zeros(8, 3, 7, 7),
+            'neck.position_ids': torch.arange(3),
+            'mask_head.conv.weight': torch.zeros(1),
+        },
+    ],
+    ids=['ddp', 'two_stage', 'old_pytorch', 'more'],
+)
+def test_test__takes_what_mmdetection_takes(files, tmp_path, written):
+    torch.save(dict(state_dict=written(plain_weights())), tmp_path / 'given.pth')
+    call_tool('test.py', files / 'plain.py', tmp_path / 'given.pth', '--work-dir', tmp_path / 'w')
+
+
 def test_mistake__out_is_no_pickle(refused, files):
     line = refused('test.py', files / 'plain.py', files / 'teacher/teacher.pth', '--out', 'x.json')
     assert '--out must be a .pkl file, got x.json' in line
@@ -396,3 +444,65 @@ def test_train__reads_the_teacher_for_the_run_once_and_keeps_nothing(files, tmp_
     read = [call.kwargs for call in read.call_args_list if 'teacher.pth' in str(call.args[0])]
     assert len(read) == 1 + shared
     assert not checkpoints._kept
+
+
+# Files that cannot be read or written
+
+
+@pytest.mark.parametrize(
+    'tool, option, expected',
+    [
+        ('preflight.py', '--json', '{}: No such file or directory.'),
+        ('test.py', '--out', '/proc/none: No such file or directory.'),
+        ('distill.py', '--save-config', '{}: No such file or directory.'),
+    ],
+)
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs /proc, where nobody can write')
+def test_file__that_cannot_be_written(refused, files, tool, option, expected):
+    teacher = files / 'teacher/teacher.py', files / 'teacher/teacher.pth'
+    arguments = {
+        'preflight.py': (files / 'distilled.py', '--samples', 0),
+        'test.py': teacher,
+        'distill.py': (files / 'plain.py', *teacher, '--dim', 8),
+    }
+    path = '/proc/none/x.pkl' if tool == 'test.py' else '/proc/none.py'
+    line = refused(tool, *arguments[tool], option, path)
+    assert line == f'{tool}: {expected.format(path)}'
+
+
+def test_file__json_is_a_directory(refused, files, tmp_path):
+    line = refused('preflight.py', files / 'distilled.py', '--json', tmp_path)
+    assert line == f'preflight.py: --json: {tmp_path} is a directory; give a file.'
+
+
+@pytest.mark.parametrize('place', ['train_dataloader.dataset', 'val_evaluator'])
+def test_annotations__that_cannot_be_read_are_named(files, tmp_path, capsys, place):
+    whole = (files / 'data/annotations.json').read_text()
+    for name, content in (('cut.json', whole[:500]), ('broken.json', whole.replace('"id"', 'id'))):
+        (tmp_path / name).write_text(content)
+    for name, expected in (
+        ('cut.json', f'annotations {tmp_path}/cut.json are cut off or damaged: Unterminated'),
+        ('broken.json', f'annotations {tmp_path}/broken.json are cut off or damaged: Expecting'),
+        ('', f'{tmp_path}: Is a directory.'),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(
+                *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work'),
+                *('--cfg-options', f'{place}.ann_file={tmp_path / name}'),
+            )
+        assert stopped.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f'train.py: {expected}')
+
+
+def test_work_dir__that_cannot_be_made_is_named(files, tmp_path, capsys, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(errno.EROFS, 'Read-only file system', path)
+
+    monkeypatch.setattr('mmengine.runner.runner.mmengine.mkdir_or_exist', full)
+    with pytest.raises(SystemExit) as stopped:
+        call_tool('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work')
+    assert stopped.value.code == 2
+    line = one_line('train.py', capsys.readouterr().err)
+    assert line == f'train.py: {tmp_path}/work: Read-only file system.'

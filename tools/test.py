@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.mistakes import told_in_one_line
+from rdimkd_det.commands.unreadable import files_named
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,11 +42,12 @@ def main() -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         add_test_time_augmentation(cfg)
-    runner = launch.build_runner(cfg)
     if args.out is not None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    runner = launch.build_runner(cfg)
+    if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with told_in_one_line(runner):
+    with told_in_one_line(runner), files_named(cfg):
         runner.test()
 
 

@@ -20,6 +20,7 @@ from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, 
 from ..guard.saving import missing_to_resume
 from ..hooks import DistillHook
 from ..names import check_options, check_type, explain
+from ..teacher import load_strictly
 from .hook_options import check_hook_options, hook_types
 from .top_level import check_top_level
 
@@ -226,15 +227,20 @@ def _how_to_get(path: str) -> str:
     return 'Put the data set there.'
 
 
-def check_checkpoint(cfg: Config, model: nn.Module) -> None:
+def check_checkpoint(cfg: Config, model: nn.Module, training: bool) -> None:
     """Check that the checkpoint that the run starts from, if any, holds weights and nothing else.
+
+    mmengine (0.10.7, OneDL 0.10.12) loads what fits and leaves the rest as it was initialised.
+    A training may begin so; what is tested must be the checkpoint's own detector.
 
     Args:
         cfg (Config): The run's config, with its ``load_from`` and ``resume``.
-        model (nn.Module): Its model.
+        model (nn.Module): Its model; to be tested, it gets the weights.
+        training (bool): Whether it will be trained, else tested.
 
     Raises:
-        ConfigError: It is missing, damaged, or could run code; or cannot be resumed.
+        ConfigError: It is missing, damaged, or could run code; cannot be resumed; or is of another
+            architecture than the model that is tested.
     """
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
@@ -242,8 +248,10 @@ def check_checkpoint(cfg: Config, model: nn.Module) -> None:
     if path is None:
         return
     checkpoint = read_checkpoint_safely(path, who='model')
-    weights_in(checkpoint, path, who='model')
-    if cfg.get('resume'):
+    weights = weights_in(checkpoint, path, who='model')
+    if not training:
+        load_strictly(model, weights, path, f'config {cfg.filename}', who='model')
+    elif cfg.get('resume'):
         check_resumable(checkpoint, path, model)
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from ..errors import ConfigError, TrainingInterruptedError, TrainingStoppedError, last_line
+from ..errors import (
+    ConfigError,
+    TrainingInterruptedError,
+    TrainingStoppedError,
+    last_line,
+    named_file,
+)
 from ..files.data import read_data_files_safely
 
 
@@ -19,7 +25,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a command line: a user's mistake ends it with one line and exit status 2.
 
     Args:
-        main (Callable): The command. A ``ConfigError`` from it is a user's mistake.
+        main (Callable): The command. A ``ConfigError`` from it is a user's mistake, and so is a
+            file that cannot be opened.
     """
     # Whatever is unpickled in this process is data: mmengine of OneDL (0.10.12) would fall back
     # to unsafe loading of a checkpoint that holds anything else.
@@ -38,6 +45,10 @@ def run(main: Callable[[], None]) -> None:
         exit_with(last_line(error), status=1)
     except TrainingInterruptedError as error:
         exit_with(str(error), status=error.status)
+    except OSError as error:
+        if named_file(error) is None:
+            raise
+        exit_with(named_file(error))
     except KeyboardInterrupt:
         exit_with('interrupted.', status=130)
 

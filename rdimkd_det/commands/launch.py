@@ -38,6 +38,7 @@ from .checks import (
 )
 from .mistakes import as_config_error, told_in_one_line
 from .outputs import check_outputs
+from .unreadable import files_named
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -86,7 +87,7 @@ def check_before_run(cfg: Config, training: bool) -> nn.Module:
         check_precision(cfg)
         check_optimizer(cfg)
     model = check_model(cfg, training)
-    check_checkpoint(cfg, model)
+    check_checkpoint(cfg, model, training)
     return model
 
 
@@ -123,7 +124,7 @@ def build_runner(cfg: Config) -> Runner:
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
     try:
-        with disk_failures_explained(cfg.work_dir):
+        with files_named(cfg), disk_failures_explained(cfg.work_dir):
             return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except TrainingStoppedError:
         raise
@@ -162,6 +163,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     runner = build_runner(cfg)
     with (
         told_in_one_line(runner),
+        files_named(cfg),
         disk_failures_explained(cfg.work_dir),
         killed_workers_explained(cfg.work_dir),
     ):

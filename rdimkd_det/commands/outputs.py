@@ -12,14 +12,17 @@ from ..errors import ConfigError
 # Options of the hooks, metrics and visualizers of mmengine and mmdet that name a file or folder to
 # write, from the current directory ...
 PATHS = {
-    'artifact_location', 'collect_dir', 'dir', 'dir_name', 'dump_path', 'json_trace_path',
-    'out_dir', 'out_file', 'out_file_path', 'outfile_prefix', 'output_dir', 'proposals_file',
-    'save_dir', 'show_dir', 'tmpdir', 'work_dirs',
+    'artifact_location', 'collect_dir', 'dir', 'dir_name', 'dump_path', 'dvcyaml',
+    'json_trace_path', 'out_dir', 'out_file', 'out_file_path', 'outfile_path', 'outfile_prefix',
+    'output_dir', 'proposals_file', 'repo', 'result_path', 'save_dir', 'show_dir', 'tmpdir',
+    'tracking_uri', 'work_dirs',
 }  # fmt: skip
 # ... and those that are taken from a folder in the work directory.
 PATHS_BELOW = {
     'config_save_file', 'filename_tmpl', 'img_save_dir', 'scalar_save_file', 'test_out_dir',
 }  # fmt: skip
+# Of MLflow and Aim: servers that are reported to, and no files.
+SERVERS = ('http://', 'https://', 'aim://')
 
 
 def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
@@ -35,8 +38,9 @@ def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
     work_dir = os.path.realpath(cfg.work_dir)
     for place, path in _outputs(cfg._cfg_dict.to_dict()):
         name = place.rsplit('.', 1)[-1]
-        start = work_dir if name in PATHS_BELOW else os.curdir
-        target = path if '://' in path else os.path.realpath(os.path.join(start, path))
+        if name in ('tracking_uri', 'repo') and path.startswith(SERVERS):
+            continue
+        target = _target(path, start=work_dir if name in PATHS_BELOW else os.curdir)
         typed = any(f'{place}.'.startswith(f'{option}.') for option in given)
         if not typed and target != work_dir and not target.startswith(work_dir + os.sep):
             raise ConfigError(
@@ -44,6 +48,11 @@ def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
                 f'{cfg.work_dir}, where everything of a run is written; drop it, or allow it '
                 f'by typing --cfg-options {place}={path}.'
             )
+
+
+def _target(path: str, start: str) -> str:
+    path = path.removeprefix('file://').removeprefix('file:')
+    return path if '://' in path else os.path.realpath(os.path.join(start, path))
 
 
 def _outputs(node: object, place: str = '') -> Iterator[tuple[str, str]]:

@@ -28,8 +28,13 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_directory(path.parent)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the one that the user has asked for
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is there only if something went wrong
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

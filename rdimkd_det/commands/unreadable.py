@@ -1,0 +1,44 @@
+"""Files and folders that cannot be read or written are named: the host's errors often do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..errors import ConfigError, named_file
+
+
+@contextmanager
+def files_named(cfg: Config) -> Iterator[None]:
+    """Name the file that an exception in the block is about.
+
+    Args:
+        cfg (Config): The run's config, which says where annotations are.
+
+    Raises:
+        ConfigError: In place of the operating system's errors, and of JSON's about annotations.
+    """
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        for path in _annotation_files(cfg._cfg_dict.to_dict()):
+            if path.is_file() and path.read_text(errors='replace') == error.doc:
+                raise ConfigError(f'annotations {path} are cut off or damaged: {error}.') from error
+        raise
+    except OSError as error:
+        if named_file(error) is None:
+            raise
+        raise ConfigError(named_file(error)) from error
+
+
+def _annotation_files(node: object) -> Iterator[Path]:
+    """Of data sets, relative to their root, and of metrics."""
+    if isinstance(node, Mapping) and isinstance(node.get('ann_file'), str):
+        yield Path(str(node.get('data_root') or ''), node['ann_file'])
+    children = node.values() if isinstance(node, Mapping) else node
+    for child in children if isinstance(node, (Mapping, list, tuple)) else ():
+        yield from _annotation_files(child)
