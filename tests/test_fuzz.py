@@ -13,11 +13,13 @@ import pytest
 import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mutants import mutants
-from runs import call_tool, distilled, fcos, run_config, write_data, write_teacher
+from runs import CLASSES, call_tool, distilled, fcos, load, run_config, write_data, write_teacher
 from yapf.yapflib import yapf_api
 
 SECONDS = 60  # for one config: it takes about one
+VERDICTS = ('All is well.\n', 'see the arrows.\n')  # the last line of preflight's report
 
 
 class Hang(BaseException):
@@ -29,6 +31,9 @@ def config(tmp_path_factory):
     """A config of one iteration with as many of our options as go together."""
     folder = tmp_path_factory.mktemp('fuzz')
     teacher = write_teacher(folder / 'teacher')
+    checkpoint = load(teacher['checkpoint'])
+    checkpoint['meta']['dataset_meta'] = dict(classes=CLASSES)  # for its AP
+    torch.save(checkpoint, teacher['checkpoint'])
     model = distilled(
         fcos(),
         dict(teacher),
@@ -66,7 +71,7 @@ def switch_hook(content: dict, epoch: int) -> dict:
 
 @pytest.fixture
 def judge(tmp_path, capsys, monkeypatch):
-    """Calls train.py on a config; returns what is wrong with how it ended, and the line."""
+    """Calls a tool on a config; returns what is wrong with how it ended, and the line."""
     # What takes most of the time of so short a run: laying out config texts, collecting all the
     # garbage for each data set, and asking the compiler for its version.
     for module in (mmengine.config.config, yapf_api):  # OpenMMLab's, OneDL's mmengine
@@ -79,17 +84,20 @@ def judge(tmp_path, capsys, monkeypatch):
     def stop(*args):
         raise Hang
 
-    def judge(content: dict) -> tuple[str | None, str]:
+    def judge(content: dict, tool: str = 'train.py', *args) -> tuple[str | None, str]:
         path = tmp_path / 'changed.py'
         path.write_text('\n'.join(f'{key} = {value!r}' for key, value in content.items()))
         capsys.readouterr()
         signal.alarm(SECONDS)
         try:
-            call_tool('train.py', path, '--work-dir', tmp_path / 'work')
+            call_tool(tool, path, '--work-dir', tmp_path / 'work', *args)
             return None, ''
         except SystemExit as stopped:
-            lines = capsys.readouterr().err.splitlines()
-            good = stopped.code in (1, 2) and len(lines) == 1 and lines[0].startswith('train.py: ')
+            said = capsys.readouterr()
+            if tool == 'preflight.py' and stopped.code in (0, 1) and said.out.endswith(VERDICTS):
+                return None, ''
+            lines = said.err.splitlines() or ['']
+            good = stopped.code in (1, 2) and len(lines) == 1 and lines[0].startswith(f'{tool}: ')
             return None if good else f'exit status {stopped.code}, {len(lines)} lines', lines[-1]
         except BaseException as error:
             return f'raised {type(error).__name__}: {error}', ''
@@ -97,9 +105,12 @@ def judge(tmp_path, capsys, monkeypatch):
             signal.alarm(0)
             torch.use_deterministic_algorithms(False)
 
+    logger = MMLogger.get_current_instance()
+    level = logger.level
     before = signal.signal(signal.SIGALRM, stop)
     yield judge
     signal.signal(signal.SIGALRM, before)
+    logger.setLevel(level)
     gc.unfreeze()
 
 
@@ -121,6 +132,21 @@ def test_fuzz__one_line_or_a_run(config, judge, below, number, seed):
     wrong = []
     for what, content in mutants(config, number, below, seed):
         problem, line = judge(content)
+        if problem is not None:
+            wrong.append(f'{what}: {problem}: {line}')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'below, number',
+    [('', 30), ('train_dataloader', 10), ('val_dataloader', 10), ('val_evaluator', 6)],
+)
+def test_fuzz__one_line_or_a_report(config, judge, below, number):
+    """Preflight looks at what training does, and at the validation that it would do."""
+    wrong = []
+    for what, content in mutants(config, number, below, seed=3):
+        problem, line = judge(content, 'preflight.py', '--samples', 4, '--eval-teacher')
         if problem is not None:
             wrong.append(f'{what}: {problem}: {line}')
     assert not wrong, '\n'.join(wrong)

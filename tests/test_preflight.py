@@ -230,6 +230,57 @@ def test_preflight__nothing_to_go_by(preflight, trained, tmp_path):
     assert warnings['Teacher AP'][0] == 'cannot be measured: no class in common'
 
 
+# The weights that the student starts from
+
+
+def start_from(path: Path, **head):
+    """Changes a config: its student has the teacher's architecture and weights."""
+
+    def change(cfg):
+        cfg.model.student = fcos(**TEACHER)
+        cfg.model.student.bbox_head.update(head)
+        cfg.load_from = str(path)
+
+    return change
+
+
+def test_load_from__all_keys(preflight, trained):
+    done = preflight('--samples', 0, change=start_from(trained.checkpoint))
+    keys = len(load(trained.checkpoint)['state_dict'])
+    text, _ = found(done, 'ok')['load_from']
+    assert text == f'epoch_25.pth: {keys} of {keys} keys of the student match'
+
+
+def test_load_from__of_other_classes(preflight, trained):
+    """As in the training, the head starts anew; all else is measured with the given weights."""
+    done = preflight('--samples', 4, change=start_from(trained.checkpoint, num_classes=7))
+    keys = len(load(trained.checkpoint)['state_dict'])
+    text, mend = found(done, 'warning')['load_from']
+    assert text == (
+        f'epoch_25.pth: {keys - 2} of {keys} keys of the student match; not '
+        f'bbox_head.conv_cls.weight, bbox_head.conv_cls.bias'
+    )
+    assert 'other classes' in mend and found(done, 'error').keys() == {'Classes'}
+    assert done.report['figures']['seconds']['plain'] > 0
+
+
+def test_load_from__of_another_model(preflight, tmp_path):
+    torch.save(dict(state_dict={'conv.weight': torch.zeros(3)}), tmp_path / 'other.pth')
+    done = preflight('--samples', 0, change=start_from(tmp_path / 'other.pth'))
+    text, _ = found(done, 'error')['load_from']
+    assert text.startswith('other.pth: 0 of ') and text.endswith('it is of another model')
+
+
+def test_prepare__takes_what_fits(trained, config):
+    """As the Runner, which skips what has another shape."""
+    cfg = Config.fromfile(config(start_from(trained.checkpoint, num_classes=7)))
+    model = distilled_student(MODELS.build(cfg.model))
+    prepare(cfg, model, load_samples(cfg, 4)[1])
+    weights, own = load(trained.checkpoint)['state_dict'], model.state_dict()
+    fitting = {key: own[key] for key in weights if not key.startswith('bbox_head.conv_cls')}
+    torch.testing.assert_close(fitting, {key: weights[key] for key in fitting}, rtol=0, atol=0)
+
+
 # Classes
 
 

@@ -14,6 +14,7 @@ from statistics import median
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -45,7 +46,8 @@ def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> Non
     model.init_weights()
     if cfg.get('load_from'):
         weights = load_checkpoint_safely(cfg.load_from, who='model')
-        model.load_state_dict(weights, strict=False)
+        # As the Runner does: what has another shape is left out.
+        load_state_dict(model, weights, logger='silent')
     fit_projections(model, deepcopy(batches))
     model.train()
 

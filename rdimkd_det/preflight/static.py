@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..features import PROBE_SIZE
+from ..files.checkpoints import load_checkpoint_safely
 from ..losses import RdimKDLoss
 from ..projections import Projection
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
@@ -37,6 +38,8 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     model = distilled_student(model)
     data = data_classes(cfg)
     check_student_classes(model, data, report)
+    if cfg.get('load_from') and not cfg.get('resume'):
+        check_load_from(cfg.load_from, model, report)
     table = Table(f'Levels, of an image of {PROBE_SIZE}x{PROBE_SIZE}', LEVEL_COLUMNS)
     for entry, part in teachers(cfg, model):
         if is_live(part):
@@ -112,6 +115,26 @@ def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report
         )
     if not wrong:
         report.ok('Classes', f'student and data set: {len(data)} ({listed(data)})')
+
+
+def check_load_from(path: str, model: nn.Module, report: Report) -> None:
+    """Report on how many of the student's weights a checkpoint gives; the Runner skips others."""
+    weights, own = load_checkpoint_safely(path, who='model'), model.state_dict()
+    other = [k for k, v in own.items() if k not in weights or weights[k].shape != v.shape]
+    text = f'{Path(path).name}: {len(own) - len(other)} of {len(own)} keys of the student match'
+    if not other:
+        report.ok('load_from', text)
+    elif len(other) == len(own):
+        report.error(
+            'load_from', f'{text}: it is of another model', 'give a checkpoint of this model'
+        )
+    else:
+        report.warning(
+            'load_from',
+            f'{text}; not {listed(other)}',
+            'the others start anew, as they must for other classes; else give a checkpoint of '
+            'this model',
+        )
 
 
 def check_teacher_classes(
