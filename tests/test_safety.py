@@ -17,7 +17,16 @@ import pytest
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from runs import call_tool, distilled, fcos, load, run_config, write_data, write_teacher
+from runs import (
+    REPOSITORY,
+    call_tool,
+    distilled,
+    fcos,
+    load,
+    run_config,
+    write_data,
+    write_teacher,
+)
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands.outputs import PATHS, PATHS_BELOW, check_outputs
@@ -122,6 +131,26 @@ def of_export(files, path, work):
     return 'export_student.py', path, '--config', files / 'plain.py', '--out', work[1] / 's.pth'
 
 
+def of_preflight(files, path, work):
+    options = ('--cfg-options', f'model.teacher.checkpoint={path}')
+    return 'preflight.py', files / 'distilled.py', '--samples', 0, *options
+
+
+def of_cache_teacher(files, path, work):
+    options = ('--cfg-options', f'model.teacher.checkpoint={path}')
+    return 'cache_teacher.py', files / 'distilled.py', '--out', work[1], *options
+
+
+def of_benchmark(files, path, work):
+    options = ('--cfg-options', f'model.teacher.checkpoint={path}')
+    return 'benchmark.py', files / 'distilled.py', '--shape', 64, 80, '--rounds', 1, *options
+
+
+def of_visualize(files, path, work):
+    image = files / 'data/images/0.png'
+    return 'visualize.py', files / 'distilled.py', path, image, '--out', work[1] / 'x.png'
+
+
 # A tool that reads a checkpoint gets a line here.
 READERS = [
     of_teacher,
@@ -134,18 +163,39 @@ READERS = [
     of_distill,
     of_analyze_projection,
     of_export,
+    of_preflight,
+    of_cache_teacher,
+    of_benchmark,
+    of_visualize,
 ]
 
 
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 @pytest.mark.parametrize('reader', READERS)
-def test_checkpoint__payload_does_not_run(files, refused, tmp_path, reader, zipped):
+def test_checkpoint__payload_does_not_run(files, refused, tmp_path, monkeypatch, reader, zipped):
+    monkeypatch.syspath_prepend(REPOSITORY / 'tools')  # benchmark.py imports from beside it
     weights = load(files / 'teacher/teacher.pth')['state_dict']
     proof, path = tmp_path / 'payload_ran', tmp_path / 'malicious.pth'
     content = dict(state_dict=weights, meta=dict(epoch=1, iter=1), payload=Payload(proof))
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     line = refused(*reader(files, path, ('--work-dir', tmp_path / 'work')))
     assert 'malicious.pth holds more than plain data' in line and 'could run code' in line
+    assert not proof.exists()
+    torch.load(path, weights_only=False)
+    assert proof.exists()  # it would have
+
+
+def test_checkpoint__payload_does_not_run_for_a_report(files, tmp_path, capsys):
+    """The logs are worth a report without it, which says so and ends well."""
+    work = tmp_path / 'work'
+    call_tool('train.py', files / 'plain.py', '--work-dir', work)
+    proof, path = tmp_path / 'payload_ran', work / 'malicious.pth'
+    content = load(work / 'epoch_1.pth') | dict(payload=Payload(proof))
+    torch.save(content, path)
+    (work / 'last_checkpoint').write_text(str(path))
+    call_tool('report.py', work, '--out', tmp_path / 'report.html')
+    said = capsys.readouterr().err
+    assert 'No AP by class or size of work' in said and 'could run code' in said
     assert not proof.exists()
     torch.load(path, weights_only=False)
     assert proof.exists()  # it would have
