@@ -104,9 +104,10 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
 def default_calibration_images(num_images: int) -> int:
     """How many images of a data set to fit on, unless the user says.
 
-    An image costs the teacher's forward pass, a quarter of a training step or less: a tenth of the
-    data set is 3 percent of an epoch at most. Below 32 images the coarsest levels have too few
-    positions for a covariance.
+    An image costs about the teacher's forward pass, 0.18 of a distilled step: a tenth of the data
+    set is 1.8 percent of an epoch. Below 32 images the coarsest levels have too few positions for a
+    covariance; 32 are more than 3 percent of an epoch where the data set has fewer than 192 images,
+    and an epoch is soon over.
 
     Args:
         num_images (int): Size of the data set.

@@ -33,8 +33,9 @@ class DistillHook(Hook):
 
     Args:
         calibration_images (int, optional): Training images, on all ranks together, from which
-            projections learn. Defaults to 256, but no more than a tenth of the data set (and no
-            fewer than 32), so that fitting costs a few percent of an epoch at most.
+            projections learn. Defaults to 256, but no more than a tenth of the data set, so that
+            fitting costs 2 percent of an epoch at most; and no fewer than 32, which cost more
+            where the data set has fewer than 320 images.
         seed (int): Seed of the choice of these images. Defaults to 0.
         schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
             ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as

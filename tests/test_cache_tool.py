@@ -186,9 +186,10 @@ def test_verify__names_the_damaged_shard(files, cache, refused, place):
         assert (cache / name).read_bytes() == (files / 'cache' / name).read_bytes()
 
 
-def test_truncated_shard__is_missing_and_made_anew(files, cache, refused):
+@pytest.mark.parametrize('num_bytes', [1000, 10])
+def test_truncated_shard__is_missing_and_made_anew(files, cache, refused, num_bytes):
     content = (cache / '00001.npy').read_bytes()
-    (cache / '00001.npy').write_bytes(content[:-1000])
+    (cache / '00001.npy').write_bytes(content[:-num_bytes])
     assert '00001.npy is missing or cut short' in refused('--out', cache, '--verify', status=1)
     call_tool('cache_teacher.py', files / 'config.py', '--out', cache)
     assert (cache / '00001.npy').read_bytes() == content

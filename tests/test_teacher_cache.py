@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -19,8 +20,8 @@ from runs import assert_equal, hidden, load, train, trained_losses
 from rdimkd_det import ConfigError
 from rdimkd_det.cache.images import image_pipeline
 from rdimkd_det.cache.making import without_cache
-from rdimkd_det.cache.store import LevelArrays, TeacherCache
-from rdimkd_det.cache.teacher import as_batch
+from rdimkd_det.cache.reading import place
+from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.teacher import FeatureExtractor
 
 HALF = 2**-11  # the relative error of rounding to half precision
@@ -157,14 +158,29 @@ def test_padding__is_what_the_live_teacher_gives_far_from_an_image(mixed):
         )
 
 
-def test_as_batch__pads_below_and_to_the_right():
-    arrays = LevelArrays(np.zeros((3, 2)), np.zeros(()), np.float32([7, 8]))
-    maps = [np.ones((2, 1, 3), np.float16), np.full((2, 2, 1), 2, np.float16)]
-    batch = as_batch(maps, arrays, torch.device('cpu'))
-    assert batch.tolist() == [
-        [[[1, 1, 1], [7, 7, 7]], [[1, 1, 1], [8, 8, 8]]],
-        [[[2, 7, 7], [2, 7, 7]], [[2, 8, 8], [2, 8, 8]]],
-    ]
+def test_place__pads_below_and_to_the_right():
+    target = np.full((2, 2, 3), np.nan, np.float16)
+    place(np.full((2, 2, 1), 2, np.float16), target, np.float32([7, 8]))
+    assert target.tolist() == [[[2, 7, 7], [2, 7, 7]], [[2, 8, 8], [2, 8, 8]]]
+    place(np.ones((2, 1, 3), np.float16), target, np.float32([7, 8]))
+    assert target.tolist() == [[[1, 1, 1], [7, 7, 7]], [[1, 1, 1], [8, 8, 8]]]
+
+
+def test_reading__goes_on_beside_the_student(same_size):
+    """The maps are asked for before the student's forward pass, and waited for after it."""
+    cached, _ = built_pair(same_size)
+    data = cached.data_preprocessor(next(iter(loader_of(same_size))), True)
+    student_is_done, read = threading.Event(), TeacherCache.read
+
+    def read_late(self, *image):
+        assert student_is_done.wait(60)
+        return read(self, *image)
+
+    cached.bbox_head.register_forward_hook(lambda *args: student_is_done.set())
+    with mock.patch.object(TeacherCache, 'read', read_late):
+        losses = cached.loss(data['inputs'], data['data_samples'])
+    expected = cached.loss(data['inputs'], data['data_samples'])
+    assert losses['loss_rdimkd_neck_s8'] == expected['loss_rdimkd_neck_s8'] > 0
 
 
 # Training

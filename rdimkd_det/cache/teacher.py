@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from ..files.configs import UnreadableConfigError, read_detector_config
 from ..losses import RdimKDLoss
 from .facts import check_facts, checkpoint_facts, model_facts
 from .images import entry_key, image_pipeline
-from .store import LevelArrays, TeacherCache
+from .reading import BatchReading
+from .store import TeacherCache
+
+# That read a batch; a disk serves a few requests at once.
+NUM_THREADS = 4
 
 
 class CachedTeacher:
@@ -57,6 +61,8 @@ class CachedTeacher:
         self.given_checkpoint = checkpoint
         self.checkpoint = str(checkpoint or self.cache.about['facts']['checkpoint'])
         check_facts(self.cache, projections)
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix='teacher cache')
+        self._reading: BatchReading | None = None
 
     def __deepcopy__(self, memo: dict) -> CachedTeacher:
         return self
@@ -144,27 +150,34 @@ class CachedTeacher:
             kept = torch.from_numpy(arrays.variance_kept)
             projection.load_state_dict({'basis': basis, 'variance_kept': kept})
 
+    @torch.compiler.disable
     @torch.no_grad()
     def __call__(self, batch: CachedBatch) -> dict[str, dict[int, Tensor]]:
-        """Coordinates of a batch in the subspace.
+        """Coordinates of a batch in the subspace, read beside the student; see :meth:`wait`.
 
         Args:
             batch (CachedBatch): Names of the images.
 
         Returns:
             dict[str, dict[int, Tensor]]: Tap to the index of a level to (N, d, H, W), float32, as
-            large as the largest image's; see :func:`as_batch`.
+            large as the largest image's; they are there after :meth:`wait`.
         """
-        images = [self.cache.read(key, shape) for key, shape in batch.images]
+        self._reading = BatchReading(self.cache, batch.images, batch.device, self._threads)
         outputs: dict[str, dict[int, Tensor]] = {}
-        for (tap, index), arrays, *maps in zip(
-            self.cache.about['levels'], self.cache.arrays, *images
-        ):
-            outputs.setdefault(tap, {})[index] = as_batch(maps, arrays, batch.device)
+        for (tap, index), maps in zip(self.cache.about['levels'], self._reading.levels):
+            outputs.setdefault(tap, {})[index] = maps
         return outputs
 
+    @torch.compiler.disable
     def wait(self, outputs: Mapping) -> None:
-        """Nothing to wait for: a live teacher may still be running beside the student."""
+        """Wait until the maps of the last call have been read.
+
+        Args:
+            outputs (Mapping): Maps from that call, by any name.
+        """
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.finish()
 
 
 class CachedBatch(NamedTuple):
@@ -207,29 +220,6 @@ class KeyBridge:
 
     def __repr__(self) -> str:
         return f'cache {self.cache.directory}, {self.cache.about["num_entries"]} entries'
-
-
-def as_batch(maps: Sequence[np.ndarray], arrays: LevelArrays, device: torch.device) -> Tensor:
-    """One level's maps of several images as one tensor.
-
-    A live teacher sees all images of a batch padded to one size. Where an image's own map ends,
-    its response to padding follows.
-
-    Args:
-        maps (Sequence[np.ndarray]): Maps (d, h, w), float16, of the images' own sizes.
-        arrays (LevelArrays): Of the level.
-        device (torch.device): Where to put them.
-
-    Returns:
-        Tensor: (N, d, H, W), float32, with the largest h and w.
-    """
-    height, width = (max(level.shape[axis] for level in maps) for axis in (1, 2))
-    batch = np.empty((len(maps), maps[0].shape[0], height, width), np.float16)
-    for target, level in zip(batch, maps):
-        if level.shape != target.shape:
-            target[:] = arrays.padding[:, None, None]
-        target[:, : level.shape[1], : level.shape[2]] = level
-    return torch.from_numpy(batch).to(device).float()
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
