@@ -6,10 +6,15 @@ All of them compare two feature maps in the subspace spanned by the columns of a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import starmap
+
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .moments import centred, merge_ranks, moments, products
 
 # The floor under a variance, relative to the teacher's mean variance in the subspace: directions
 # in which the teacher does (almost) not vary must not be blown up to unit variance.
@@ -106,8 +111,9 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
     With :math:`\hat x = (x - \mu_x) / \sigma_x` per direction this is
     :math:`\operatorname{mean} (\hat s - \hat t)^2`, which is twice one minus the correlation of
     student and teacher along that direction. With ``K = I`` it is the loss of PKD
-    (arXiv 2207.02039). It is computed from the directions' second moments, which are summed over
-    the ranks: several processes compute what one process with the whole batch would.
+    (arXiv 2207.02039). It is computed from the directions' second moments, which are merged over
+    the ranks: several processes compute what one process with the whole batch would. So the loss is
+    the same on every rank, and what a rank multiplies it with has to be so too.
 
     Args:
         student (Tensor): Student's coordinates (N, d, L), float32 or float64.
@@ -123,7 +129,25 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> round(standardized_loss(7 - 5 * teacher, teacher).item(), 3)
         4.0
     """
-    return _StandardizedDistance.apply(student, teacher.detach())
+    return standardized_losses([(student, teacher)])[0]
+
+
+def standardized_losses(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """:func:`standardized_loss` of several levels, with one exchange between the ranks for all.
+
+    Args:
+        pairs (Iterable[tuple[Tensor, Tensor]]): Coordinates (N, d, L) of student and teacher, one
+            pair per level. Made on the way, a pair is freed before the next one is asked for.
+
+    Returns:
+        list[Tensor]: The losses, 0-dim tensors.
+    """
+    levels = list(starmap(centred, pairs))
+    statistics = merge_ranks(list(starmap(moments, levels)))
+    return [
+        _StandardizedDistance.apply(*level, of_all_ranks)
+        for level, of_all_ranks in zip(levels, statistics)
+    ]
 
 
 class _Projection(torch.autograd.Function):
@@ -155,7 +179,7 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, projected: Tensor) -> Tensor:
         ctx.save_for_backward(projected)
-        return _products(projected, projected).sum() / projected.numel()
+        return products(projected, projected).sum() / projected.numel()
 
     @staticmethod
     @once_differentiable
@@ -173,40 +197,22 @@ class _StandardizedDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: object, student: Tensor, teacher: Tensor) -> Tensor:
-        dims = (0, 2)
-        # Second moments about a fixed point near the mean: one pass, no cancellation, and exact
-        # whichever point is taken.
-        centers = torch.stack([student.mean(dims), teacher.mean(dims)])
-        all_reduce(centers, 'mean')
-        s, t = student - centers[0][:, None], teacher - centers[1][:, None]
-        count = s.new_full((s.shape[1],), s.shape[0] * s.shape[2])
-        sums = [count, s.sum(dims), t.sum(dims), _products(s, s), _products(t, t), _products(s, t)]
-        sums = torch.stack(sums)
-        all_reduce(sums, 'sum')
-        mean_s, mean_t, square_s, square_t, product = sums[1:] / sums[0]
-        var_s = (square_s - mean_s.square()).clamp(min=0)
-        var_t = (square_t - mean_t.square()).clamp(min=0)
+    def forward(ctx: object, s: Tensor, t: Tensor, centers: Tensor, statistics: Tensor) -> Tensor:
+        count, mean_s, mean_t, var_s, var_t, covariance = statistics
         eps = RELATIVE_EPS * var_t.mean() + ABSOLUTE_EPS
         inv_s, inv_t = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
-        correlation = (product - mean_s * mean_t) * inv_s * inv_t
-        scale = 2 / (sums[0] * len(count))
+        correlation = covariance * inv_s * inv_t
+        scale = 2 / (count * len(count))
         slope_s = scale * inv_s.square() * (eps * inv_s.square() + correlation)
         slope_t = -scale * inv_s * inv_t
-        shift = -slope_s * mean_s - slope_t * mean_t
+        shift = -slope_s * (mean_s - centers[0]) - slope_t * (mean_t - centers[1])
         ctx.save_for_backward(s, t, torch.stack([slope_s, slope_t, shift]))
         return (var_s * inv_s.square() + var_t * inv_t.square() - 2 * correlation).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
         s, t, factors = ctx.saved_tensors
-        gradient = gradient.clone()
-        all_reduce(gradient, 'sum')  # every rank's loss is of every rank's coordinates
-        slope_s, slope_t, shift = (gradient * factors)[..., None]
-        return torch.addcmul(shift, s, slope_s).addcmul_(t, slope_t), None
-
-
-def _products(first: Tensor, second: Tensor) -> Tensor:
-    """Sum over batch and positions of two sets of coordinates (N, d, L), per direction."""
-    return torch.einsum('ndl,ndl->nd', first, second).sum(0)
+        # Every rank's loss is of every rank's coordinates, and all ranks' gradients are alike.
+        slope_s, slope_t, shift = (get_world_size() * gradient * factors)[..., None]
+        return torch.addcmul(shift, s, slope_s).addcmul_(t, slope_t), None, None, None

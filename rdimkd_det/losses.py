@@ -190,34 +190,48 @@ class RdimKDLoss(nn.Module):
                 f'RdimKDLoss: expected {self.num_levels} levels, got {len(student_feats)} maps of '
                 f'the student and {len(teacher_feats)} of the teacher.'
             )
+        for level, maps in enumerate(zip(student_feats, teacher_feats)):
+            self._check_maps(level, *maps)
         # Half precision is for the networks; the sums over a whole feature map are not.
         with torch.autocast(student_feats[0].device.type, enabled=False):
-            return {
-                f'loss_rdimkd_{name}': self._distance(level, student, teacher)
-                for level, (name, student, teacher) in enumerate(
-                    zip(self.level_names, student_feats, teacher_feats)
-                )
-            }
+            distances = self._distances(student_feats, teacher_feats)
+        return {f'loss_rdimkd_{name}': it for name, it in zip(self.level_names, distances)}
+
+    def _distances(
+        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    ) -> list[Tensor]:
+        levels = enumerate(zip(student_feats, teacher_feats))
+        if self.normalize == 'standardize':
+            return functional.standardized_losses(
+                self._coordinates(level, *maps) for level, maps in levels
+            )
+        return [self._distance(level, *maps) for level, maps in levels]
 
     def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
-        self._check_maps(level, student, teacher)
-        basis, adapter = self.projections[level].basis, self.adapters[level]
-        student, teacher = self.same_size(student, teacher.detach())
-        # Maps may come in half precision; from here on everything is in the basis's.
-        basis = basis.to(torch.float64 if student.dtype == torch.float64 else torch.float32)
-        if self.teacher_projected:
-            teacher = teacher.flatten(2).to(basis.dtype)
-        elif self.normalize is None and isinstance(adapter, nn.Identity):
-            return functional.rdimkd_loss(student, teacher, basis)
-        else:
-            teacher = functional.project(teacher, basis)
-        student = project_adapted(student, adapter, basis)
-        if self.normalize == 'standardize':
-            return functional.standardized_loss(student, teacher)
+        adapted = not isinstance(self.adapters[level], nn.Identity)
+        if self.normalize is None and not adapted and not self.teacher_projected:
+            student, teacher = self.same_size(student, teacher)
+            return functional.rdimkd_loss(student, teacher, self._basis(level, student))
+        student, teacher = self._coordinates(level, student, teacher)
         distance = functional.mean_square(student - teacher)
         if self.normalize == 'teacher':
             distance = distance / self._running_variance(level, teacher)
         return distance
+
+    def _coordinates(self, level: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """``K^T r(F_s)`` and ``K^T F_t``, each (N, d, H * W), of a level."""
+        student, teacher = self.same_size(student, teacher.detach())
+        basis, adapter = self._basis(level, student), self.adapters[level]
+        if self.teacher_projected:
+            teacher = teacher.flatten(2).to(basis.dtype)
+        else:
+            teacher = functional.project(teacher, basis)
+        return project_adapted(student, adapter, basis), teacher
+
+    def _basis(self, level: int, student: Tensor) -> Tensor:
+        # Maps may come in half precision; from the basis on everything is in the basis's.
+        precision = torch.float64 if student.dtype == torch.float64 else torch.float32
+        return self.projections[level].basis.to(precision)
 
     def same_size(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Two maps (N, C, H, W), the one that ``resize`` names resized to the other's size."""

@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from rdimkd_det import functional
-from rdimkd_det.losses import RdimKDLoss, project_adapted
+from rdimkd_det.losses import RdimKDLoss
 from rdimkd_det.projections import Projection, RandomProjection
 
 
@@ -84,11 +84,11 @@ class PartlyWhitenedLoss(RdimKDLoss):
         super().__init__(**options)
         self.power = power
 
-    def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
-        self._check_maps(level, student, teacher)
-        basis = self.projections[level].basis
-        s = project_adapted(student, self.adapters[level], basis)
-        t = functional.project(teacher.detach(), basis)
+    def _distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> list[Tensor]:
+        levels = enumerate(zip(student_feats, teacher_feats))
+        return [self._weighed(*self._coordinates(level, *maps)) for level, maps in levels]
+
+    def _weighed(self, s: Tensor, t: Tensor) -> Tensor:
         variance = t.var((0, 2), correction=0)
         eps = functional.RELATIVE_EPS * variance.mean() + functional.ABSOLUTE_EPS
         difference = _standardised(s, eps) - _standardised(t, eps)

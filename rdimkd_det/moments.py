@@ -1,0 +1,99 @@
+"""Means, variances and covariance of student and teacher per direction, all ranks together.
+
+Moments of parts, whether ranks or pieces of a map, are merged by the rule of Chan, Golub and
+LeVeque (1983), which loses no digits where means are large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.dist import all_gather
+from torch import Tensor
+
+
+def centred(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates less a fixed point near their means.
+
+    Args:
+        student (Tensor): Student's coordinates (N, D, L).
+        teacher (Tensor): Teacher's coordinates (N, D, L); no gradient flows into it.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: Both, and the points (2, D), which are constants.
+    """
+    teacher = teacher.detach()
+    centers = torch.stack([student.detach().mean((0, 2)), teacher.mean((0, 2))])
+    return student - centers[0][:, None], teacher - centers[1][:, None], centers
+
+
+def moments(student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
+    """Moments of what :func:`centred` gives; exact whichever the centers are.
+
+    Args:
+        student (Tensor): Student's coordinates (N, D, L) less ``centers[0]``.
+        teacher (Tensor): Teacher's coordinates (N, D, L) less ``centers[1]``.
+        centers (Tensor): (2, D).
+
+    Returns:
+        Tensor: (6, D), without gradient: the number of positions, the means of student and teacher,
+        the sums of their deviations' squares, and of the deviations' product.
+    """
+    student = student.detach()
+    count = student.shape[0] * student.shape[2]
+    mean_s, mean_t = student.mean((0, 2)), teacher.mean((0, 2))
+    squares = [
+        products(student, student) - count * mean_s.square(),
+        products(teacher, teacher) - count * mean_t.square(),
+        products(student, teacher) - count * mean_s * mean_t,
+    ]
+    means = centers[0] + mean_s, centers[1] + mean_t
+    return torch.stack([torch.full_like(mean_s, count), *means, *squares])
+
+
+def products(first: Tensor, second: Tensor) -> Tensor:
+    """Sum over batch and positions of the product of two sets of coordinates.
+
+    Args:
+        first (Tensor): Coordinates (N, D, L).
+        second (Tensor): Coordinates (N, D, L).
+
+    Returns:
+        Tensor: (D,).
+    """
+    return torch.einsum('ndl,ndl->nd', first, second).sum(0)
+
+
+def merge(parts: Tensor) -> Tensor:
+    """Moments of several parts as those of one.
+
+    Args:
+        parts (Tensor): (P, 6, D), see :func:`moments`.
+
+    Returns:
+        Tensor: (6, D).
+    """
+    counts, means = parts[:, :1], parts[:, 1:3]
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    s, t = (means - mean).unbind(1)
+    between = counts * torch.stack([s * s, t * t, s * t], 1)
+    return torch.cat([count, mean, (parts[:, 3:] + between).sum(0)])
+
+
+def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Statistics over all ranks, those of all levels by one exchange between the ranks.
+
+    Args:
+        levels (Sequence[Tensor]): (6, D) of each level, see :func:`moments`.
+
+    Returns:
+        list[Tensor]: (6, D) of each level, the same on every rank: the number of positions, the
+        means and the biased variances of student and teacher, and their covariance.
+    """
+    merged = merge(torch.stack(all_gather(torch.cat(list(levels), 1))))
+    count, means, squares = merged[:1], merged[1:3], merged[3:] / merged[0]
+    squares[:2].clamp_(min=0)
+    statistics = torch.cat([count, means, squares])
+    return list(statistics.split([level.shape[1] for level in levels], 1))
