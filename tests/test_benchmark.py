@@ -6,9 +6,12 @@ import time
 import pytest
 import reference
 import torch
+from mmcv.ops import DeformConv2dPack
 from mmengine.config import Config
 from runs import REPOSITORY, call_tool, distilled, fcos, write_teacher
+from torch.nn.modules.module import register_module_forward_hook
 
+from rdimkd_det.benchmark.operations import count, count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
@@ -138,10 +141,58 @@ def test_teacher_variants__every_precision_of_a_gpu(monkeypatch):
     assert fast == {'fp32', 'fp16', 'bf16'} and len(variants) == 4
 
 
+# Operations
+
+
 def small_subject(config):
     cfg = Config.fromfile(config)
     prepare(cfg)
     return Subject(cfg, random_batch(2, (64, 96)), CPU)
+
+
+def convolutions(run):
+    """Operations of the convolutions that run: of all, and of the first."""
+    counts = []
+
+    def note(module, args, output):
+        if isinstance(module, torch.nn.Conv2d):
+            batch, _, height, width = output.shape
+            taps = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+            counts.append(2 * batch * height * width * module.out_channels * taps)
+
+    handle = register_module_forward_hook(note)
+    run()
+    handle.remove()
+    return sum(counts), counts[0]
+
+
+def test_count_operations__formula_of_convolutions(config):
+    subject = small_subject(config)
+    found = count_operations(subject)
+    teacher, _ = convolutions(subject.teacher_maps)
+    assert found['teacher'] * 1e9 == pytest.approx(teacher, abs=1000)
+    # Forward, and the gradients of weights and input; the image has no gradient.
+    forward, first = convolutions(subject.plain_step)
+    student = 3 * forward - first
+    assert found['student_step'] * 1e9 == pytest.approx(student, abs=1000)
+    assert found['teacher_to_student'] == pytest.approx(teacher / student, abs=1e-4)
+    # 252 positions, 16 channels of the student, 24 of the teacher, d = 8: two projections and two
+    # gradients, three products of coordinates. An adapter, 16 weights and a bias for each of 24
+    # channels, is folded into the basis, and its gradient unfolded, at each of three levels.
+    positions, folding = 2 * (8 * 12 + 4 * 6 + 2 * 3), 2 * (16 + 1) * 24 * 8
+    loss = 2 * positions * 8 * (3 * 16 + 24 + 3) + 3 * 2 * folding
+    distilled = student + teacher + loss
+    assert found['distilled_step'] * 1e9 == pytest.approx(distilled, abs=1000)
+
+
+def test_count__deformable_convolution():
+    convolution = DeformConv2dPack(4, 6, 3, padding=1)  # its offsets come from a convolution
+    image = torch.randn(2, 4, 5, 7)
+    own, offsets = (2 * 2 * 5 * 7 * 4 * 9 * channels for channels in (6, 18))
+    with torch.no_grad():
+        assert count(lambda: convolution(image)) == own + offsets
+    image.requires_grad_()
+    assert count(lambda: convolution(image).sum().backward()) == 3 * (own + offsets)
 
 
 # Use
@@ -149,16 +200,16 @@ def small_subject(config):
 
 @pytest.mark.slow
 def test_tool__documented_command_needs_no_network(rivals, tmp_path):
-    arguments = ['--shape', 64, 96, '--random-weights', '--rounds', 1, '--only', 'steps']
+    arguments = ['--shape', 64, 96, '--random-weights', '--only', 'operations']
     call_tool('benchmark.py', FLAGSHIP, *arguments, '--json', tmp_path / 'b.json')
     report = json.loads((tmp_path / 'b.json').read_text())
-    assert report['steps'] and report['floor']
+    assert report['operations']['distilled_step'] > report['operations']['student_step'] > 1
     assert report['weights']['teacher'] == pytest.approx(109e6, rel=0.01)  # ResNet-50 and FPN
 
 
 def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
     options = ['--cfg-options', 'model.teacher.checkpoint=none.pth']
-    arguments = ['--shape', 64, 64, '--rounds', 1, '--compare', 'l2']
+    arguments = ['--shape', 64, 64, '--only', 'operations']
     call_tool('benchmark.py', config, *arguments, '--random-weights', *options)
     capsys.readouterr()
     with pytest.raises(SystemExit, match='2'):

@@ -1,4 +1,4 @@
-"""What distillation costs: time and memory of a step, plain and distilled."""
+"""What distillation costs: time, memory and operations of a step, plain and distilled."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ from rdimkd_det.benchmark.losses import (
     loss_pieces,
     rdimkd_variants,
 )
+from rdimkd_det.benchmark.operations import count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import compare_with_floor, step_pieces
 from rdimkd_det.benchmark.subject import Subject
@@ -32,7 +33,7 @@ from rdimkd_det.stopwatch import describe_machine, measure
 
 RIVALS = {'l2': L2, 'l2-adapter': L2WithAdapter, 'pkd': PKD, 'mgd': MGD}
 LOSSES = (*RIVALS, *VARIANTS)
-PARTS = ('steps', 'losses')
+PARTS = ('steps', 'losses', 'operations')
 
 
 def main() -> None:
@@ -80,14 +81,17 @@ def run(cfg: Config, args: argparse.Namespace) -> dict:
         'machine': describe_machine(device),
         'shape': list(args.shape),
         'batch': args.batch,
-        'rounds': args.rounds,
         'weights': subject.num_bytes(),
     }
     wanted = [args.only] if args.only else PARTS
+    if 'steps' in wanted or 'losses' in wanted:
+        report['rounds'] = args.rounds
     if 'steps' in wanted:
         report.update(compare_with_floor(measure(step_pieces(subject), args.rounds, device)))
     if 'losses' in wanted:
         report.update(time_losses(subject, args))
+    if 'operations' in wanted:
+        report['operations'] = count_operations(subject)
     return report
 
 

@@ -1,1 +1,1 @@
-"""The benchmark: what distillation costs beside plain training, in time and memory."""
+"""The benchmark: what distillation costs beside plain training, in time, memory and operations."""

@@ -27,6 +27,8 @@ def print_report(report: Mapping) -> None:
     if 'losses' in report:
         title = f'losses alone, forward and backward, d = {report["dim"]}: {what}'
         print_costs(title, report['losses'], of='pkd')
+    if 'operations' in report:
+        print_operations(f'operations: {report["batch"]} x {height} x {width}', report)
 
 
 def print_costs(title: str, costs: Mapping[str, Mapping], of: str) -> None:
@@ -47,3 +49,22 @@ def print_costs(title: str, costs: Mapping[str, Mapping], of: str) -> None:
         table.add_row(name, f'{cost["median"]:.1f}', quartiles, share,
                       f'{cost["memory"] / 2**20:.0f}')  # fmt: skip
     Console(width=100).print(table)
+
+
+def print_operations(title: str, report: Mapping) -> None:
+    """Print operations, and their share of the student's step.
+
+    Args:
+        title (str): Title of the table.
+        report (Mapping): The content of the JSON file.
+    """
+    operations = report['operations']
+    table = Table(title=title)
+    table.add_column(no_wrap=True)
+    for column in ('GFLOP', 'of student step'):
+        table.add_column(column, justify='right', no_wrap=True)
+    for name in ('student_step', 'distilled_step', 'teacher'):
+        share = operations[name] / operations['student_step']
+        table.add_row(name.replace('_', ' '), f'{operations[name]:.1f}', f'{share:.3f}')
+    Console(width=100).print(table)
+    print(f"the teacher's weights: {report['weights']['teacher'] / 1e6:.0f} MB")
