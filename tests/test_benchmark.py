@@ -8,7 +8,7 @@ import reference
 import torch
 from mmcv.ops import DeformConv2dPack
 from mmengine.config import Config
-from runs import REPOSITORY, call_tool, distilled, fcos, write_teacher
+from runs import REPOSITORY, call_tool, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
 from rdimkd_det.benchmark.operations import count, count_operations
@@ -91,14 +91,7 @@ def test_rivals__mgd_hides_positions(rivals):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('config')
-    model = distilled(fcos(), write_teacher(folder / 'teacher'))
-    optimizer = dict(type='SGD', lr=0.01)
-    config = Config(dict(model=model, optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
-                         custom_imports=dict(imports=['rdimkd_det']),
-                         custom_hooks=[dict(type='DistillHook')]))  # fmt: skip
-    config.dump(folder / 'config.py')
-    return folder / 'config.py'
+    return write_step_config(tmp_path_factory.mktemp('config'))
 
 
 def test_tool__measures_everything(tmp_path, rivals, config, capsys):

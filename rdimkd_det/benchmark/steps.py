@@ -16,6 +16,8 @@ from .subject import Subject
 
 PLAIN = 'student step'
 DISTILLED = 'distilled step'
+MONITORED = 'distilled step, monitored'
+LOSS = 'distillation loss, and backward'
 READ = 'read both maps'
 # What the names of all ways to run the teacher begin with.
 TEACHER = 'teacher: '
@@ -34,7 +36,7 @@ def step_pieces(subject: Subject) -> dict[str, Callable]:
         PLAIN: subject.plain_step,
         DISTILLED: subject.distilled_step,
         'distilled step, weight 0': subject.resting_step,
-        'distilled step, monitored': subject.monitored_step,
+        MONITORED: subject.monitored_step,
         f'{TEACHER}as configured': subject.teacher_maps,
         **_other_teachers(subject),
         'teacher with head and loss, fp32': _whole_teacher(subject),
@@ -91,9 +93,7 @@ def _distillation_loss(subject: Subject) -> dict[str, Callable]:
 
     return {
         'distillation loss, forward': forward,
-        'distillation loss, and backward': lambda: torch.autograd.grad(
-            forward(), leaves, allow_unused=True
-        ),
+        LOSS: lambda: torch.autograd.grad(forward(), leaves, allow_unused=True),
         READ: lambda: [maps.sum() for maps in read],
     }
 
