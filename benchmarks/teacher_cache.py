@@ -9,17 +9,21 @@ import copy
 import os
 import statistics
 import time
+from itertools import chain, islice, repeat
 
 from mmdet.registry import MODELS
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from rdimkd_det import ConfigError
 from rdimkd_det.cache.making import without_cache
 from rdimkd_det.cache.store import TeacherCache
+from rdimkd_det.cache.teacher import CachedTeacher
 from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_data, check_model
+from rdimkd_det.distiller import distilled_student
 
 
 def main() -> None:
@@ -28,22 +32,41 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=15, help='of each kind. Defaults to 15')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     args = parser.parse_args()
+    if args.steps < 1:
+        raise ConfigError('--steps must be 1 or more.')
     cfg = cli.read_config_file(args.config)
-    cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    read_speed(TeacherCache(cfg.model.teacher.cache))
-    cached = MODELS.build(cfg.model).to(get_device()).train()
-    cached.distill.prepare(cfg)
+    cli.apply_options(cfg, args.cfg_options)
+    cached = cached_student(cfg)
+    read_speed(cached.distill.teacher.cache)
     live = MODELS.build(without_cache(cfg).model).to(get_device()).train()
     live.distill.load_state_dict(cached.distill.state_dict())  # the same bases
+    compare_steps(cfg, cached, live, args.steps)
+
+
+def cached_student(cfg: Config) -> nn.Module:
+    """The distilled student of a config, with its one teacher from a cache."""
+    check_data(cfg, ['train'])
+    model = distilled_student(check_model(cfg, training=False)).to(get_device()).train()
+    teachers = [part.teacher for part in model.distill.parts]
+    if len(teachers) != 1 or not isinstance(teachers[0], CachedTeacher):
+        raise ConfigError(
+            f'{cfg.filename} has no teacher with a cache to compare with; make one with '
+            f'tools/cache_teacher.py, and add --cfg-options model.teacher.cache=DIR.'
+        )
+    model.distill.prepare(cfg)
+    return model
+
+
+def compare_steps(cfg: Config, cached: nn.Module, live: nn.Module, steps: int) -> None:
+    """Time the steps in turn, and print their medians."""
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     kinds = {'plain': (cached, 0.0), 'live': (live, 1.0), 'cached': (cached, 1.0)}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    while len(seconds['plain']) <= args.steps:
-        for batch in loader:
-            for kind, (model, factor) in kinds.items():
-                model.distill.set_factor(factor)
-                seconds[kind].append(step_time(model, copy.deepcopy(batch)))
+    batches = chain.from_iterable(repeat(loader))
+    for batch in islice(batches, steps + 1):  # the first does not count
+        for kind, (model, factor) in kinds.items():
+            model.distill.set_factor(factor)
+            seconds[kind].append(step_time(model, copy.deepcopy(batch)))
     medians = {kind: statistics.median(times[1:]) for kind, times in seconds.items()}
     for kind, median in medians.items():
         print(f'{kind:7} {median:8.3f} s, {median / medians["plain"]:.3f} of plain')

@@ -107,7 +107,7 @@ def peak_memory(piece: Callable, device: torch.device) -> int:
     return max(accumulate((size for _, size in reports), initial=0))
 
 
-def describe_machine(device: torch.device) -> dict[str, str | int | bool]:
+def describe_machine(device: torch.device) -> dict[str, str | int | bool | None]:
     """Machine and versions, as far as they bear on the numbers."""
     names = {
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor(),
@@ -115,7 +115,11 @@ def describe_machine(device: torch.device) -> dict[str, str | int | bool]:
         'clock': 'CUDA events' if device.type == 'cuda' else 'CPU time' if _alone() else 'wall',
         'system': f'{platform.system()} {platform.machine()}',
         'python': platform.python_version(),
+        'cuda': torch.version.cuda,
+        'cudnn': torch.backends.cudnn.version(),
         'cudnn.benchmark': torch.backends.cudnn.benchmark,
+        'cudnn.allow_tf32': torch.backends.cudnn.allow_tf32,
+        'matmul.allow_tf32': torch.backends.cuda.matmul.allow_tf32,
     }
     return {**names, **{m.__name__: m.__version__ for m in (torch, mmengine, mmcv, mmdet)}}
 

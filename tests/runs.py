@@ -113,6 +113,17 @@ def distilled(student: dict, teacher: dict, tap: str = 'neck', **loss) -> Config
     return ConfigDict(type='RdimKDDistiller', student=student, teacher=teacher, losses={tap: loss})
 
 
+def write_step_config(folder: Path) -> Path:
+    """Write a distilled config that is good for training steps, without data, and its teacher."""
+    model = distilled(fcos(), write_teacher(folder / 'teacher'))
+    optimizer = dict(type='SGD', lr=0.01)
+    config = Config(dict(model=model, optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
+                         custom_imports=dict(imports=['rdimkd_det']),
+                         custom_hooks=[dict(type='DistillHook')]))  # fmt: skip
+    config.dump(folder / 'config.py')
+    return folder / 'config.py'
+
+
 def run_config(data: Path, work_dir: Path, model: dict, max_epochs: int = 2, **overrides) -> Config:
     """Config of a training of ``max_epochs`` epochs; with ``DistillHook`` if it is distilled."""
     loading = [

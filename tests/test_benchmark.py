@@ -6,9 +6,16 @@ import time
 import pytest
 import reference
 import torch
+from mmcv.ops import DeformConv2dPack
 from mmengine.config import Config
-from runs import REPOSITORY, call_tool, distilled, fcos, write_teacher
+from runs import REPOSITORY, call_tool, write_step_config
+from torch.nn.modules.module import register_module_forward_hook
 
+from rdimkd_det.benchmark.operations import count, count_operations
+from rdimkd_det.benchmark.preparation import prepare, random_batch
+from rdimkd_det.benchmark.steps import teacher_variants
+from rdimkd_det.benchmark.subject import Subject
+from rdimkd_det.monitoring import Monitor
 from rdimkd_det.stopwatch import describe_machine, measure, peak_memory
 
 CPU = torch.device('cpu')
@@ -59,6 +66,8 @@ def test_peak_memory__literal():
 def test_describe_machine__versions():
     machine = describe_machine(CPU)
     assert machine['torch'] == torch.__version__ and machine['threads'] >= 1
+    assert machine['cuda'] == torch.version.cuda and machine['cudnn.allow_tf32'] is True
+    assert {'cudnn', 'cudnn.benchmark', 'matmul.allow_tf32'} <= machine.keys()
 
 
 def test_rivals__reference(rivals):
@@ -80,15 +89,9 @@ def test_rivals__mgd_hides_positions(rivals):
     assert mask.mean().item() == pytest.approx(0.35, abs=0.03)
 
 
-@pytest.fixture
-def config(tmp_path):
-    model = distilled(fcos(), write_teacher(tmp_path / 'teacher'))
-    optimizer = dict(type='SGD', lr=0.01)
-    config = Config(dict(model=model, optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
-                         custom_imports=dict(imports=['rdimkd_det']),
-                         custom_hooks=[dict(type='DistillHook')]))  # fmt: skip
-    config.dump(tmp_path / 'config.py')
-    return tmp_path / 'config.py'
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    return write_step_config(tmp_path_factory.mktemp('config'))
 
 
 def test_tool__measures_everything(tmp_path, rivals, config, capsys):
@@ -96,21 +99,112 @@ def test_tool__measures_everything(tmp_path, rivals, config, capsys):
     call_tool('benchmark.py', config, *arguments, '--compare', 'pkd', 'standardize', 'mgd')
     report = json.loads((tmp_path / 'b.json').read_text())
     steps = {name: cost['median'] for name, cost in report['steps'].items()}
-    teachers = [median for name, median in steps.items() if name.startswith('teacher:')]
-    assert len(teachers) == 2
-    expected = steps['student step'] + min(teachers) + steps['read both maps']
+    teachers = {name: median for name, median in steps.items() if name.startswith('teacher: ')}
+    assert set(teachers) == {
+        'teacher: as configured', 'teacher: fp32, unfused', 'teacher: fp32, fused, channels_last',
+    }  # fmt: skip
+    assert teachers[report['fastest_teacher']] == min(teachers.values())
+    expected = steps['student step'] + min(teachers.values()) + steps['read both maps']
     assert report['floor'] == pytest.approx(expected)
     assert report['distilled_to_floor'] == pytest.approx(steps['distilled step'] / expected)
     assert list(report['losses']) == ['pkd', 'standardize', 'mgd']
+    assert report['maps'] == {
+        'student': 'float32, contiguous',
+        'teacher': 'float32, channels_last',
+    }
     assert report['steps']['student step']['memory'] > 10**6
     assert report['command'].endswith('mgd') and report['machine']['mmdet'] and report['date']
     assert 'distilled step' in capsys.readouterr().out
 
 
+def test_monitored_step__is_that_of_the_hook(monkeypatch, config):
+    looks = []
+    monkeypatch.setattr(Monitor, '__call__', lambda *args: looks.append(len(args[2])))
+    subject = small_subject(config)
+    subject.monitored_step()
+    assert looks == [3]  # levels
+    subject.distilled_step()
+    assert looks == [3]
+
+
+def test_teacher_variants__every_precision_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
+    variants = teacher_variants(torch.device('cuda'))
+    fast = {v.precision for v in variants.values() if v.fuse and v.channels_last}
+    assert fast == {'fp32', 'fp16', 'bf16'} and len(variants) == 4
+
+
+# Operations
+
+
+def small_subject(config):
+    cfg = Config.fromfile(config)
+    prepare(cfg)
+    return Subject(cfg, random_batch(2, (64, 96)), CPU)
+
+
+def convolutions(run):
+    """Operations of the convolutions that run: of all, and of the first."""
+    counts = []
+
+    def note(module, args, output):
+        if isinstance(module, torch.nn.Conv2d):
+            batch, _, height, width = output.shape
+            taps = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+            counts.append(2 * batch * height * width * module.out_channels * taps)
+
+    handle = register_module_forward_hook(note)
+    run()
+    handle.remove()
+    return sum(counts), counts[0]
+
+
+def test_count_operations__formula_of_convolutions(config):
+    subject = small_subject(config)
+    found = count_operations(subject)
+    teacher, _ = convolutions(subject.teacher_maps)
+    assert found['teacher'] * 1e9 == pytest.approx(teacher, abs=1000)
+    # Forward, and the gradients of weights and input; the image has no gradient.
+    forward, first = convolutions(subject.plain_step)
+    student = 3 * forward - first
+    assert found['student_step'] * 1e9 == pytest.approx(student, abs=1000)
+    assert found['teacher_to_student'] == pytest.approx(teacher / student, abs=1e-4)
+    # 252 positions, 16 channels of the student, 24 of the teacher, d = 8: two projections and two
+    # gradients, three products of coordinates. An adapter, 16 weights and a bias for each of 24
+    # channels, is folded into the basis, and its gradient unfolded, at each of three levels.
+    positions, folding = 2 * (8 * 12 + 4 * 6 + 2 * 3), 2 * (16 + 1) * 24 * 8
+    loss = 2 * positions * 8 * (3 * 16 + 24 + 3) + 3 * 2 * folding
+    distilled = student + teacher + loss
+    assert found['distilled_step'] * 1e9 == pytest.approx(distilled, abs=1000)
+
+
+def test_count__deformable_convolution():
+    convolution = DeformConv2dPack(4, 6, 3, padding=1)  # its offsets come from a convolution
+    image = torch.randn(2, 4, 5, 7)
+    own, offsets = (2 * 2 * 5 * 7 * 4 * 9 * channels for channels in (6, 18))
+    with torch.no_grad():
+        assert count(lambda: convolution(image)) == own + offsets
+    image.requires_grad_()
+    assert count(lambda: convolution(image).sum().backward()) == 3 * (own + offsets)
+
+
+# Use
+
+
+@pytest.mark.slow
+def test_tool__documented_command_needs_no_network(rivals, tmp_path):
+    arguments = ['--shape', 64, 96, '--random-weights', '--only', 'operations']
+    call_tool('benchmark.py', FLAGSHIP, *arguments, '--json', tmp_path / 'b.json')
+    report = json.loads((tmp_path / 'b.json').read_text())
+    assert report['operations']['distilled_step'] > report['operations']['student_step'] > 1
+    assert report['weights']['teacher'] == pytest.approx(109e6, rel=0.01)  # ResNet-50 and FPN
+
+
 def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
     options = ['--cfg-options', 'model.teacher.checkpoint=none.pth']
-    arguments = ['--shape', 64, 64, '--rounds', 1, '--compare', 'l2']
+    arguments = ['--shape', 64, 64, '--only', 'operations']
     call_tool('benchmark.py', config, *arguments, '--random-weights', *options)
+    capsys.readouterr()
     with pytest.raises(SystemExit, match='2'):
         call_tool('benchmark.py', config, *arguments, *options)
     error = capsys.readouterr().err
@@ -123,8 +217,11 @@ def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
         (['none.py'], 'config none.py not found'),
         ([REPOSITORY / 'configs/digits/fcos_r18.py'], 'has no model with one teacher'),
         ([FLAGSHIP, '--batch', 0], 'must be 1 or more'),
-        ([FLAGSHIP, '--json', 'none/b.json'], 'none/b.json: its directory does not exist'),
+        ([FLAGSHIP, '--json', 'none/b.json'], 'none/b.json cannot be written: No such file'),
+        ([FLAGSHIP, '--json', '.'], '--json . is a directory'),
+        ([FLAGSHIP, '--json', '/proc/b.json'], '/proc/b.json cannot be written'),
         ([FLAGSHIP, '--cfg-options', 'optim_wrapper.type.x=1'], '--cfg-options: '),
+        ([FLAGSHIP, '--cfg-options', 'model.teacher.cache=c'], 'model.teacher.cache is set'),
     ],
 )
 def test_tool__wrong_use(rivals, capsys, arguments, message):
@@ -132,3 +229,13 @@ def test_tool__wrong_use(rivals, capsys, arguments, message):
         call_tool('benchmark.py', *arguments)
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
+
+
+def test_tool__nothing_to_measure(rivals, config, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('benchmark.py', config, '--cfg-options', 'model.losses.neck.loss_weight=0')
+    error = capsys.readouterr().err
+    assert 'each loss_weight in model.losses is 0' in error and error.count('\n') == 1
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('benchmark.py', config, '--compare')
+    assert 'expected at least one argument' in capsys.readouterr().err

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -97,6 +98,29 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_out_file(path: Path, option: str) -> None:
+    """Check that a result can be written, before the work that it takes.
+
+    Args:
+        path (Path): The file.
+        option (str): The option that names it, for the message.
+
+    Raises:
+        ConfigError: It is a directory, or nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise ConfigError(f'{option} {path} is a directory; give the name of a file.')
+    try:
+        # Only trying tells: root may write anywhere, and still not into /proc.
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f'{option} {path} cannot be written: {error.strerror}; give a file in a directory '
+            f'that is there and yours.'
+        ) from error
+
+
 def number(text: str) -> int | float:
     """An int where the text is one, else a float; for argparse."""
     try:
@@ -108,6 +132,18 @@ def number(text: str) -> int | float:
 def weight(text: str) -> int | float | str:
     """A loss weight: a number or 'auto'; for argparse."""
     return text if text == 'auto' else number(text)
+
+
+def apply_options(cfg: Config, options: Mapping) -> None:
+    """Apply the --cfg-options of a command line to a config, in place.
+
+    Raises:
+        ConfigError: One does not fit the config.
+    """
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise ConfigError(f'--cfg-options: {error}') from error
 
 
 def read_config_file(path: str) -> Config:

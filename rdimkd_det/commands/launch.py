@@ -36,6 +36,7 @@ from .checks import (
     check_sections,
     check_work_dir,
 )
+from .cli import apply_options
 from .mistakes import as_config_error, told_in_one_line
 from .outputs import check_outputs
 from .unreadable import files_named
@@ -52,10 +53,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         ConfigError: An override does not fit the config.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    try:
-        cfg.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        raise ConfigError(f'--cfg-options: {error}') from error
+    apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -1,0 +1,59 @@
+"""How the memory of a step grows: at the peak, beyond weights and optimizer, for several inputs.
+
+CONFIG is a distilled config; its teacher gets random weights. A GPU need not be there.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+
+from rdimkd_det.benchmark.preparation import prepare, random_batch
+from rdimkd_det.benchmark.steps import DISTILLED, LOSS, MONITORED, PLAIN, TEACHER, step_pieces
+from rdimkd_det.benchmark.subject import Subject
+from rdimkd_det.commands import cli
+from rdimkd_det.stopwatch import peak_memory
+
+PIECES = (PLAIN, DISTILLED, MONITORED, f'{TEACHER}as configured', LOSS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument('--inputs', nargs='+', type=numbers, required=True, metavar='NxHxW')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    args = parser.parse_args()
+    MMLogger.get_instance('benchmark').setLevel('ERROR')
+    cfg = cli.read_config_file(args.config)
+    cli.apply_options(cfg, args.cfg_options)
+    print('input, then MiB of:', ', '.join(PIECES))
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(cfg, Path(folder, 'random.pth'))
+        for num, *shape in args.inputs:
+            peaks = memory(cfg, num, tuple(shape))
+            name = 'x'.join(map(str, (num, *shape)))
+            print(f'{name:12}', *(f'{peak / 2**20:8.1f}' for peak in peaks), flush=True)
+
+
+def numbers(text: str) -> list[int]:
+    """Images, height and width of an input such as 1x384x512; for argparse."""
+    num, height, width = map(int, text.split('x'))
+    return [num, height, width]
+
+
+def memory(cfg: Config, num: int, shape: tuple[int, int]) -> list[int]:
+    """Bytes at the peak of each of the pieces."""
+    torch.manual_seed(0)
+    device = torch.device(get_device())
+    pieces = step_pieces(Subject(cfg, random_batch(num, shape), device))
+    for name in PIECES:
+        pieces[name]()  # what is made once, such as the optimizer's state, does not count
+    return [peak_memory(pieces[name], device) for name in PIECES]
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""The benchmark: what distillation costs beside plain training, in time, memory and operations."""

@@ -1,0 +1,100 @@
+"""From a training's config to one that can be measured here, with no file of weights or data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+from ..commands.checks import check_model
+from ..errors import ConfigError
+from ..files.configs import read_detector_config
+
+NUM_BOXES = 4
+
+
+def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
+    """Find mistakes, and change a config, in place, to what can be measured here.
+
+    Args:
+        cfg (Config): Config of a distilled training.
+        random_teacher (Path, optional): Where the teacher gets a checkpoint of random weights;
+            None leaves it its own.
+
+    Raises:
+        ConfigError: There is no training step, not one live teacher, or nothing to distil.
+    """
+    if 'optim_wrapper' not in cfg:
+        raise ConfigError(f'{cfg.filename} has no optim_wrapper, so there is no training step.')
+    if not isinstance(cfg.get('model'), dict) or not isinstance(cfg.model.get('teacher'), dict):
+        raise ConfigError(f'{cfg.filename} has no model with one teacher; nothing to compare.')
+    if cfg.model.teacher.get('cache') is not None:
+        raise ConfigError(
+            'model.teacher.cache is set, and the benchmark measures the live teacher; add '
+            '--cfg-options model.teacher.cache=None, or run benchmarks/teacher_cache.py.'
+        )
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    student = cfg.model.get('student') or {}
+    if 'data_preprocessor' in student:
+        student.data_preprocessor.batch_augments = None  # the batch has the size that was asked for
+    _drop_init_cfg(student)
+    if random_teacher is not None:
+        teacher = MODELS.build(read_detector_config(cfg.model.teacher.get('config')))
+        cfg.model.teacher.checkpoint = str(random_teacher)
+        torch.save(teacher.state_dict(), random_teacher)
+    if get_device() == 'cpu':
+        _without_mixed_precision(cfg)
+    cfg.optim_wrapper.optimizer.lr = 0.0  # the same step over and over
+    if not check_model(cfg, training=True).distill.wanted:
+        raise ConfigError(
+            'each loss_weight in model.losses is 0, so there is no distillation to measure; e.g. '
+            '--cfg-options model.losses.neck.loss_weight=1.'
+        )
+
+
+def _drop_init_cfg(entry: object) -> None:
+    """Where a student starts changes nothing here, and its pretrained weights may be far away."""
+    if isinstance(entry, Mapping):
+        entry.pop('init_cfg', None)
+        entry = entry.values()
+    if not isinstance(entry, str) and hasattr(entry, '__iter__'):
+        for value in entry:
+            _drop_init_cfg(value)
+
+
+def _without_mixed_precision(cfg: Config) -> None:
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    for option in ('loss_scale', 'dtype'):
+        cfg.optim_wrapper.pop(option, None)
+
+
+def random_batch(num: int, shape: tuple[int, int]) -> dict:
+    """Images of noise with a few objects each, as a data loader gives them.
+
+    Args:
+        num (int): Images.
+        shape (tuple[int, int]): Their (H, W).
+    """
+    height, width = shape
+    corners = torch.rand(NUM_BOXES, 2) * torch.tensor([width / 2, height / 2])
+    objects = InstanceData(
+        bboxes=HorizontalBoxes(torch.cat([corners, corners + min(shape) / 4], 1)),
+        labels=torch.zeros(NUM_BOXES, dtype=torch.long),
+        masks=BitmapMasks(np.ones((NUM_BOXES, height, width), np.uint8), height, width),
+    )
+    sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
+    sample.gt_instances, sample.ignored_instances = objects, objects[:0]
+    return {
+        'inputs': [torch.randint(256, (3, height, width), dtype=torch.uint8) for _ in range(num)],
+        'data_samples': [sample.clone() for _ in range(num)],
+    }

@@ -1,0 +1,121 @@
+"""A training step, plain and distilled, what the difference consists of, and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import torch
+from mmdet.registry import MODELS
+
+from ..acceleration import Acceleration
+from ..files.configs import read_detector_config
+from ..stopwatch import Cost
+from ..teacher import Teacher
+from .subject import Subject
+
+PLAIN = 'student step'
+DISTILLED = 'distilled step'
+MONITORED = 'distilled step, monitored'
+LOSS = 'distillation loss, and backward'
+READ = 'read both maps'
+# What the names of all ways to run the teacher begin with.
+TEACHER = 'teacher: '
+
+
+def step_pieces(subject: Subject) -> dict[str, Callable]:
+    """Everything about a step that is worth a time of its own.
+
+    Args:
+        subject (Subject): The two networks and their batch.
+
+    Returns:
+        dict[str, Callable]: Name to a function without arguments.
+    """
+    return {
+        PLAIN: subject.plain_step,
+        DISTILLED: subject.distilled_step,
+        'distilled step, weight 0': subject.resting_step,
+        MONITORED: subject.monitored_step,
+        f'{TEACHER}as configured': subject.teacher_maps,
+        **_other_teachers(subject),
+        'teacher with head and loss, fp32': _whole_teacher(subject),
+        **_distillation_loss(subject),
+    }
+
+
+def teacher_variants(device: torch.device) -> dict[str, Acceleration]:
+    """The teacher as its checkpoint has it, and made fast in each precision of a device."""
+    precisions = ['fp32']
+    if device.type == 'cuda':
+        precisions += ['fp16', 'bf16'] if torch.cuda.is_bf16_supported() else ['fp16']
+    return {
+        'fp32, unfused': Acceleration(fuse=False, channels_last=False, precision='fp32'),
+        **{f'{name}, fused, channels_last': Acceleration(precision=name) for name in precisions},
+    }
+
+
+def _other_teachers(subject: Subject) -> dict[str, Callable]:
+    distill, inputs, samples = subject.model.distill, subject.inputs, subject.samples
+    options, taps = subject.cfg.model.teacher, distill.teacher.taps
+
+    def piece(acceleration: Acceleration) -> Callable:
+        teacher = Teacher(options.config, options.checkpoint, taps, acceleration)
+        return lambda: teacher(distill.bridge(inputs, samples))
+
+    variants = teacher_variants(subject.device)
+    return {f'{TEACHER}{name}': piece(variant) for name, variant in variants.items()}
+
+
+def _whole_teacher(subject: Subject) -> Callable:
+    """How several other tools run it."""
+    config = read_detector_config(subject.cfg.model.teacher.config)
+    teacher = MODELS.build(config).to(subject.device).eval()
+
+    @torch.no_grad()
+    def piece() -> None:
+        inputs = subject.model.distill.bridge(subject.inputs, subject.samples)
+        teacher.loss(inputs, subject.samples)
+
+    return piece
+
+
+def _distillation_loss(subject: Subject) -> dict[str, Callable]:
+    distill = subject.model.distill
+    of_student, of_teacher = subject.student_maps(), subject.teacher_maps()
+    leaves = [maps for of_tap in of_student.values() for maps in of_tap]
+    pairs = distill.level_pairs.items()
+    read = [of_student[tap][level.index] for tap, levels in pairs for level, _ in levels]
+    read += [maps for of_tap in of_teacher.values() for maps in of_tap]
+
+    def forward() -> torch.Tensor:
+        return sum(distill(of_student, of_teacher).values())
+
+    return {
+        'distillation loss, forward': forward,
+        LOSS: lambda: torch.autograd.grad(forward(), leaves, allow_unused=True),
+        READ: lambda: [maps.sum() for maps in read],
+    }
+
+
+def compare_with_floor(steps: Mapping[str, Cost]) -> dict:
+    """The floor: a student step, the teacher's fastest forward, and a look at both maps.
+
+    Args:
+        steps (Mapping[str, Cost]): Name of each of :func:`step_pieces` to its cost.
+
+    Returns:
+        dict: 'steps', 'floor' in ms, 'fastest_teacher' (its name), and the distilled step as a
+        share of the floor and of the student step.
+    """
+    student, distilled = steps[PLAIN].median, steps[DISTILLED].median
+    teachers = [name for name in steps if name.startswith(TEACHER)]
+    fastest = min(teachers, key=lambda name: steps[name].median)
+    floor = student + steps[fastest].median + steps[READ].median
+    return {
+        'steps': {name: asdict(cost) for name, cost in steps.items()},
+        'floor': floor,
+        'fastest_teacher': fastest,
+        'distilled_to_floor': distilled / floor,
+        'distilled_to_plain': distilled / student,
+    }

@@ -1,0 +1,88 @@
+"""`Subject`: a student with distillation and without it, ready for training steps."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import Tensor
+
+from ..calibration import fit_projections
+from ..features import record_outputs
+from ..monitoring import Monitor
+
+Maps = dict[str, list[Tensor]]
+
+
+class Subject:
+    """What is measured.
+
+    Args:
+        cfg (Config): From :func:`rdimkd_det.benchmark.preparation.prepare`.
+        batch (dict): As a data loader gives it.
+        device (torch.device): Where everything runs.
+
+    Attributes:
+        model (nn.Module): The distilled student, its projections fitted to the batch.
+        student (nn.Module): The same student without distillation.
+        inputs (Tensor): The batch (N, 3, H, W) as the student's preprocessor makes it.
+        samples (list[DetDataSample]): Its data samples.
+    """
+
+    def __init__(self, cfg: Config, batch: dict, device: torch.device) -> None:
+        self.cfg = cfg
+        self.device = device
+        self.batch = batch
+        self.model = MODELS.build(cfg.model).to(device).train()
+        fit_projections(self.model, [batch])
+        self.student = MODELS.build(cfg.model.student).to(device).train()
+        self.student.load_state_dict(self.model.state_dict())
+        self._optimizer, self._student_optimizer = (
+            build_optim_wrapper(network, cfg.optim_wrapper)
+            for network in (self.model, self.student)
+        )
+        data = self.model.data_preprocessor(batch, True)
+        self.inputs, self.samples = data['inputs'], data['data_samples']
+
+    def num_bytes(self) -> dict[str, int]:
+        """Memory that the weights of 'student' and 'teacher' take, in bytes."""
+        student = sum(value.nbytes for value in self.student.state_dict().values())
+        return {'student': student, 'teacher': self.model.distill.teacher.num_bytes}
+
+    def plain_step(self) -> None:
+        """A training step of the student without distillation."""
+        self.student.train_step(self.batch, self._student_optimizer)
+
+    def distilled_step(self) -> None:
+        """A training step with distillation."""
+        self.model.train_step(self.batch, self._optimizer)
+
+    def resting_step(self) -> None:
+        """The same where a schedule has the weight at 0."""
+        self.model.distill.set_factor(0)
+        self.distilled_step()
+        self.model.distill.set_factor(1)
+
+    def monitored_step(self) -> None:
+        """The same where ``DistillHook`` looks at what the student explains: one step in 50."""
+        self.model.distill.observer = monitor = Monitor()
+        self.distilled_step()
+        self.model.distill.observer = None
+        monitor.scalars()
+
+    def in_training(self) -> object:
+        """The context in which a step runs: autocast, with mixed precision."""
+        return self._optimizer.optim_context(self.model)
+
+    def teacher_maps(self) -> Maps:
+        """The teacher's maps as a step gets them, by tap of the student."""
+        with self.in_training():
+            return self.model.distill.teacher_feats(self.inputs, self.samples)
+
+    def student_maps(self) -> Maps:
+        """The student's maps as a step has them, as leaves of a graph of their own, by tap."""
+        taps = self.model.distill.taps
+        with self.in_training(), torch.no_grad(), record_outputs(self.model, taps) as outputs:
+            self.model.extract_feat(self.inputs)
+        return {tap: [m.detach().requires_grad_() for m in maps] for tap, maps in outputs.items()}
