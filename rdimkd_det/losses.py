@@ -295,11 +295,23 @@ def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tenso
     Returns:
         Tensor: (N, d, H * W).
     """
+    coordinates = functional.project(student, folded(adapter, basis))
     if isinstance(adapter, nn.Identity):
-        return functional.project(student, basis)
-    weight = adapter.weight.flatten(1).t().to(basis.dtype)
-    bias = adapter.bias.to(basis.dtype)
-    return functional.project(student, weight @ basis) + (bias @ basis)[:, None]
+        return coordinates
+    return coordinates + (adapter.bias.to(basis.dtype) @ basis)[:, None]
+
+
+def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
+    """The directions (C_s, d) of the student's own map that the adapter turns into the basis's.
+
+    Args:
+        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t; its bias is none of
+            a direction.
+        basis (Tensor): Basis (C_t, d).
+    """
+    if isinstance(adapter, nn.Identity):
+        return basis
+    return adapter.weight.flatten(1).t().to(basis.dtype) @ basis
 
 
 def _adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:

@@ -42,14 +42,11 @@ def moments(student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
     """
     student = student.detach()
     count = student.shape[0] * student.shape[2]
-    mean_s, mean_t = student.mean((0, 2)), teacher.mean((0, 2))
-    squares = [
-        products(student, student) - count * mean_s.square(),
-        products(teacher, teacher) - count * mean_t.square(),
-        products(student, teacher) - count * mean_s * mean_t,
-    ]
-    means = centers[0] + mean_s, centers[1] + mean_t
-    return torch.stack([torch.full_like(mean_s, count), *means, *squares])
+    mean_s, mean_t = means = torch.stack([student.mean((0, 2)), teacher.mean((0, 2))])
+    squares = [products(student, student), products(teacher, teacher), products(student, teacher)]
+    about_means = torch.stack([mean_s.square(), mean_t.square(), mean_s * mean_t])
+    squares = torch.stack(squares).sub_(about_means, alpha=count)
+    return torch.cat([means.new_full((1, len(mean_s)), count), centers + means, squares])
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmengine.dist import all_reduce
 from torch import Tensor
 
-from .losses import RdimKDLoss, project_adapted
+from .functional import project
+from .losses import RdimKDLoss, folded, project_adapted
+from .moments import centred, merge, merge_ranks, moments
 
 # Keeps a direction that does not vary at all free of NaN.
 TINY = 1e-30
+# The largest level is looked at in so many pieces, others in fewer: the coordinates of one piece
+# take a fraction of the memory of the maps.
+NUM_PIECES = 16
 
 
 def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
@@ -43,31 +47,14 @@ def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
         >>> round(explained_share(5 * teacher + 7, teacher).item(), 3)
         1.0
     """
-    dims = (0, 2)
-    count = student.new_full((student.shape[1],), student.shape[0] * student.shape[2])
-    sums = torch.stack([count, student.sum(dims), teacher.sum(dims)])
-    all_reduce(sums, 'sum')
-    mean_s, mean_t = sums[1:] / sums[0]
-    s, t = student - mean_s[:, None], teacher - mean_t[:, None]
-    products = torch.stack([(s * s).sum(dims), (t * t).sum(dims), (s * t).sum(dims)])
-    all_reduce(products, 'sum')
-    var_s, var_t, cov = products
-    explained = cov.clamp(min=0).square() / var_s.clamp(min=TINY)
+    (statistics,) = merge_ranks([moments(*centred(student, teacher))])
+    return _share(statistics)
+
+
+def _share(statistics: Tensor) -> Tensor:
+    _, _, _, var_s, var_t, covariance = statistics
+    explained = covariance.clamp(min=0).square() / var_s.clamp(min=TINY)
     return explained.sum() / var_t.sum().clamp(min=TINY)
-
-
-def split(feats: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Split maps into their coordinates in the subspace and what is left in its complement.
-
-    Args:
-        feats (Tensor): Maps (N, C, L).
-        basis (Tensor): Semi-orthogonal basis ``K`` (C, d).
-
-    Returns:
-        tuple[Tensor, Tensor]: ``K^T F`` (N, d, L), and ``(I - K K^T) F`` (N, C, L).
-    """
-    inside = basis.t() @ feats
-    return inside, feats - basis @ inside
 
 
 @torch.no_grad()
@@ -87,23 +74,50 @@ def explained_shares(
         dict[str, Tensor]: 'explained_in_<level name>' and, unless the subspace is everything or
         the teacher comes from a cache, 'explained_out_<level name>': 0-dim each.
     """
-    shares = {}
+    length = -(-max(maps[0, 0].numel() for maps in student_feats) // NUM_PIECES)
+    levels = enumerate(zip(student_feats, teacher_feats))
     with torch.autocast(student_feats[0].device.type, enabled=False):
-        for level, name in enumerate(loss.level_names):
-            maps = student_feats[level], teacher_feats[level]
-            basis = loss.projections[level].basis
-            if loss.teacher_projected:  # from a cache, which holds nothing of the complement
-                student, teacher = _comparable(loss, *maps)
-                student = project_adapted(student, loss.adapters[level], basis.to(student))
-                shares[f'explained_in_{name}'] = explained_share(student, teacher.flatten(2))
-                continue
-            student, teacher = (
-                split(it.flatten(2), basis.to(it)) for it in adapted_maps(loss, level, *maps)
-            )
-            shares[f'explained_in_{name}'] = explained_share(student[0], teacher[0])
-            if basis.shape[1] < basis.shape[0]:
-                shares[f'explained_out_{name}'] = explained_share(student[1], teacher[1])
+        statistics = merge_ranks([_moments(loss, level, *maps, length) for level, maps in levels])
+    shares = {}
+    for name, projection, of_level in zip(loss.level_names, loss.projections, statistics):
+        inside = of_level[:, : projection.basis.shape[1]]
+        outside = of_level[:, projection.basis.shape[1] :]
+        shares[f'explained_in_{name}'] = _share(inside)
+        if outside.shape[1]:
+            shares[f'explained_out_{name}'] = _share(outside)
     return shares
+
+
+def _moments(loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor, length: int) -> Tensor:
+    """Moments (6, d), or with the complement (6, d + C_t), of a level on this rank.
+
+    No map of full size is made: the level is projected piece by piece, of ``length`` positions.
+    """
+    student, teacher = loss.same_size(student, teacher)
+    basis = loss.projections[level].basis.to(_precision(student))
+    if loss.teacher_projected:  # by a cache, which holds nothing of the complement
+        directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
+    else:
+        directions = of_teacher = with_complement(basis)
+    of_student = folded(loss.adapters[level], directions)
+    pieces = zip(*(maps.flatten(2).split(length, 2) for maps in (student, teacher)))
+    coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
+    return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
+
+
+def with_complement(basis: Tensor) -> Tensor:
+    """Directions of the subspace, and the channels of what is left in its complement.
+
+    Args:
+        basis (Tensor): Semi-orthogonal basis ``K`` (C, d).
+
+    Returns:
+        Tensor: ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` if it is everything.
+    """
+    num_channels, dim = basis.shape
+    if dim == num_channels:
+        return basis
+    return torch.cat([basis, torch.eye(num_channels).to(basis) - basis @ basis.t()], 1)
 
 
 def adapted_maps(
@@ -120,16 +134,15 @@ def adapted_maps(
     Returns:
         tuple[Tensor, Tensor]: Both (N, C_t, H, W), of one size, in float32 or float64.
     """
-    student, teacher = _comparable(loss, student, teacher)
+    precision = _precision(student)
+    student, teacher = (maps.to(precision) for maps in loss.same_size(student, teacher))
     identity = torch.eye(teacher.shape[1], device=teacher.device, dtype=teacher.dtype)
     adapted = project_adapted(student, loss.adapters[level], identity)
     return adapted.unflatten(2, teacher.shape[2:]), teacher
 
 
-def _comparable(loss: RdimKDLoss, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps of one size, in float32 or float64."""
-    precision = torch.promote_types(student.dtype, torch.float32)
-    return tuple(maps.to(precision) for maps in loss.same_size(student, teacher))
+def _precision(maps: Tensor) -> torch.dtype:
+    return torch.promote_types(maps.dtype, torch.float32)
 
 
 class Monitor:
@@ -145,8 +158,10 @@ class Monitor:
         self.shares.update(explained_shares(loss, student_feats, teacher_feats))
 
     def scalars(self) -> dict[str, float]:
-        """What has been noted, by name."""
-        return {name: float(share) for name, share in self.shares.items()}
+        """What has been noted, by name; one wait for the device."""
+        if not self.shares:
+            return {}
+        return dict(zip(self.shares, torch.stack(list(self.shares.values())).tolist()))
 
 
 def weights_in_force(loss: RdimKDLoss) -> dict[str, float]:

@@ -19,7 +19,8 @@ from runs import (
 from torch import nn
 
 from rdimkd_det import ConfigError, DistillHook, RdimKDLoss
-from rdimkd_det.monitoring import explained_share, explained_shares, weights_in_force
+from rdimkd_det.monitoring import Monitor, explained_share, explained_shares, weights_in_force
+from rdimkd_det.stopwatch import peak_memory
 
 
 def reference_share(student, teacher):
@@ -144,6 +145,63 @@ class TestExplainedShares:
         half = [[it.bfloat16() for it in side] for side in maps]
         same = [[it.float() for it in side] for side in half]
         assert explained_shares(loss, *half) == explained_shares(loss, *same)
+
+    @pytest.mark.parametrize('student_channels', [7, 5])
+    def test_explained_shares__small_complement_beside_large_means(self, student_channels):
+        """In float32, where the complement has a ten thousandth of the variance."""
+        loss = make_loss(student_channels=student_channels, num_levels=1, level_names=['s8'])
+        basis = loss.projections[0].basis
+        teacher = torch.einsum('cd,ndhw->nchw', 100 * basis, torch.randn(2, 3, 20, 30)) + 50
+        teacher += torch.randn(2, 7, 20, 30)
+        student = teacher[:, :student_channels] + torch.randn(2, student_channels, 20, 30)
+        shares = explained_shares(loss, [student], [teacher])
+        s = loss.adapters[0].double()(student.double()).detach().flatten(2)
+        outside = torch.eye(7).double() - basis.double() @ basis.double().T
+        expected = reference_share(outside @ s, outside @ teacher.double().flatten(2))
+        assert shares['explained_out_s8'].item() == pytest.approx(expected, rel=1e-3)
+
+    @pytest.mark.parametrize('student_channels', [64, 48])
+    def test_explained_shares__take_a_fraction_of_the_maps_memory(self, student_channels):
+        loss = make_loss(
+            projection=dict(type='RandomProjection', dim=32),
+            student_channels=student_channels,
+            teacher_channels=64,
+        )
+        sizes = (60, 84), (30, 42)
+        student = [torch.randn(2, student_channels, *size) for size in sizes]
+        teacher = [torch.randn(2, 64, *size) for size in sizes]
+        maps = sum(it.nbytes for it in (*student, *teacher))
+        peak = peak_memory(lambda: explained_shares(loss, student, teacher), torch.device('cpu'))
+        assert peak < 0.3 * maps
+
+    def test_explained_shares__two_processes_with_one_exchange(self, tmp_path):
+        loss = make_loss()
+        student = [torch.randn(3, 5, 4, 6), torch.randn(3, 5, 2, 3)]
+        teacher = [torch.randn(3, 7, 4, 6), torch.randn(3, 7, 2, 3)]
+        teacher[0][2] += 4
+        parts = [slice(0, 1), slice(1, 3)]
+
+        def on_rank(rank):
+            own = [[maps[parts[rank]] for maps in side] for side in (student, teacher)]
+            with torch.profiler.profile() as profiler:
+                shares = explained_shares(loss, *own)
+            events = [event for event in profiler.events() if event.name.startswith('c10d')]
+            return shares, len(events)
+
+        expected = explained_shares(loss, student, teacher)
+        for shares, num_exchanges in run_distributed(on_rank, tmp_path):
+            assert num_exchanges == 1
+            assert shares.keys() == expected.keys() and len(shares) == 4
+            for name, share in shares.items():
+                assert share.item() == pytest.approx(expected[name].item(), rel=1e-5)
+
+    def test_monitor__tells_the_shares_as_numbers(self):
+        monitor = Monitor()
+        assert monitor.scalars() == {}
+        loss, student, teacher = make_loss(), torch.randn(2, 5, 4, 6), torch.randn(2, 7, 4, 6)
+        monitor(loss, [student] * 2, [teacher] * 2)
+        shares = explained_shares(loss, [student] * 2, [teacher] * 2)
+        assert monitor.scalars() == {name: share.item() for name, share in shares.items()}
 
     def test_explained_shares__no_complement(self):
         loss = make_loss(projection=dict(type='IdentityProjection'))
