@@ -221,6 +221,8 @@ def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
         ([FLAGSHIP, '--json', '.'], '--json . is a directory'),
         ([FLAGSHIP, '--json', '/proc/b.json'], '/proc/b.json cannot be written'),
         ([FLAGSHIP, '--cfg-options', 'optim_wrapper.type.x=1'], '--cfg-options: '),
+        ([FLAGSHIP, '--cfg-options', 'optim_wrapper.optimizer.type=SDG'], "unknown type 'SDG'"),
+        ([FLAGSHIP, '--cfg-options', 'optim_wrapper=None'], 'no optim_wrapper with an optimizer'),
         ([FLAGSHIP, '--cfg-options', 'model.teacher.cache=c'], 'model.teacher.cache is set'),
     ],
 )

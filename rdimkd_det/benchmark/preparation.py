@@ -16,7 +16,7 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from ..commands.checks import check_model
+from ..commands.checks import check_model, check_optimizer, check_sections
 from ..errors import ConfigError
 from ..files.configs import read_detector_config
 
@@ -34,8 +34,12 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
     Raises:
         ConfigError: There is no training step, not one live teacher, or nothing to distil.
     """
-    if 'optim_wrapper' not in cfg:
-        raise ConfigError(f'{cfg.filename} has no optim_wrapper, so there is no training step.')
+    check_sections(cfg)
+    if not (cfg.get('optim_wrapper') or {}).get('optimizer'):
+        raise ConfigError(
+            f'{cfg.filename} has no optim_wrapper with an optimizer, so there is no training step.'
+        )
+    check_optimizer(cfg)
     if not isinstance(cfg.get('model'), dict) or not isinstance(cfg.model.get('teacher'), dict):
         raise ConfigError(f'{cfg.filename} has no model with one teacher; nothing to compare.')
     if cfg.model.teacher.get('cache') is not None:
@@ -45,7 +49,7 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
         )
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     student = cfg.model.get('student') or {}
-    if 'data_preprocessor' in student:
+    if student.get('data_preprocessor'):
         student.data_preprocessor.batch_augments = None  # the batch has the size that was asked for
     _drop_init_cfg(student)
     if random_teacher is not None:
