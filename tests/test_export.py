@@ -267,7 +267,14 @@ EVALUATED = "getattr(__import__('os'), 'mkdir')('payload_ran') or nms"
         (f"model = dict(type='FCOS', test_cfg=dict(nms=dict(type={EVALUATED!r})))", 'runs code'),
         ("model = dict(type='FCOS', test_cfg=dict(nms=dict(type='exec')))", 'has exec where'),
         (f"model = dict(type='FCOS', x=dict(warp_mode={EVALUATED!r}))", 'runs code'),
+        ("model = dict(type='FCOS', test_cfg=dict(nms_cfg=dict(type='exec')))", 'has exec where'),
         ("model = dict(type='LAD', teacher_config='payload.py')", 'has payload.py where'),
+        ("model = dict(type='LAD', teacher_ckpt='payload.pth')", 'has payload.pth where'),
+        ("custom_imports = ['payload']", 'imports payload'),
+        ("custom_imports = dict(imports=[['payload']])", "imports ['payload']"),
+        ('custom_imports = 5', 'imports 5'),
+        ("model = dict(type='FCOS', _scope_=['payload'])", "imports ['payload']"),
+        ("model = dict(type='FCOS')\nfilename = 'x'", 'filename is reserved'),
         ('train_cfg = dict(max_epochs=1)', 'has no model'),
         ("model = dict(type='Nonesuch')", 'cannot be built: KeyError'),
         ("model = dict(type='FCOS')\ncustom_hooks = 5", 'is not of a detector (TypeError'),
@@ -285,6 +292,24 @@ def test_export__config_in_the_checkpoint_is_never_run(
     path = write_checkpoint(tmp_path / 'w.pth', text)
     assert expected in refused(capsys, path, '--out', tmp_path / 'out/s.pth')
     assert not (tmp_path / 'payload_ran').exists() and not (tmp_path / 'out').exists()
+
+
+def test_export__code_smuggled_into_the_written_config_by_a_key(tmp_path, capsys, monkeypatch):
+    """mmengine (0.10.7) puts keys that are no names between quotes without escaping theirs."""
+    monkeypatch.chdir(tmp_path)
+    key = "a': __import__('os').mkdir('payload_ran'), 'b"
+    text = f'x = {{{key!r}: 1}}\n{Config(dict(model=fcos())).pretty_text}'
+    line = refused(capsys, write_checkpoint(tmp_path / 'w.pth', text), '--out', 'out/s.pth')
+    assert 'is not run' in line
+    assert not (tmp_path / 'payload_ran').exists() and not list((tmp_path / 'out').iterdir())
+    Config.fromstring(Config({'x': {key: 1}}).pretty_text, '.py')
+    assert (tmp_path / 'payload_ran').exists()  # it would have
+
+
+def test_export__config_without_a_scope(tmp_path, capsys):
+    text = f'default_scope = None\n{Config(dict(model=fcos())).pretty_text}'
+    path = write_checkpoint(tmp_path / 'w.pth', text)
+    assert 'wrote' in export(capsys, path, '--out', tmp_path / 's.pth')[0]
 
 
 def test_export__teacher_config_in_the_checkpoint_is_never_run(tmp_path, capsys):

@@ -213,8 +213,8 @@ def build_detector(config: Config, weights: Mapping[str, torch.Tensor]) -> nn.Mo
     Raises:
         ConfigError: It cannot be built, or the weights are not its own.
     """
-    init_default_scope(config.get('default_scope', 'mmdet'))
     try:
+        init_default_scope(config.get('default_scope') or 'mmdet')
         model = MODELS.build(copy.deepcopy(config.model))
     except Exception as error:  # every class has its own way to refuse its arguments
         raise ConfigError(f'the model of the config cannot be built: {explain(error)}') from error

@@ -42,7 +42,10 @@ def parse_config(text: str, who: str) -> Config:
         ) from None
     _check_imports(content, who)
     _check_evaluated(content, who)
-    return Config(content)
+    try:
+        return Config(content)
+    except KeyError as error:  # a name that mmengine keeps for itself, e.g. `filename`
+        raise ConfigError(f'{who}: its config cannot be used: {error.args[0]}.') from error
 
 
 def _target(statement: ast.stmt) -> str:
@@ -68,18 +71,22 @@ class _AsLiterals(ast.NodeTransformer):
 
 
 def _check_imports(content: Mapping, who: str) -> None:
-    imports = (content.get('custom_imports') or {}).get('imports') or ()
-    asked = {imports} if isinstance(imports, str) else set(imports)
-    asked -= {'rdimkd_det'}
+    asked = [name for name in _custom_imports(content) if name != 'rdimkd_det']
     for node in _mappings(content):
         # 'a.b.C' makes mmengine import a.b and call C, whatever that is: os.system, for example.
-        asked |= {v for v in (node.get('type'),) if isinstance(v, str) and '.' in v}
-        asked |= {node.get(key) for key in ('_scope_', 'default_scope')} - set(SCOPES)
+        asked += [v for v in (node.get('type'),) if isinstance(v, str) and '.' in v]
+        asked += [v for v in map(node.get, ('_scope_', 'default_scope')) if v not in SCOPES]
     if asked:
         raise ConfigError(
             f'{who}: its config imports {_shown(asked)}, which could be any code; if you trust it, '
             f'give the file: --config.'
         )
+
+
+def _custom_imports(content: Mapping) -> Iterable:
+    entry = content.get('custom_imports') or {}
+    names = (entry.get('imports') or ()) if isinstance(entry, Mapping) else entry
+    return names if isinstance(names, (list, tuple, set)) else (names,)
 
 
 def _check_evaluated(content: Mapping, who: str) -> None:
@@ -93,19 +100,21 @@ def _check_evaluated(content: Mapping, who: str) -> None:
 
 
 def _evaluated(node: Mapping) -> Iterator[object]:
-    kind, nms, warp, teacher = map(node.get, ('type', 'nms', 'warp_mode', 'teacher_config'))
+    kind, warp = node.get('type'), node.get('warp_mode')
     if isinstance(kind, str) and not kind.isidentifier():
         yield kind
-    if isinstance(nms, Mapping) and nms.get('type', 'nms') not in NMS:
-        yield str(nms['type'])  # mmcv (2.1.0, OneDL 2.3.6): eval(type) in batched_nms
+    for nms in map(node.get, ('nms', 'nms_cfg')):
+        if isinstance(nms, Mapping) and nms.get('type', 'nms') not in NMS:
+            yield str(nms['type'])  # mmcv (2.1.0, OneDL 2.3.6): eval(type) in batched_nms
     if isinstance(warp, str) and not WARP_MODE.fullmatch(warp):
         yield warp  # mmdet (3.3.0, OneDL 3.5.1): eval in CameraMotionCompensation
-    if isinstance(teacher, str):
-        yield teacher  # mmdet's own distillers run this config file
+    # mmdet's own distillers run the one and unpickle the other as soon as they are built.
+    files = map(node.get, ('teacher_config', 'teacher_ckpt'))
+    yield from (file for file in files if isinstance(file, str))
 
 
 def _shown(values: Iterable) -> str:
-    text = ', '.join(sorted(map(str, values)))
+    text = ', '.join(sorted(set(map(str, values))))
     return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
 
 
