@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
+import resource
 import shutil
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -341,6 +343,37 @@ def test_export__file_names(work_dir, tmp_path, capsys, option, value):
     assert f'{option} must be a' in line
 
 
+@pytest.mark.parametrize('option', ['--out', '--onnx'])
+@pytest.mark.parametrize('folder', ['file', 'file/below', '/proc/none'])
+def test_export__into_a_folder_that_cannot_be(work_dir, tmp_path, capsys, option, folder):
+    if option == '--onnx':
+        pytest.importorskip('onnxruntime')
+    (tmp_path / 'file').write_text('')
+    bad = tmp_path / folder / ('s.pth' if option == '--out' else 's.onnx')
+    args = {'--out': tmp_path / 's.pth', option: bad}
+    line = refused(capsys, work_dir / 'epoch_2.pth', *[x for pair in args.items() for x in pair])
+    assert f'{option} {bad.parent}/s' in line and 'cannot be written' in line
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@contextmanager
+def files_limited_to(num_bytes):
+    """The kernel refuses to write more into a file, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_write_student__disk_that_takes_half_of_it(work_dir, tmp_path):
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    with files_limited_to(100_000), pytest.raises(ConfigError, match=r'cannot be written .*large'):
+        write_student(student, str(tmp_path / 's.pth'))
+    assert not list(tmp_path.iterdir())
+
+
 # ONNX
 
 
@@ -396,6 +429,20 @@ def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, '_add_metadata', change_the_detector)
     with pytest.raises(ConfigError, match='onnxruntime and PyTorch differ by'):
         onnx.export_onnx(detector, student, tmp_path / 's.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_onnx__disk_that_takes_half_of_it(work_dir, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from rdimkd_det.export.onnx import export_onnx
+
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    with (
+        files_limited_to(100_000),
+        pytest.raises(ConfigError, match=r'--onnx .* cannot be written'),
+    ):
+        export_onnx(student.build(), student, tmp_path / 's.onnx')
     assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.export.student import read_student, write_student
+from rdimkd_det.files.whole import told_if_unwritable
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +32,10 @@ def main() -> None:
     config = cli.read_config_file(args.config) if args.config else None
     student = read_student(args.checkpoint, config)
     model = student.build()
+    for option, file in (('--out', args.out), ('--onnx', args.onnx)):
+        if file:  # both folders before the first file
+            with told_if_unwritable(Path(file), option):
+                pass
     path, num_boxes = write_student(student, args.out)
     before, after = (Path(file).stat().st_size / 2**20 for file in (args.checkpoint, path))
     print(f'wrote {path}: {after:.1f} MiB of {before:.1f} MiB')

@@ -12,6 +12,7 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..files.whole import told_if_unwritable
 from ..names import explain
 from .student import Student
 
@@ -71,14 +72,25 @@ def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
         str: What was written and how far it is from PyTorch.
 
     Raises:
-        ConfigError: The detector has no raw maps, cannot be exported, or differs too much.
+        ConfigError: The detector has no raw maps, cannot be exported or written, or differs too
+            much.
     """
     name = student.config.model.type
     if not isinstance(detector, SingleStageDetector):
         raise ConfigError(
             f'--onnx: {name} is no single-stage detector; its head needs more than the image.'
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with told_if_unwritable(path, '--onnx'):
+            difference = _write(detector, student, path)
+    except ConfigError:
+        raise
+    except Exception as error:  # an operator that torch.onnx or onnxruntime does not have
+        raise ConfigError(f'--onnx: {name} cannot be exported: {explain(error)}') from error
+    return f'wrote {path}: onnxruntime and PyTorch differ by {difference:.1e} of the largest value'
+
+
+def _write(detector: SingleStageDetector, student: Student, path: Path) -> float:
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         _export(detector, temporary)
@@ -90,13 +102,9 @@ def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
                 f'(allowed: {TOLERANCE:.0e}); nothing was written.'
             )
         os.replace(temporary, path)
-    except ConfigError:
-        raise
-    except Exception as error:  # an operator that torch.onnx or onnxruntime does not have
-        raise ConfigError(f'--onnx: {name} cannot be exported: {explain(error)}') from error
     finally:
         temporary.unlink(missing_ok=True)
-    return f'wrote {path}: onnxruntime and PyTorch differ by {difference:.1e} of the largest value'
+    return difference
 
 
 def _export(detector: SingleStageDetector, path: Path) -> None:

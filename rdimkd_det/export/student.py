@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.literal_configs import parse_config
-from ..files.whole import written_whole
+from ..files.whole import told_if_unwritable, written_whole
 from ..names import explain
 from ..teacher import load_strictly
 from ..version import __version__
@@ -136,7 +136,7 @@ def write_student(student: Student, out: str) -> tuple[Path, int]:
             of boxes compared, see :func:`verify`.
 
     Raises:
-        ConfigError: What was written is not the student.
+        ConfigError: What was written is not the student, or it cannot be written.
     """
     buffer = io.BytesIO()
     # A tensor that is a view would take its whole storage along.
@@ -144,8 +144,7 @@ def write_student(student: Student, out: str) -> tuple[Path, int]:
     torch.save({'meta': student.meta, 'state_dict': weights}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     target = Path(out).with_name(f'{Path(out).name.removesuffix(".pth")}-{digest[:8]}.pth')
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as file:
+    with told_if_unwritable(target, '--out'), written_whole(target) as file:
         file.write(buffer.getvalue())
         file.flush()
         return target, verify(Path(file.name), student)

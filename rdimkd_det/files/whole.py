@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ..errors import ConfigError
+
 
 @contextmanager
 def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
@@ -35,6 +37,26 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
     finally:
         with suppress(OSError):  # it is there only if something went wrong
             temporary.unlink()
+
+
+@contextmanager
+def told_if_unwritable(path: Path, option: str) -> Iterator[None]:
+    """Make the folder of a file that the user named, and tell in one line if it takes no file.
+
+    Args:
+        path (Path): The file.
+        option (str): Of the command line, e.g. '--out'.
+
+    Raises:
+        ConfigError: In place of an ``OSError`` in the block or of its folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f'{option} {path} cannot be written ({error}); make room, or give another path.'
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
