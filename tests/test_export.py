@@ -182,17 +182,21 @@ def test_plain_config__keeps_other_hooks_and_imports():
 # What is refused
 
 
-@pytest.mark.parametrize('change', ['other bias', 'zeros', 'one less'])
+@pytest.mark.parametrize('change', ['other bias', 'other sign of zero', 'zeros', 'one less'])
 def test_write_student__other_weights_in_the_file_are_found(
     work_dir, tmp_path, monkeypatch, change
 ):
     student = read_student(str(work_dir / 'epoch_2.pth'))
+    if change == 'other sign of zero':  # the only change that == does not see
+        student.weights['bbox_head.conv_reg.bias'].zero_()
     save = torch.save
 
     def save_others(content, file):
         weights = content['state_dict']
         if change == 'other bias':
             weights['bbox_head.conv_reg.bias'][0] += 1e-7
+        elif change == 'other sign of zero':
+            weights['bbox_head.conv_reg.bias'].copysign_(-weights['bbox_head.conv_reg.bias'])
         elif change == 'zeros':
             for value in weights.values():
                 value.zero_()
@@ -220,8 +224,43 @@ def test_export__without_predictions_there_is_no_file(work_dir, tmp_path, capsys
     (tmp_path / 'c.py').write_text(config.pretty_text)
     args = ('--out', tmp_path / 'out/s.pth', '--config', tmp_path / 'c.py')
     line = refused(capsys, work_dir / 'epoch_2.pth', *args)
-    assert "no predictions: NameError: name 'nmss' is not defined" in line
+    assert "cannot be verified: NameError: name 'nmss' is not defined" in line
     assert not list((tmp_path / 'out').iterdir())
+
+
+def test_export__without_a_box_it_says_so(tmp_path, capsys):
+    config = Config(dict(model=fcos()))
+    config.model.test_cfg.max_per_img = 0
+    lines = export(
+        capsys,
+        write_checkpoint(tmp_path / 'w.pth', config.pretty_text),
+        '--out',
+        tmp_path / 's.pth',
+    )
+    assert 'all weights equal' in lines[1]
+    assert lines[2] == 'on a test image: no box, so only weights are compared'
+
+
+@pytest.mark.parametrize('value', [object(), OSError])
+def test_write_student__predictions_that_cannot_be_compared(work_dir, tmp_path, monkeypatch, value):
+    """As of a detector that predicts what is no tensor, or looks for a file of its own."""
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+
+    def predicts(model):
+        if value is OSError:
+            raise OSError('vocabulary.txt')
+        return {'masks': value}
+
+    monkeypatch.setattr('rdimkd_det.export.student.predict', predicts)
+    with pytest.raises(ConfigError, match='cannot be verified: '):
+        write_student(student, str(tmp_path / 's.pth'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_student__weights_that_are_not_numbers(work_dir, tmp_path):
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    student.weights['bbox_head.conv_reg.bias'].fill_(float('nan'))
+    assert write_student(student, str(tmp_path / 's.pth'))[0].exists()
 
 
 def test_export__own_modules_with_the_config_given(work_dir, tmp_path, capsys, monkeypatch):

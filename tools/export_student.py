@@ -40,8 +40,10 @@ def main() -> None:
     before, after = (Path(file).stat().st_size / 2**20 for file in (args.checkpoint, path))
     print(f'wrote {path}: {after:.1f} MiB of {before:.1f} MiB')
     print(f'all weights equal those of {args.checkpoint}, bit for bit')
-    boxes = f'{num_boxes} boxes are' if num_boxes else 'there is no box to compare, nothing is'
-    print(f'on a test image: {boxes} the same')
+    same = (
+        f'{num_boxes} boxes are the same' if num_boxes else 'no box, so only weights are compared'
+    )
+    print(f'on a test image: {same}')
     for name, value in student.meta.get('metrics', {}).items():
         print(f'{name}: {value}')
     if args.onnx:
