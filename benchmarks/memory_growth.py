@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from rdimkd_det.benchmark.preparation import prepare, random_batch
+from rdimkd_det.benchmark.preparation import prepare
 from rdimkd_det.benchmark.steps import DISTILLED, LOSS, MONITORED, PLAIN, TEACHER, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.commands import cli
@@ -49,7 +49,7 @@ def memory(cfg: Config, num: int, shape: tuple[int, int]) -> list[int]:
     """Bytes at the peak of each of the pieces."""
     torch.manual_seed(0)
     device = torch.device(get_device())
-    pieces = step_pieces(Subject(cfg, random_batch(num, shape), device))
+    pieces = step_pieces(Subject(cfg, num, shape, device))
     for name in PIECES:
         pieces[name]()  # what is made once, such as the optimizer's state, does not count
     return [peak_memory(pieces[name], device) for name in PIECES]

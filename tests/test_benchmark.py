@@ -11,6 +11,7 @@ from mmengine.config import Config
 from runs import REPOSITORY, call_tool, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
+from rdimkd_det.benchmark.losses import loss_maps
 from rdimkd_det.benchmark.operations import count, count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
@@ -107,11 +108,8 @@ def test_tool__measures_everything(tmp_path, rivals, config, capsys):
     expected = steps['student step'] + min(teachers.values()) + steps['read both maps']
     assert report['floor'] == pytest.approx(expected)
     assert report['distilled_to_floor'] == pytest.approx(steps['distilled step'] / expected)
-    assert list(report['losses']) == ['pkd', 'standardize', 'mgd']
-    assert report['maps'] == {
-        'student': 'float32, contiguous',
-        'teacher': 'float32, channels_last',
-    }
+    for layout in ('as handed over', 'contiguous'):
+        assert list(report['losses'][layout]) == ['pkd', 'standardize', 'mgd']
     assert report['steps']['student step']['memory'] > 10**6
     assert report['command'].endswith('mgd') and report['machine']['mmdet'] and report['date']
     assert 'distilled step' in capsys.readouterr().out
@@ -134,13 +132,28 @@ def test_teacher_variants__every_precision_of_a_gpu(monkeypatch):
     assert fast == {'fp32', 'fp16', 'bf16'} and len(variants) == 4
 
 
+def test_random_batch__masks_where_the_detector_has_a_mask_head(config):
+    assert 'masks' not in small_subject(config).samples[0].gt_instances
+    objects = random_batch(1, (40, 60), masks=True)['data_samples'][0].gt_instances
+    assert objects.masks.masks.shape == (4, 40, 60)
+
+
+def test_loss_maps__in_the_layout_of_the_teacher(config):
+    subject = small_subject(config)
+    student, teacher = loss_maps(subject, 'as handed over')
+    assert student[0].is_contiguous() and student[0].shape == teacher[0].shape == (2, 24, 8, 12)
+    assert teacher[0].is_contiguous(memory_format=torch.channels_last)
+    _, teacher = loss_maps(subject, 'contiguous')
+    assert teacher[0].is_contiguous()
+
+
 # Operations
 
 
 def small_subject(config):
     cfg = Config.fromfile(config)
     prepare(cfg)
-    return Subject(cfg, random_batch(2, (64, 96)), CPU)
+    return Subject(cfg, 2, (64, 96), CPU)
 
 
 def convolutions(run):

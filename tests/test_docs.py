@@ -284,6 +284,19 @@ def test_links__lead_somewhere(document):
             assert place in map(anchor, headings(target)), link
 
 
+def test_recipes__costs_are_those_that_were_counted():
+    text = (REPOSITORY / 'docs/recipes.md').read_text()
+    told = re.findall(r'^\| \[(\w.+?)\]\(.+\| (\S+) \| (\S+) \|$', text, re.MULTILINE)
+    configs = [path.stem for path in REPOSITORY.glob('configs/rdimkd_*.py')]
+    assert sorted(name for name, *_ in told) == sorted(configs)
+    for name, cost, size in told:
+        report = json.loads((REPOSITORY / f'docs/results/costs/{name}.json').read_text())
+        operations = report['operations']
+        counted = operations['distilled_step'] / operations['student_step']
+        assert (cost, size) == (f'{counted:.2f}', f'{report["weights"]["teacher"] / 1e6:.0f}')
+        assert f'configs/{name}.py --only operations --shape 384 512' in report['command']
+
+
 # Said by the host, in all its versions' words.
 OF_THE_HOST = ('Expected to have finished', 'Weights only load failed', "No module named 'pkg_")
 

@@ -15,15 +15,9 @@ from mmengine.logging import MMLogger
 from rivals import L2, MGD, PKD, L2WithAdapter
 
 from rdimkd_det import ConfigError
-from rdimkd_det.benchmark.losses import (
-    VARIANTS,
-    describe_maps,
-    loss_maps,
-    loss_pieces,
-    rdimkd_variants,
-)
+from rdimkd_det.benchmark.losses import LAYOUTS, VARIANTS, loss_pieces, rdimkd_variants
 from rdimkd_det.benchmark.operations import count_operations
-from rdimkd_det.benchmark.preparation import prepare, random_batch
+from rdimkd_det.benchmark.preparation import prepare
 from rdimkd_det.benchmark.steps import compare_with_floor, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.benchmark.tables import print_report
@@ -74,7 +68,7 @@ def run(cfg: Config, args: argparse.Namespace) -> dict:
     device = torch.device(get_device())
     torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
     torch.manual_seed(0)
-    subject = Subject(cfg, random_batch(args.batch, args.shape), device)
+    subject = Subject(cfg, args.batch, tuple(args.shape), device)
     report = {
         'command': f'python {" ".join(sys.argv)}',
         'date': date.today().isoformat(),
@@ -100,14 +94,17 @@ def time_losses(subject: Subject, args: argparse.Namespace) -> dict:
     _, loss = subject.model.distill.items()[0]
     dim = loss.projections[0].basis.shape[1]
     builders = {**RIVALS, **rdimkd_variants(dim)}
-    pieces = loss_pieces(subject, {name: builders[name] for name in args.compare})
-    costs = measure(pieces, args.rounds, subject.device)
-    student, teacher = loss_maps(subject)
-    return {
-        'dim': dim,
-        'maps': {'student': describe_maps(student), 'teacher': describe_maps(teacher)},
-        'losses': {name: asdict(cost) for name, cost in costs.items()},
+    compared = {name: builders[name] for name in args.compare}
+    pieces = {
+        (layout, name): piece
+        for layout in LAYOUTS
+        for name, piece in loss_pieces(subject, compared, layout).items()
     }
+    costs = measure(pieces, args.rounds, subject.device)
+    losses = {
+        layout: {name: asdict(costs[layout, name]) for name in compared} for layout in LAYOUTS
+    }
+    return {'dim': dim, 'losses': losses}
 
 
 if __name__ == '__main__':

@@ -13,18 +13,22 @@ from ..projections import RandomProjection
 from .subject import Subject
 
 VARIANTS = ('plain', 'standardize', 'plain-adapter', 'standardize-adapter')
+# Of the teacher's maps: this package's teacher hands over channels_last, others' contiguous ones.
+LAYOUTS = ('as handed over', 'contiguous')
 
 
-def loss_maps(subject: Subject) -> tuple[list[Tensor], list[Tensor]]:
-    """Maps of the student and of the teacher at the first tap.
+def loss_maps(subject: Subject, layout: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps of the student and of the teacher at the first tap, in the precision of a step.
 
-    The teacher's are in the precision and memory format in which it hands them over. The student's
-    are noise, so that they have the teacher's channels, which some losses need.
+    The student's are noise, so that they have the teacher's channels, which some losses need.
 
     Args:
         subject (Subject): The two networks and their batch.
+        layout (str): Of :data:`LAYOUTS`.
     """
     tap, teacher = next(iter(subject.teacher_maps().items()))
+    if layout == 'contiguous':
+        teacher = [maps.contiguous() for maps in teacher]
     like = subject.student_maps()[tap][0]
     student = [
         torch.randn(maps.shape, dtype=like.dtype, device=like.device).requires_grad_()
@@ -52,7 +56,7 @@ def _rdimkd(name: str, dim: int, channels: Sequence[int]) -> RdimKDLoss:
 
 
 def loss_pieces(
-    subject: Subject, builders: Mapping[str, Callable[[Sequence[int]], nn.Module]]
+    subject: Subject, builders: Mapping[str, Callable[[Sequence[int]], nn.Module]], layout: str
 ) -> dict[str, Callable]:
     """Each loss, forward and backward.
 
@@ -60,8 +64,9 @@ def loss_pieces(
         subject (Subject): The two networks and their batch.
         builders (Mapping[str, Callable]): Name to what builds a loss, given the channels of each
             level; called with both lists of maps it gives a tensor or a dict of them.
+        layout (str): Of :data:`LAYOUTS`.
     """
-    student, teacher = loss_maps(subject)
+    student, teacher = loss_maps(subject, layout)
     channels = [maps.shape[1] for maps in teacher]
 
     def piece(build: Callable) -> Callable:
@@ -77,10 +82,3 @@ def loss_pieces(
         return forward_and_backward
 
     return {name: piece(build) for name, build in builders.items()}
-
-
-def describe_maps(maps: Sequence[Tensor]) -> str:
-    """Precision and memory format of maps, e.g. 'float16, channels_last'."""
-    largest = max(maps, key=Tensor.numel)
-    contiguous = largest.is_contiguous()
-    return f'{str(largest.dtype)[6:]}, {"contiguous" if contiguous else "channels_last"}'

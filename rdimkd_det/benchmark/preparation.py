@@ -82,20 +82,24 @@ def _without_mixed_precision(cfg: Config) -> None:
         cfg.optim_wrapper.pop(option, None)
 
 
-def random_batch(num: int, shape: tuple[int, int]) -> dict:
+def random_batch(num: int, shape: tuple[int, int], masks: bool = False) -> dict:
     """Images of noise with a few objects each, as a data loader gives them.
 
     Args:
         num (int): Images.
         shape (tuple[int, int]): Their (H, W).
+        masks (bool): Whether objects have masks; some detectors look at them wherever they are.
+            Defaults to False.
     """
     height, width = shape
     corners = torch.rand(NUM_BOXES, 2) * torch.tensor([width / 2, height / 2])
     objects = InstanceData(
         bboxes=HorizontalBoxes(torch.cat([corners, corners + min(shape) / 4], 1)),
         labels=torch.zeros(NUM_BOXES, dtype=torch.long),
-        masks=BitmapMasks(np.ones((NUM_BOXES, height, width), np.uint8), height, width),
     )
+    if masks:
+        everywhere = np.ones((NUM_BOXES, height, width), np.uint8)
+        objects.masks = BitmapMasks(everywhere, height, width)
     sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
     sample.gt_instances, sample.ignored_instances = objects, objects[:0]
     return {

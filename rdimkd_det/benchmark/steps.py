@@ -12,6 +12,7 @@ from ..acceleration import Acceleration
 from ..files.configs import read_detector_config
 from ..stopwatch import Cost
 from ..teacher import Teacher
+from .preparation import random_batch
 from .subject import Subject
 
 PLAIN = 'student step'
@@ -71,11 +72,14 @@ def _whole_teacher(subject: Subject) -> Callable:
     """How several other tools run it."""
     config = read_detector_config(subject.cfg.model.teacher.config)
     teacher = MODELS.build(config).to(subject.device).eval()
+    images = subject.batch['inputs']
+    batch = random_batch(len(images), images[0].shape[1:], masks=teacher.with_mask)
+    data = subject.model.data_preprocessor(batch, True)
+    inputs, samples = data['inputs'], data['data_samples']
 
     @torch.no_grad()
     def piece() -> None:
-        inputs = subject.model.distill.bridge(subject.inputs, subject.samples)
-        teacher.loss(inputs, subject.samples)
+        teacher.loss(subject.model.distill.bridge(inputs, samples), samples)
 
     return piece
 

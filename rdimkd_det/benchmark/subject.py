@@ -11,6 +11,7 @@ from torch import Tensor
 from ..calibration import fit_projections
 from ..features import record_outputs
 from ..monitoring import Monitor
+from .preparation import random_batch
 
 Maps = dict[str, list[Tensor]]
 
@@ -20,7 +21,8 @@ class Subject:
 
     Args:
         cfg (Config): From :func:`rdimkd_det.benchmark.preparation.prepare`.
-        batch (dict): As a data loader gives it.
+        num (int): Images of the batch.
+        shape (tuple[int, int]): Their (H, W).
         device (torch.device): Where everything runs.
 
     Attributes:
@@ -30,19 +32,19 @@ class Subject:
         samples (list[DetDataSample]): Its data samples.
     """
 
-    def __init__(self, cfg: Config, batch: dict, device: torch.device) -> None:
+    def __init__(self, cfg: Config, num: int, shape: tuple[int, int], device: torch.device) -> None:
         self.cfg = cfg
         self.device = device
-        self.batch = batch
         self.model = MODELS.build(cfg.model).to(device).train()
-        fit_projections(self.model, [batch])
+        self.batch = random_batch(num, shape, masks=self.model.with_mask)
+        fit_projections(self.model, [self.batch])
         self.student = MODELS.build(cfg.model.student).to(device).train()
         self.student.load_state_dict(self.model.state_dict())
         self._optimizer, self._student_optimizer = (
             build_optim_wrapper(network, cfg.optim_wrapper)
             for network in (self.model, self.student)
         )
-        data = self.model.data_preprocessor(batch, True)
+        data = self.model.data_preprocessor(self.batch, True)
         self.inputs, self.samples = data['inputs'], data['data_samples']
 
     def num_bytes(self) -> dict[str, int]:
