@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from .cache.facts import projection_facts
 from .cache.teacher import CachedTeacher
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
+from .finite import FiniteCheck
 from .losses import RdimKDLoss
 from .tap_loss import build_tap_loss, check_losses
 from .teacher import Teacher
@@ -40,11 +40,6 @@ class Distillation(nn.Module):
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
-        # Set for DistillHook(nonfinite='skip').
-        self.skip_nonfinite = False
-        self._nonfinite: list[str] = []
-        # Set by DistillHook: says from where a training can go on that ends here.
-        self.say_what_is_kept: Callable[[], str] = str
         # Is shown each tap's loss and the maps that it compares.
         self.observer: Callable[[RdimKDLoss, Sequence, Sequence], None] | None = None
         check_losses(losses)
@@ -67,6 +62,7 @@ class Distillation(nn.Module):
             )
             self.level_pairs[tap] = pairs
             self.losses[_key(tap)] = build_tap_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
+        self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.losses.values()))
         self._provide_bases()
         if not self.active:
             # Off means off: gradient clipping and DDP do not even see the adapters.
@@ -175,7 +171,8 @@ class Distillation(nn.Module):
             dict[str, Tensor]: 'loss_rdimkd_<tap>_s<stride>': 0-dim loss.
 
         Raises:
-            FloatingPointError: A loss is not finite; names it.
+            FloatingPointError: A loss is not finite; names it. Under ``DistillHook``, which asks
+                later, nothing is raised here.
         """
         self.teacher.wait(teacher_feats)
         losses, compared = {}, []
@@ -195,7 +192,7 @@ class Distillation(nn.Module):
             losses.update(loss(student_feats, teacher_maps))
             compared.append((loss, student_feats, teacher_maps))
         self._show(compared)
-        self._look_for_nonfinite(losses)
+        self.finite.note(losses)
         return losses
 
     @torch.compiler.disable
@@ -204,22 +201,6 @@ class Distillation(nn.Module):
         if self.observer is not None:
             for maps in compared:
                 self.observer(*maps)
-
-    def _look_for_nonfinite(self, losses: Mapping[str, Tensor]) -> None:
-        broken = ~torch.stack([loss.detach() for loss in losses.values()]).isfinite()
-        if self.skip_nonfinite:  # by all ranks, or none
-            broken = broken.float()
-            all_reduce(broken, 'max')
-        if broken.any():
-            names = [name for name, is_broken in zip(losses, broken) if is_broken]
-            if not self.skip_nonfinite:
-                raise FloatingPointError(_not_finite(names, self.say_what_is_kept()))
-            self._nonfinite = names
-
-    def take_nonfinite(self) -> list[str]:
-        """Names of the losses of the last iteration that are not finite; each is told once."""
-        names, self._nonfinite = self._nonfinite, []
-        return names
 
     def zero_losses(self) -> dict[str, Tensor]:
         """A loss of exactly 0 per level with an adapter, so that DDP finds none unused.
@@ -339,11 +320,3 @@ def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher
     if cache is None:
         return Teacher(config, checkpoint, list(taps.values()), acceleration)
     return CachedTeacher(cache, config, checkpoint, projection_facts(losses, taps))
-
-
-def _not_finite(names: Sequence[str], kept: str) -> str:
-    return (
-        f'{", ".join(names)} is not finite: the feature maps of student or teacher hold NaN or '
-        f'infinity at that level. {kept + " " if kept else ""}Lower the learning rate, train '
-        f"without fp16, or set nonfinite='skip' in DistillHook."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from mmdet.registry import HOOKS
@@ -18,7 +19,8 @@ from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .files.checkpoints import forget_kept_checkpoints, load_checkpoint_safely
-from .guard import StepSkipper, guard, last_finite
+from .finite import FiniteCheck, stop_if_broken
+from .guard import StepSkipper, deferred_checks, guard, last_finite
 from .inheritance import inherit_weights
 from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
@@ -79,6 +81,8 @@ class DistillHook(Hook):
         self.schedule = build_schedule(schedule)
         self.nonfinite = nonfinite
         self.monitor_interval = monitor_interval
+        self._to_stop_at: list[FiniteCheck] = []
+        self._say_what_is_kept: Callable[[], str] = str
         # Before any data loader has started its workers.
         name_unreadable_images()
 
@@ -95,8 +99,9 @@ class DistillHook(Hook):
         model = distilled_student(runner.model)
         if self.nonfinite == 'skip':
             StepSkipper(runner)
-        for part in model.distill.parts:
-            part.say_what_is_kept = partial(last_finite, runner.work_dir)
+        else:
+            self._to_stop_at = deferred_checks(runner)
+            self._say_what_is_kept = partial(last_finite, runner.work_dir)
         self._apply_schedule(runner, model.distill)
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):
@@ -138,14 +143,19 @@ class DistillHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
     ) -> None:
-        """Log the weights in force and what the student explains, every few iterations.
+        """Stop at a loss that is not finite; log weights and what the student explains.
 
         Args:
             runner (Runner): The runner; every visualiser backend shows what its message hub gets.
             batch_idx (int): Index of the batch in the epoch.
             data_batch (dict, optional): The batch.
             outputs (dict, optional): What the training step returned.
+
+        Raises:
+            FloatingPointError: A loss of this iteration is not finite; names it.
         """
+        # RuntimeInfoHook has waited for the device just now, to log the losses.
+        stop_if_broken(self._to_stop_at, self._say_what_is_kept)
         if not self.every_n_train_iters(runner, self.monitor_interval):
             return
         for part in distilled_student(runner.model).distill.parts:
@@ -194,7 +204,12 @@ class DistillHook(Hook):
         Args:
             runner (Runner): The runner.
             checkpoint (dict): Gets the entry 'distill'.
+
+        Raises:
+            FloatingPointError: A loss of this iteration is not finite: weights that it has spoilt
+                are not saved, in whatever order a config has its hooks.
         """
+        stop_if_broken(self._to_stop_at, self._say_what_is_kept)
         distill = distilled_student(runner.model).distill
         checkpoint['distill'] = weights_to_cpu(distill.state_dict())
 

@@ -117,6 +117,7 @@ class RdimKDLoss(nn.Module):
         )
         self.register_buffer('teacher_variance', torch.full((num_levels,), math.nan))
         self.register_buffer('auto_weight', torch.tensor(math.nan if self.auto else 1.0))
+        self._weight_known = not self.auto
 
     def _build_projections(self, projection: dict | Sequence[Projection]) -> list[Projection]:
         if not isinstance(projection, dict):
@@ -149,7 +150,18 @@ class RdimKDLoss(nn.Module):
     @property
     def needs_auto_weight(self) -> bool:
         """bool: Whether ``loss_weight='auto'`` is still to be set."""
-        return self.auto and bool(self.auto_weight.isnan())
+        if not self._weight_known:  # once it is, the host need not wait for the device to say so
+            self._weight_known = not bool(self.auto_weight.isnan())
+        return not self._weight_known
+
+    @property
+    def same_on_ranks(self) -> bool:
+        """bool: Whether each rank's loss is that of all ranks' batches."""
+        return self.normalize == 'standardize'
+
+    def _load_from_state_dict(self, *args) -> None:
+        self._weight_known = not self.auto
+        super()._load_from_state_dict(*args)
 
     def forward(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]

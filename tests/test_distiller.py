@@ -15,6 +15,8 @@ from mmengine.runner import set_random_seed
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from runs import assert_equal, distilled, fcos, hidden, write_teacher
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdimkd_det import ConfigError, RdimKDDistiller
 
@@ -237,6 +239,45 @@ def test_loss__not_finite_names_level(build):
         model.neck.fpn_convs[1].conv.weight.fill_(float('nan'))
     with pytest.raises(FloatingPointError, match='loss_rdimkd_neck_s16 is not finite'):
         batch_losses(model)
+
+
+class Numbers(TorchDispatchMode):
+    """Counts tensors that become a number or a bool, for which the host waits for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class Lists(TorchFunctionMode):
+    """Counts tensors that become a list, which on a CPU is no operation."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.Tensor.tolist
+        return func(*args, **(kwargs or {}))
+
+
+def waits(model: nn.Module) -> int:
+    """How often a step's forward and backward pass wait for the device."""
+    with Numbers() as numbers, Lists() as lists:
+        flat_sum(batch_losses(model)).backward()
+    return numbers.count + lists.count
+
+
+@pytest.mark.parametrize('loss_weight', [1.0, 'auto'])
+@pytest.mark.parametrize('normalize', ['standardize', 'teacher', None])
+def test_loss__waits_for_the_device_as_often_as_the_plain_student(build, normalize, loss_weight):
+    model, plain = build(normalize=normalize, loss_weight=loss_weight), MODELS.build(fcos()).train()
+    plain.load_state_dict(model.state_dict())
+    batch_losses(model)  # sets 'auto', once
+    expected = waits(plain)
+    assert waits(model) == expected + 1 > 1
+    model.distill.finite.deferred = True  # as DistillHook has it
+    assert waits(model) == expected
 
 
 def test_loss__same_channels_need_no_adapter(build):

@@ -36,6 +36,7 @@ from runs import (
 
 import rdimkd_det.files.whole
 from rdimkd_det import ConfigError
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.guard import latest_checkpoint
 from rdimkd_det.guard.saving import is_whole
 
@@ -588,14 +589,15 @@ class Poison(Hook):
         self.iterations = iterations
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        weights = runner.model.distill.losses.neck.adapters[1].weight
+        weights = distilled_student(runner.model).distill.losses.neck.adapters[1].weight
         if runner.iter + 1 in self.iterations:
             self.kept = weights.detach().clone()
             weights.data.fill_(float('inf'))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 in self.iterations:
-            runner.model.distill.losses.neck.adapters[1].weight.data.copy_(self.kept)
+            model = distilled_student(runner.model)
+            model.distill.losses.neck.adapters[1].weight.data.copy_(self.kept)
 
 
 def test_nonfinite__stops_with_level_and_last_checkpoint(config):
@@ -605,6 +607,35 @@ def test_nonfinite__stops_with_level_and_last_checkpoint(config):
     message = str(stopped.value)
     assert message.startswith('loss_rdimkd_neck_s16 is not finite')
     assert f'The last good checkpoint is {run.work_dir}/iter_3.pth.' in message
+    assert_newest_is_good(run, 3)
+
+
+def assert_newest_is_good(run, iteration):
+    assert latest_checkpoint(run.work_dir)[0] == f'{run.work_dir}/iter_{iteration}.pth'
+    assert not Path(run.work_dir, f'iter_{iteration + 1}.pth').exists()
+    state = load(Path(run.work_dir) / f'iter_{iteration}.pth')['state_dict']
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_nonfinite__stops_before_a_checkpoint_hook_that_comes_first(config):
+    run = config(**{'default_hooks.checkpoint.priority': 'VERY_HIGH'})
+    with pytest.raises(FloatingPointError, match=r'^loss_rdimkd_neck_s16 is not finite'):
+        start(run, Poison(4))
+    assert_newest_is_good(run, 3)
+
+
+@pytest.mark.parametrize('normalize', ['standardize', None])
+def test_nonfinite__on_one_of_two_processes_stops_both(files, config, tmp_path, normalize):
+    """Without 'standardize' the ranks' losses differ, and the first rank, which saves, is sound."""
+    run = distributed(config(model=distilled(fcos(), write_teacher(tmp_path), normalize=normalize)))
+
+    def train_until_broken(rank):
+        os.environ['LOCAL_RANK'] = str(rank)
+        with pytest.raises(FloatingPointError, match=r'^loss_rdimkd_neck_s16 is not finite'):
+            start(run, *([Poison(4)] if rank == 1 else []))
+
+    run_distributed(train_until_broken, tmp_path)
+    assert_newest_is_good(run, 3)
 
 
 class Diverge(Hook):

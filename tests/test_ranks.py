@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -159,6 +160,40 @@ def test_uneven__last_batches(tmp_path, normalize):
             basis = network.loss.projections[0].basis.double()
             value = reference.teacher_variance(teacher, basis)
             torch.testing.assert_close(variance, torch.tensor([value], dtype=torch.float64))
+
+
+# Exchanges between the ranks
+
+
+def exchanges(model: nn.Module) -> Counter:
+    """Collective operations of a training step, by name."""
+    network = MMDistributedDataParallel(model.train(), **DDP)
+    with torch.profiler.profile() as profiler:
+        data = model.data_preprocessor(random_batch(num_classes=3), True)
+        model.parse_losses(network(**data, mode='loss'))[0].backward()
+    names = [event.name for event in profiler.events()]
+    return Counter(name for name in names if name.startswith('c10d::'))
+
+
+@pytest.mark.parametrize(
+    'normalize, expected',
+    [
+        ('standardize', {'c10d::allgather_': 1}),  # statistics of all three levels
+        (None, {'c10d::allreduce_': 1}),  # whether any rank's losses are not finite
+    ],
+)
+def test_step__exchanges_once_more_than_the_plain_student(folder, tmp_path, normalize, expected):
+    config = distilled(fcos(), teacher_of(folder), projection=RANDOM, normalize=normalize)
+
+    def on_rank(rank: int) -> list:
+        plain = exchanges(MODELS.build(fcos()))
+        model = MODELS.build(config)
+        model.distill.finite.deferred = True  # as DistillHook has it
+        return [dict(plain), dict(exchanges(model) - plain)]
+
+    for plain, more in run_distributed(on_rank, tmp_path):
+        assert plain['c10d::allreduce_'] > 0
+        assert more == expected
 
 
 # No unused parameter

@@ -84,6 +84,11 @@ class PartlyWhitenedLoss(RdimKDLoss):
         super().__init__(**options)
         self.power = power
 
+    @property
+    def same_on_ranks(self) -> bool:
+        """bool: No: see above."""
+        return False
+
     def _distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> list[Tensor]:
         levels = enumerate(zip(student_feats, teacher_feats))
         return [self._weighed(*self._coordinates(level, *maps)) for level, maps in levels]

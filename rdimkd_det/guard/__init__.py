@@ -2,13 +2,14 @@
 
 from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
-from .nonfinite import StepSkipper, last_finite
+from .nonfinite import StepSkipper, deferred_checks, last_finite
 from .saving import latest_checkpoint, newest_or_none
 from .workers import killed_workers_explained
 
 __all__ = [
     'StepSkipper',
     'TrainingGuard',
+    'deferred_checks',
     'disk_failures_explained',
     'guard',
     'killed_workers_explained',

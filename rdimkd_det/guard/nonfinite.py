@@ -9,6 +9,7 @@ import torch
 from mmengine.runner import Runner
 
 from ..distiller import distilled_student
+from ..finite import FiniteCheck, take_broken
 from .saving import last_good, newest_or_none, resumable
 
 # What a step changes; EMAHook keeps the weights that are trained apart. Not 'distill': in its
@@ -52,6 +53,18 @@ def _tensors(node: object) -> Iterator[torch.Tensor]:
             yield from _tensors(child)
 
 
+def deferred_checks(runner: Runner) -> list[FiniteCheck]:
+    """The checks of a distilled training's losses, which the caller from now on has to ask.
+
+    Args:
+        runner (Runner): Runner of a distilled training.
+    """
+    checks = [part.finite for part in distilled_student(runner.model).distill.parts]
+    for check in checks:
+        check.deferred = True
+    return checks
+
+
 class StepSkipper:
     """Leaves out the optimizer's steps whose distillation losses are not finite, and counts them.
 
@@ -62,14 +75,13 @@ class StepSkipper:
     def __init__(self, runner: Runner) -> None:
         self.num_skipped = 0
         self._runner = runner
-        self._distill = distilled_student(runner.model).distill
+        self._checks = deferred_checks(runner)
         self._update_params = runner.optim_wrapper.update_params
-        for part in self._distill.parts:
-            part.skip_nonfinite = True
         runner.optim_wrapper.update_params = self._update_unless_broken
 
     def _update_unless_broken(self, *args, **kwargs) -> None:
-        broken = [name for part in self._distill.parts for name in part.take_nonfinite()]
+        # Before the backward pass, whose NaN would stay in gradients that are accumulated.
+        broken = take_broken(self._checks)
         if not broken:
             return self._update_params(*args, **kwargs)
         self.num_skipped += 1
