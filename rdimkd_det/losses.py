@@ -214,9 +214,11 @@ class RdimKDLoss(nn.Module):
     ) -> list[Tensor]:
         levels = enumerate(zip(student_feats, teacher_feats))
         if self.normalize == 'standardize':
-            return functional.standardized_losses(
-                self._coordinates(level, *maps) for level, maps in levels
+            # The mean is removed, and an adapter's bias with it.
+            distances = functional.standardized_losses(
+                self._coordinates(level, *maps, with_bias=False) for level, maps in levels
             )
+            return [it + _unused_bias(adapter) for it, adapter in zip(distances, self.adapters)]
         return [self._distance(level, *maps) for level, maps in levels]
 
     def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
@@ -230,15 +232,19 @@ class RdimKDLoss(nn.Module):
             distance = distance / self._running_variance(level, teacher)
         return distance
 
-    def _coordinates(self, level: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """``K^T r(F_s)`` and ``K^T F_t``, each (N, d, H * W), of a level."""
+    def _coordinates(
+        self, level: int, student: Tensor, teacher: Tensor, with_bias: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """``K^T r(F_s)``, with the adapter's bias or without, and ``K^T F_t``: (N, d, H * W)."""
         student, teacher = self.same_size(student, teacher.detach())
         basis, adapter = self._basis(level, student), self.adapters[level]
         if self.teacher_projected:
             teacher = teacher.flatten(2).to(basis.dtype)
         else:
             teacher = functional.project(teacher, basis)
-        return project_adapted(student, adapter, basis), teacher
+        if with_bias:
+            return project_adapted(student, adapter, basis), teacher
+        return functional.project(student, folded(adapter, basis)), teacher
 
     def _basis(self, level: int, student: Tensor) -> Tensor:
         # Maps may come in half precision; from the basis on everything is in the basis's.
@@ -324,6 +330,12 @@ def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
     if isinstance(adapter, nn.Identity):
         return basis
     return adapter.weight.flatten(1).t().to(basis.dtype) @ basis
+
+
+def _unused_bias(adapter: nn.Module) -> Tensor | float:
+    # 0, with a gradient of 0: DDP misses no parameter, and what earlier checkpoints hold of the
+    # bias, in 'distill' and in the optimizer, has its place.
+    return 0.0 if isinstance(adapter, nn.Identity) else 0 * adapter.bias.sum()
 
 
 def _adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:

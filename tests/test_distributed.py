@@ -41,7 +41,6 @@ def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_proc
     assert 'distill.losses.neck.adapters.2.weight' in found and 'backbone.conv1.weight' in found
     largest = max(value.nan_to_num().abs().max() for value in expected.values())
     for name, value in expected.items():
-        # A standardised direction does not feel an adapter's bias: that gradient is noise.
         scale = max(value.nan_to_num().abs().max(), 0.02 * largest)
         torch.testing.assert_close(
             found[name], value, rtol=0, atol=1e-5 * float(scale), equal_nan=True, msg=name

@@ -211,6 +211,17 @@ def test_forward__gradcheck_through_adapter(normalize):
     assert torch.autograd.gradcheck(value, (student, *loss.adapters[0].parameters()))
 
 
+def test_adapter__bias_under_standardize_is_0_with_gradient_0():
+    loss = build(4, 6)
+    student, teacher = pyramid(4), pyramid(6)
+    values = loss(student, teacher)
+    sum(values.values()).backward()
+    assert all(not adapter.bias.grad.any() for adapter in loss.adapters)
+    for adapter in loss.adapters:  # as an earlier version's checkpoint may have it
+        torch.nn.init.normal_(adapter.bias)
+    assert loss(student, teacher) == values
+
+
 def test_adapter__only_where_channels_differ():
     loss = build([4, 6], [6, 6])
     assert isinstance(loss.adapters[0], torch.nn.Conv2d)
