@@ -183,9 +183,9 @@ def test_count_operations__formula_of_convolutions(config):
     assert found['student_step'] * 1e9 == pytest.approx(student, abs=1000)
     assert found['teacher_to_student'] == pytest.approx(teacher / student, abs=1e-4)
     # 252 positions, 16 channels of the student, 24 of the teacher, d = 8: two projections and two
-    # gradients, three products of coordinates. An adapter, 16 weights and a bias for each of 24
-    # channels, is folded into the basis, and its gradient unfolded, at each of three levels.
-    positions, folding = 2 * (8 * 12 + 4 * 6 + 2 * 3), 2 * (16 + 1) * 24 * 8
+    # gradients, three products of coordinates. An adapter, 16 weights for each of 24 channels, is
+    # folded into the basis, and its gradient unfolded, at each of three levels.
+    positions, folding = 2 * (8 * 12 + 4 * 6 + 2 * 3), 2 * 16 * 24 * 8
     loss = 2 * positions * 8 * (3 * 16 + 24 + 3) + 3 * 2 * folding
     distilled = student + teacher + loss
     assert found['distilled_step'] * 1e9 == pytest.approx(distilled, abs=1000)

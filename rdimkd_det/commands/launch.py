@@ -39,6 +39,7 @@ from .checks import (
 from .cli import apply_options
 from .mistakes import as_config_error, told_in_one_line
 from .outputs import check_outputs
+from .top_level import check_loops_whole
 from .unreadable import files_named
 
 
@@ -63,6 +64,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         # As the Runner will do: whatever builds the model before it builds the same.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     check_sections(cfg)
+    check_loops_whole(cfg)
     check_outputs(cfg, args.cfg_options)
 
 

@@ -40,10 +40,10 @@ TOGETHER = (
 
 
 def check_top_level(cfg: Config) -> None:
-    """Check that no key of a config is almost one that is read, and that its loops can be.
+    """Check that no key of a config is almost one that is read, nor an option of its loops.
 
     Raises:
-        ConfigError: A key or a loop's option is misspelled, or a part of a loop is missing.
+        ConfigError: One is misspelled.
     """
     for name in cfg:
         meant = meant_key(name)
@@ -52,7 +52,6 @@ def check_top_level(cfg: Config) -> None:
                 f"config {cfg.filename}: nothing reads '{name}'; did you mean '{meant}'? If it is "
                 f'a variable of yours, give it a name that is less like it.'
             )
-    _check_whole(cfg)
     for name in ('train_cfg', 'val_cfg', 'test_cfg'):
         entry = cfg.get(name)
         if isinstance(entry, Mapping) and 'type' in entry:
@@ -61,7 +60,12 @@ def check_top_level(cfg: Config) -> None:
             check_options(name, entry, kind, ('type', '_scope_', 'by_epoch'))
 
 
-def _check_whole(cfg: Config) -> None:
+def check_loops_whole(cfg: Config) -> None:
+    """Check that training, validation and test have all parts that a Runner wants, or none.
+
+    Raises:
+        ConfigError: A part is missing.
+    """
     for parts in TOGETHER:
         missing = [name for name in parts if cfg.get(name) is None]
         if 0 < len(missing) < len(parts):
