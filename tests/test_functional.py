@@ -218,3 +218,17 @@ def test_subspace_variance__two_processes_compute_what_one_does(tmp_path):
     halves = projected[:2], projected[2:]
     for value in run_distributed(lambda rank: subspace_variance(halves[rank]), tmp_path):
         torch.testing.assert_close(value, subspace_variance(projected))
+
+
+def test_rdimkd_loss__of_two_memory_formats():
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (
+        torch.randn(2, 6, 4, 5, generator=generator, dtype=torch.float64) for _ in 'st'
+    )
+    student.requires_grad_()
+    basis = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64))[0]
+    expected = rdimkd_loss(student, teacher, basis)
+    (gradient,) = torch.autograd.grad(expected, student)
+    found = rdimkd_loss(student, teacher.to(memory_format=torch.channels_last), basis)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(found, student)[0], gradient)
