@@ -10,7 +10,7 @@ from mmengine.config import Config
 from runs import REPOSITORY
 
 from rdimkd_det import ConfigError
-from rdimkd_det.commands.top_level import READ, check_top_level, meant_key
+from rdimkd_det.commands.top_level import READ, check_loops_whole, check_top_level, meant_key
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_known_keys__are_those_that_the_runner_looks_up():
 )
 def test_loop__with_a_part_missing(given, missing):
     with pytest.raises(ConfigError, match=f'belong together, and it has no {missing}'):
-        check_top_level(Config({name: {'batch_size': 2} for name in given}))
+        check_loops_whole(Config({name: {'batch_size': 2} for name in given}))
 
 
 def test_loop__misspelled_option():
