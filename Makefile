@@ -25,6 +25,9 @@ results: setup
 	@$(PY) tools/run_experiments.py $(ARGS)
 	@$(PY) tools/run_experiments.py --report
 
+# One thread a process: the tests start processes of their own.
+test smoke: export OMP_NUM_THREADS ?= 1
+
 test: setup
 	@$(PY) -m pytest $(ARGS)
 
