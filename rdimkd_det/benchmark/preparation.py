@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from mmengine.structures import InstanceData
 
 from ..commands.checks import check_model, check_optimizer, check_sections
 from ..errors import ConfigError
-from ..files.configs import read_detector_config
+from ..files.configs import mappings, read_detector_config
 
 NUM_BOXES = 4
 
@@ -51,7 +50,9 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
     student = cfg.model.get('student') or {}
     if student.get('data_preprocessor'):
         student.data_preprocessor.batch_augments = None  # the batch has the size that was asked for
-    _drop_init_cfg(student)
+    for entry in mappings(student):
+        # Where it starts changes nothing here, and its pretrained weights may be far away.
+        entry.pop('init_cfg', None)
     if random_teacher is not None:
         teacher = MODELS.build(read_detector_config(cfg.model.teacher.get('config')))
         cfg.model.teacher.checkpoint = str(random_teacher)
@@ -64,16 +65,6 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
             'each loss_weight in model.losses is 0, so there is no distillation to measure; e.g. '
             '--cfg-options model.losses.neck.loss_weight=1.'
         )
-
-
-def _drop_init_cfg(entry: object) -> None:
-    """Where a student starts changes nothing here, and its pretrained weights may be far away."""
-    if isinstance(entry, Mapping):
-        entry.pop('init_cfg', None)
-        entry = entry.values()
-    if not isinstance(entry, str) and hasattr(entry, '__iter__'):
-        for value in entry:
-            _drop_init_cfg(value)
 
 
 def _without_mixed_precision(cfg: Config) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import ConfigError, named_file
+from ..files.configs import mappings
 
 
 @contextmanager
@@ -35,10 +36,8 @@ def files_named(cfg: Config) -> Iterator[None]:
         raise ConfigError(named_file(error)) from error
 
 
-def _annotation_files(node: object) -> Iterator[Path]:
+def _annotation_files(cfg: Mapping) -> Iterator[Path]:
     """Of data sets, relative to their root, and of metrics."""
-    if isinstance(node, Mapping) and isinstance(node.get('ann_file'), str):
-        yield Path(str(node.get('data_root') or ''), node['ann_file'])
-    children = node.values() if isinstance(node, Mapping) else node
-    for child in children if isinstance(node, (Mapping, list, tuple)) else ():
-        yield from _annotation_files(child)
+    for node in mappings(cfg):
+        if isinstance(node.get('ann_file'), str):
+            yield Path(str(node.get('data_root') or ''), node['ann_file'])

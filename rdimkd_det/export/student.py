@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
+from ..files.configs import mappings
 from ..files.literal_configs import parse_config
 from ..files.whole import told_if_unwritable, written_whole
 from ..names import explain
@@ -201,10 +202,7 @@ def _identical(one: object, other: object) -> bool:
 def _with_every_box(student: Student) -> Student:
     """The same student without a threshold on scores, so that there is something to compare."""
     config = copy.deepcopy(student.config)
-    nodes = [config.model.get('test_cfg') or {}]
-    while nodes:
-        node = nodes.pop()
-        nodes += [value for value in node.values() if isinstance(value, dict)]
+    for node in mappings(config.model.get('test_cfg')):
         if 'score_thr' in node:
             node['score_thr'] = 0.0
     return replace(student, config=config)

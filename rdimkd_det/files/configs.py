@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -39,6 +39,19 @@ def read_config(config: str | dict, who: str) -> Config:
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}'
         raise UnreadableConfigError(f'{who}: config {name} cannot be read: {message}') from error
+
+
+def mappings(node: object) -> Iterator[Mapping]:
+    """All mappings in a config entry, itself included, at any depth, each before those in it.
+
+    Args:
+        node (object): A config entry. What the caller changes in a mapping counts for what follows.
+    """
+    if isinstance(node, Mapping):
+        yield node
+    children = node.values() if isinstance(node, Mapping) else node
+    for child in children if isinstance(node, (Mapping, list, tuple)) else ():
+        yield from mappings(child)
 
 
 def read_detector_config(config: str | dict) -> ConfigDict:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from mmengine.config import Config
 
 from ..errors import ConfigError
+from .configs import mappings
 
 # Names that mean this package and its host to mmengine; any other would be imported.
 SCOPES = (None, 'mmdet', 'mmengine', 'mmcv')
@@ -72,7 +73,7 @@ class _AsLiterals(ast.NodeTransformer):
 
 def _check_imports(content: Mapping, who: str) -> None:
     asked = [name for name in _custom_imports(content) if name != 'rdimkd_det']
-    for node in _mappings(content):
+    for node in mappings(content):
         # 'a.b.C' makes mmengine import a.b and call C, whatever that is: os.system, for example.
         asked += [v for v in (node.get('type'),) if isinstance(v, str) and '.' in v]
         asked += [v for v in map(node.get, ('_scope_', 'default_scope')) if v not in SCOPES]
@@ -91,7 +92,7 @@ def _custom_imports(content: Mapping) -> Iterable:
 
 def _check_evaluated(content: Mapping, who: str) -> None:
     """Refuse what MMDetection would run as Python although it looks like data."""
-    run = {value for node in _mappings(content) for value in _evaluated(node)}
+    run = {value for node in mappings(content) for value in _evaluated(node)}
     if run:
         raise ConfigError(
             f'{who}: its config has {_shown(run)} where MMDetection runs code; if you trust it, '
@@ -116,12 +117,3 @@ def _evaluated(node: Mapping) -> Iterator[object]:
 def _shown(values: Iterable) -> str:
     text = ', '.join(sorted(set(map(str, values))))
     return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
-
-
-def _mappings(node: object) -> Iterator[Mapping]:
-    if isinstance(node, Mapping):
-        yield node
-        node = node.values()
-    if not isinstance(node, (str, bytes)) and hasattr(node, '__iter__'):
-        for child in node:
-            yield from _mappings(child)
