@@ -122,7 +122,12 @@ def explain(error: Exception) -> str:
     return line + did_you_mean(*refused) if refused else line
 
 
+def registered(registry: Registry) -> list[str]:
+    """Names of all types in one of mmdet's registries and in mmengine's above it, sorted."""
+    registries = [registry] if registry.parent is None else [registry, registry.parent]
+    return sorted({name for each in registries for name in each.module_dict})
+
+
 def _registered_names() -> list[str]:
     registries = [r for r in vars(mmdet.registry).values() if isinstance(r, Registry)]
-    registries += [r.parent for r in registries if r.parent is not None]
-    return sorted({name for registry in registries for name in registry.module_dict})
+    return sorted({name for registry in registries for name in registered(registry)})

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..guard.saving import missing_to_resume
 from ..hooks import DistillHook
-from ..names import check_options, check_type, explain
+from ..names import check_options, check_type, explain, registered
 from ..teacher import load_strictly
 from .hook_options import check_hook_options, hook_types
 from .top_level import check_top_level
@@ -116,8 +116,8 @@ def check_optimizer(cfg: Config) -> None:
     """
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if optimizer is not None:
-        known = sorted({*OPTIMIZERS.module_dict, *OPTIMIZERS.parent.module_dict})
-        check_type(optimizer, 'optim_wrapper.optimizer', OPTIMIZERS, known)
+        where = 'optim_wrapper.optimizer'
+        check_type(optimizer, where, OPTIMIZERS, registered(OPTIMIZERS))
 
 
 def check_hooks(cfg: Config, distilled: bool) -> None:

@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from ..names import check_options, check_type, explain
+from ..names import check_options, check_type, explain, registered
 
 
 def check_hook_options(cfg: Config) -> None:
@@ -34,7 +34,7 @@ def check_hook_options(cfg: Config) -> None:
 
 def hook_types() -> list[str]:
     """Names of all hooks, the one that a distilled model needs first."""
-    return ['DistillHook', *sorted({*HOOKS.module_dict, *HOOKS.parent.module_dict})]
+    return ['DistillHook', *registered(HOOKS)]
 
 
 def _hooks(cfg: Config) -> Iterator[tuple[str, Mapping]]:

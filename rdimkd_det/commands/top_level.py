@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..errors import ConfigError
-from ..names import check_options, check_type
+from ..names import check_options, check_type, registered
 
 # What mmengine's Runner, mmdet's tools and ours look up besides the Runner's own parameters.
 LOOKED_UP = {
@@ -55,8 +55,7 @@ def check_top_level(cfg: Config) -> None:
     for name in ('train_cfg', 'val_cfg', 'test_cfg'):
         entry = cfg.get(name)
         if isinstance(entry, Mapping) and 'type' in entry:
-            known = sorted({*LOOPS.module_dict, *LOOPS.parent.module_dict})
-            kind = check_type(entry, name, LOOPS, known)
+            kind = check_type(entry, name, LOOPS, registered(LOOPS))
             check_options(name, entry, kind, ('type', '_scope_', 'by_epoch'))
 
 
