@@ -45,4 +45,5 @@ def _run(function: Callable, folder: Path, rank: int, world_size: int) -> None:
         timeout=timedelta(seconds=30),
     )
     torch.save(function(rank), folder / f'{rank}.pt')
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

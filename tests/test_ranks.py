@@ -23,6 +23,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rdimkd_det import RdimKDLoss
+from rdimkd_det.commands import cli
+from rdimkd_det.errors import TrainingInterruptedError
 
 pytestmark = pytest.mark.slow
 RANDOM = dict(type='RandomProjection', dim=8)
@@ -238,3 +240,36 @@ def test_unused_parameters__there_are_none(folder, tmp_path, weights, schedule):
         return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
     assert run_distributed(on_rank, tmp_path) == [[], []]
+
+
+# The end of a command line
+
+
+def threads() -> list[str]:
+    """Names of this process's threads, those of C++ as well; Linux has them."""
+    return [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs Linux')
+@pytest.mark.parametrize('status', [0, 143])
+def test_command_line__ends_gloos_threads(tmp_path, status):
+    """One that lets go of a tensor while Python shuts down would abort the process."""
+
+    def main():
+        model = DistributedDataParallel(nn.Linear(2, 1))
+        circle = [model]
+        circle.append(circle)
+        model(torch.ones(1, 2)).sum().backward()
+        assert any('gloo' in name for name in threads())
+        if status:
+            raise TrainingInterruptedError('stopped by SIGTERM', status=status)
+
+    def on_rank(rank):
+        code = 0
+        try:
+            cli.run(main)
+        except SystemExit as error:
+            code = error.code
+        return code, [name for name in threads() if 'gloo' in name]
+
+    assert run_distributed(on_rank, tmp_path) == [(status, []), (status, [])]

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from runs import distilled, fcos, run_config
 
 from rdimkd_det.calibration import calibration_batches, fit_projections
+from rdimkd_det.commands import cli
 
 NORMALIZE = (None, 'teacher', 'standardize')
 NUM_IMAGES = 8  # of all processes together
@@ -55,8 +56,7 @@ def main() -> None:
             assert all(torch.equal(first, other) for other in others), f'{name} differs by rank'
     if get_rank() == 0:
         torch.save(found, folder / 'two_processes.pt')
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from torch import distributed
 
 from ..errors import (
     ConfigError,
@@ -38,6 +40,7 @@ def run(main: Callable[[], None]) -> None:
     # OneDL's mmdet 3.5.1 warns of an optional package at each import.
     warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'mmdet\.')
+    interrupted = None
     try:
         main()
     except ConfigError as error:
@@ -45,13 +48,27 @@ def run(main: Callable[[], None]) -> None:
     except (FloatingPointError, TrainingStoppedError) as error:
         exit_with(last_line(error), status=1)
     except TrainingInterruptedError as error:
-        exit_with(str(error), status=error.status)
+        interrupted = str(error), error.status
     except OSError as error:
         if named_file(error) is None:
             raise
         exit_with(named_file(error))
     except KeyboardInterrupt:
         exit_with('interrupted.', status=130)
+    leave_process_group()  # here, where all processes have come to their end together
+    if interrupted is not None:
+        exit_with(*interrupted)
+
+
+def leave_process_group() -> None:
+    """End the threads with which this process talks to the others, if there are any.
+
+    One of gloo's threads that lets go of a tensor while Python shuts down aborts the process
+    (seen with torch 2.13), and a training that went well would end as a failed one.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()  # the wrapped model holds the group too, and lies in a circle of references
 
 
 def exit_with(message: str, status: int = 2) -> None:
