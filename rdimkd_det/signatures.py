@@ -37,7 +37,7 @@ def refused_option(error: BaseException) -> tuple[str, list[str]] | None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             for found in _named(frame, name):
                 called = found if method in (None, '__init__') else getattr(found, method, found)
-                known.update(dict.fromkeys(_options(called)))
+                known.update(dict.fromkeys(options_of(called)[0]))
         error = error.__context__
     return option, list(known)
 
@@ -52,13 +52,19 @@ def _named(frame: FrameType, name: str) -> Iterator[Callable]:
         yield own
 
 
-def _options(kind: Callable) -> Iterator[str]:
-    """Parameters of a callable, and of the bases of a class that hands others on to them."""
+def options_of(kind: Callable) -> tuple[list[str], bool]:
+    """Options of a callable, with those of the bases of a class that hands others on to them.
+
+    Returns:
+        tuple[list[str], bool]: Their names, and whether it takes any other.
+    """
+    known: list[str] = []
     for each in getattr(kind, '__mro__', (kind,)):
         try:
-            names, hands_on = parameters(each)
+            names, takes_others = parameters(each)
         except (TypeError, ValueError):  # written in C
-            return
-        yield from names
-        if not hands_on:
-            return
+            break
+        known += names
+        if not takes_others:
+            return known, False
+    return known, True

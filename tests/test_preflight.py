@@ -521,6 +521,7 @@ IN_PIPELINE = 'train_dataloader.dataset.pipeline.1'
     [
         ('optim_wrapper.clip_gradd.max_norm=1', "unexpected keyword argument 'clip_gradd'"),
         ('optim_wrapper.optimizer.lrr=1', "unexpected keyword argument 'lrr'"),
+        ('param_scheduler.type=LinearLr', "did you mean 'LinearLR'?"),
         ('train_dataloader.batch_sizes=1', "unexpected keyword argument 'batch_sizes'"),
         ('train_dataloader.num_workers=-1', 'num_workers option should be non-negative'),
         (f'{IN_PIPELINE}.type=Resizee', "did you mean 'Resize'?"),

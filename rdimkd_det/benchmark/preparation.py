@@ -15,7 +15,8 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from ..commands.checks import check_model, check_optimizer, check_sections
+from ..commands.checks import check_model, check_sections
+from ..commands.optimization import check_optimizer
 from ..errors import ConfigError
 from ..files.configs import mappings, read_detector_config
 

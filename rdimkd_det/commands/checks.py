@@ -7,9 +7,8 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmdet.registry import HOOKS, MODELS, OPTIMIZERS
+from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
@@ -19,7 +18,7 @@ from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..guard.saving import missing_to_resume
 from ..hooks import DistillHook
-from ..names import check_options, check_type, explain, registered
+from ..names import check_options, check_type, explain
 from ..teacher import load_strictly
 from .hook_options import check_hook_options, hook_types
 from .top_level import check_top_level
@@ -108,18 +107,6 @@ def check_sections(cfg: Config) -> None:
             )
 
 
-def check_optimizer(cfg: Config) -> None:
-    """Check that the optimizer is one: mmengine says "None is not a callable object".
-
-    Raises:
-        ConfigError: It is unknown; suggests the nearest.
-    """
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
-    if optimizer is not None:
-        where = 'optim_wrapper.optimizer'
-        check_type(optimizer, where, OPTIMIZERS, registered(OPTIMIZERS))
-
-
 def check_hooks(cfg: Config, distilled: bool) -> None:
     """Check that a distilled model has its hook, with options that make sense, and a plain none.
 
@@ -173,20 +160,6 @@ def _checkpoints_in(init_cfg: object) -> list[str]:
     if isinstance(init_cfg, (list, tuple)):
         return [path for entry in init_cfg for path in _checkpoints_in(entry)]
     return []
-
-
-def check_precision(cfg: Config) -> None:
-    """Check that mixed precision has a device: mmengine asserts one.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    kind = (cfg.get('optim_wrapper') or {}).get('type')
-    if getattr(kind, '__name__', kind) == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise ConfigError(
-            'optim_wrapper.type=AmpOptimWrapper (mixed precision, --amp) needs a GPU; on a CPU add '
-            '--cfg-options optim_wrapper.type=OptimWrapper.'
-        )
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:

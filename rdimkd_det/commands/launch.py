@@ -31,13 +31,12 @@ from .checks import (
     check_checkpoint,
     check_data,
     check_model,
-    check_optimizer,
-    check_precision,
     check_sections,
     check_work_dir,
 )
 from .cli import apply_options
 from .mistakes import as_config_error, told_in_one_line
+from .optimization import check_optimizer, check_precision, check_schedulers
 from .outputs import check_outputs
 from .top_level import check_loops_whole
 from .unreadable import files_named
@@ -86,6 +85,7 @@ def check_before_run(cfg: Config, training: bool) -> nn.Module:
     if training:
         check_precision(cfg)
         check_optimizer(cfg)
+        check_schedulers(cfg)
     model = check_model(cfg, training)
     check_checkpoint(cfg, model, training)
     return model

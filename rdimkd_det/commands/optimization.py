@@ -1,0 +1,65 @@
+"""What moves the weights: a config's optimizer, its schedulers and its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mmdet.registry import OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..errors import ConfigError
+from ..names import check_names, check_type, registered
+from ..signatures import options_of
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Check that the optimizer is one: mmengine says "None is not a callable object".
+
+    Raises:
+        ConfigError: It is unknown; suggests the nearest.
+    """
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    if optimizer is not None:
+        where = 'optim_wrapper.optimizer'
+        check_type(optimizer, where, OPTIMIZERS, registered(OPTIMIZERS))
+
+
+def check_schedulers(cfg: Config) -> None:
+    """Check the types and options of the parameter schedulers, which preflight never builds.
+
+    Raises:
+        ConfigError: One is none, or has an option that it does not take.
+    """
+    for where, entry in _schedulers('param_scheduler', cfg.get('param_scheduler')):
+        kind = check_type(entry, where, PARAM_SCHEDULERS, registered(PARAM_SCHEDULERS))
+        known, takes_others = options_of(kind)
+        if not takes_others:
+            known += ['type', '_scope_', 'convert_to_iter_based', 'epoch_length']
+            check_names(f'{where} ({kind.__name__})', entry, known)
+
+
+def _schedulers(where: str, entry: object) -> Iterator[tuple[str, object]]:
+    """One, a list of them, or a dict of lists, one for each of several optimizers."""
+    if isinstance(entry, (list, tuple)):
+        for number, each in enumerate(entry):
+            yield f'{where}[{number}]', each
+    elif isinstance(entry, Mapping) and 'type' not in entry:
+        for name, each in entry.items():
+            yield from _schedulers(f'{where}.{name}', each)
+    elif entry is not None:
+        yield where, entry
+
+
+def check_precision(cfg: Config) -> None:
+    """Check that mixed precision has a device: mmengine asserts one.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    if getattr(kind, '__name__', kind) == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise ConfigError(
+            'optim_wrapper.type=AmpOptimWrapper (mixed precision, --amp) needs a GPU; on a CPU add '
+            '--cfg-options optim_wrapper.type=OptimWrapper.'
+        )
