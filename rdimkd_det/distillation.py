@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .acceleration import build_acceleration
+from .adapters import zero_of
 from .balance import gradient_balance
 from .cache.facts import projection_facts
 from .cache.teacher import CachedTeacher
@@ -209,7 +210,7 @@ class Distillation(nn.Module):
             dict[str, Tensor]: As :meth:`forward` gives; empty without adapters.
         """
         return {
-            f'loss_rdimkd_{name}': 0 * sum(parameter.sum() for parameter in parameters)
+            f'loss_rdimkd_{name}': zero_of(parameters)
             for _, loss in self.items()
             for name, adapter in zip(loss.level_names, loss.adapters)
             if (parameters := [p for p in adapter.parameters() if p.requires_grad])

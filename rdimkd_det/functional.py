@@ -23,6 +23,11 @@ RELATIVE_EPS = 1e-6
 ABSOLUTE_EPS = 1e-12
 
 
+def working_dtype(feats: Tensor) -> torch.dtype:
+    """The precision to compare feature maps in: float64 for float64, else float32."""
+    return torch.promote_types(feats.dtype, torch.float32)
+
+
 def project(feats: Tensor, basis: Tensor) -> Tensor:
     """Coordinates of feature maps along the columns of a basis.
 
@@ -147,6 +152,8 @@ def standardized_losses(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
         list[Tensor]: The losses, 0-dim tensors.
     """
     levels = list(starmap(centred, pairs))
+    if not levels:
+        return []
     statistics = merge_ranks(list(starmap(moments, levels)))
     return [
         _StandardizedDistance.apply(*level, of_all_ranks)

@@ -11,7 +11,9 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from . import functional
+from .adapters import folded, new_adapter, project_adapted, unused_bias, zero_of
 from .errors import ConfigError
+from .functional import working_dtype
 from .projections import Projection
 
 NORMALIZE_MODES = (None, 'teacher', 'standardize')
@@ -87,9 +89,9 @@ class RdimKDLoss(nn.Module):
             )
         if resize not in RESIZE_MODES:
             raise ConfigError(f'RdimKDLoss: resize must be one of {RESIZE_MODES}, got {resize!r}.')
-        if not _is_weight(momentum) or not 0 < momentum <= 1:
+        if not _is_amount(momentum) or not 0 < momentum <= 1:
             raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
-        if not _is_weight(auto_share) or auto_share == 0:
+        if not _is_amount(auto_share) or auto_share == 0:
             raise ConfigError(f'RdimKDLoss: auto_share must be above 0, got {auto_share!r}.')
         self.num_levels = num_levels
         self.student_channels = _per_level('student_channels', student_channels, num_levels)
@@ -112,7 +114,7 @@ class RdimKDLoss(nn.Module):
         self.teacher_projected = False
         self.projections = nn.ModuleList(self._build_projections(projection))
         self.adapters = nn.ModuleList(
-            nn.Identity() if c_s == c_t else _adapter(c_s, c_t, level)
+            nn.Identity() if c_s == c_t else new_adapter(c_s, c_t, level)
             for level, (c_s, c_t) in enumerate(zip(self.student_channels, self.teacher_channels))
         )
         self.register_buffer('teacher_variance', torch.full((num_levels,), math.nan))
@@ -196,7 +198,7 @@ class RdimKDLoss(nn.Module):
     def distances(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """As :meth:`forward`, before the weights."""
+        """As :meth:`forward`, before the weights; 0 for a level whose weight is 0."""
         if not len(student_feats) == len(teacher_feats) == self.num_levels:
             raise ValueError(
                 f'RdimKDLoss: expected {self.num_levels} levels, got {len(student_feats)} maps of '
@@ -212,14 +214,25 @@ class RdimKDLoss(nn.Module):
     def _distances(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
     ) -> list[Tensor]:
-        levels = enumerate(zip(student_feats, teacher_feats))
+        maps = list(zip(student_feats, teacher_feats))
+        levels = [level for level, weight in enumerate(self.level_weights) if weight > 0]
         if self.normalize == 'standardize':
             # The mean is removed, and an adapter's bias with it.
-            distances = functional.standardized_losses(
-                self._coordinates(level, *maps, with_bias=False) for level, maps in levels
+            found = functional.standardized_losses(
+                self._coordinates(level, *maps[level], with_bias=False) for level in levels
             )
-            return [it + _unused_bias(adapter) for it, adapter in zip(distances, self.adapters)]
-        return [self._distance(level, *maps) for level, maps in levels]
+            found = [it + unused_bias(self.adapters[level]) for level, it in zip(levels, found)]
+        else:
+            found = [self._distance(level, *maps[level]) for level in levels]
+        distances = dict(zip(levels, found))
+        return [
+            distances[level] if level in distances else self._left_out(level, student)
+            for level, student in enumerate(student_feats)
+        ]
+
+    def _left_out(self, level: int, student: Tensor) -> Tensor:
+        zero = student.new_zeros((), dtype=working_dtype(student))
+        return zero + zero_of(self.adapters[level].parameters())
 
     def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         adapted = not isinstance(self.adapters[level], nn.Identity)
@@ -248,8 +261,7 @@ class RdimKDLoss(nn.Module):
 
     def _basis(self, level: int, student: Tensor) -> Tensor:
         # Maps may come in half precision; from the basis on everything is in the basis's.
-        precision = torch.float64 if student.dtype == torch.float64 else torch.float32
-        return self.projections[level].basis.to(precision)
+        return self.projections[level].basis.to(working_dtype(student))
 
     def same_size(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Two maps (N, C, H, W), the one that ``resize`` names resized to the other's size."""
@@ -299,55 +311,6 @@ class RdimKDLoss(nn.Module):
         return f'normalize={self.normalize!r}, loss_weight={self.loss_weight}'
 
 
-def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
-
-    The student's map goes from C_s channels to d in one product; the adapted map with C_t
-    channels is never made.
-
-    Args:
-        student (Tensor): Student's map (N, C_s, H, W).
-        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
-        basis (Tensor): Basis (C_t, d).
-
-    Returns:
-        Tensor: (N, d, H * W).
-    """
-    coordinates = functional.project(student, folded(adapter, basis))
-    if isinstance(adapter, nn.Identity):
-        return coordinates
-    return coordinates + (adapter.bias.to(basis.dtype) @ basis)[:, None]
-
-
-def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
-    """The directions (C_s, d) of the student's own map that the adapter turns into the basis's.
-
-    Args:
-        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t; its bias is none of
-            a direction.
-        basis (Tensor): Basis (C_t, d).
-    """
-    if isinstance(adapter, nn.Identity):
-        return basis
-    return adapter.weight.flatten(1).t().to(basis.dtype) @ basis
-
-
-def _unused_bias(adapter: nn.Module) -> Tensor | float:
-    # 0, with a gradient of 0: DDP misses no parameter, and what earlier checkpoints hold of the
-    # bias, in 'distill' and in the optimizer, has its place.
-    return 0.0 if isinstance(adapter, nn.Identity) else 0 * adapter.bias.sum()
-
-
-def _adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
-    # Drawn from a generator of its own: building a loss leaves the global random state, and so
-    # the student's own initialisation and data order, as they are without distillation.
-    conv = torch.nn.utils.skip_init(nn.Conv2d, in_channels, out_channels, kernel_size=1)
-    generator = torch.Generator().manual_seed(level)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity='linear', generator=generator)
-    nn.init.zeros_(conv.bias)
-    return conv
-
-
 def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> list[int]:
     per_level = [channels] * num_levels if isinstance(channels, int) else list(channels)
     if len(per_level) != num_levels or num_levels < 1:
@@ -361,14 +324,14 @@ def _per_level(name: str, channels: int | Sequence[int], num_levels: int) -> lis
 def _resize(feats: Tensor, like: Tensor) -> Tensor:
     if feats.shape[2:] == like.shape[2:]:
         return feats
-    feats = feats if feats.dtype == torch.float64 else feats.float()
+    feats = feats.to(working_dtype(feats))
     return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)
 
 
 def _weights(loss_weight: float | Sequence[float], num_levels: int) -> list[float]:
     listed = isinstance(loss_weight, Sequence) and not isinstance(loss_weight, str)
     weights = list(loss_weight) if listed else [loss_weight] * num_levels
-    if len(weights) != num_levels or not all(map(_is_weight, weights)):
+    if len(weights) != num_levels or not all(map(_is_amount, weights)):
         raise ConfigError(
             f'RdimKDLoss: loss_weight must be a number of 0 or more, a list of {num_levels} (one '
             f"per level), or 'auto'; got {loss_weight!r}."
@@ -376,6 +339,6 @@ def _weights(loss_weight: float | Sequence[float], num_levels: int) -> list[floa
     return [float(weight) for weight in weights]
 
 
-def _is_weight(value: object) -> bool:
+def _is_amount(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 <= value < math.inf

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .functional import project
-from .losses import RdimKDLoss, folded, project_adapted
+from .adapters import folded, project_adapted
+from .functional import project, working_dtype
+from .losses import RdimKDLoss
 from .moments import centred, merge, merge_ranks, moments
 
 # Keeps a direction that does not vary at all free of NaN.
@@ -94,7 +95,7 @@ def _moments(loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor, len
     No map of full size is made: the level is projected piece by piece, of ``length`` positions.
     """
     student, teacher = loss.same_size(student, teacher)
-    basis = loss.projections[level].basis.to(_precision(student))
+    basis = loss.projections[level].basis.to(working_dtype(student))
     if loss.teacher_projected:  # by a cache, which holds nothing of the complement
         directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
     else:
@@ -134,15 +135,11 @@ def adapted_maps(
     Returns:
         tuple[Tensor, Tensor]: Both (N, C_t, H, W), of one size, in float32 or float64.
     """
-    precision = _precision(student)
+    precision = working_dtype(student)
     student, teacher = (maps.to(precision) for maps in loss.same_size(student, teacher))
     identity = torch.eye(teacher.shape[1], device=teacher.device, dtype=teacher.dtype)
     adapted = project_adapted(student, loss.adapters[level], identity)
     return adapted.unflatten(2, teacher.shape[2:]), teacher
-
-
-def _precision(maps: Tensor) -> torch.dtype:
-    return torch.promote_types(maps.dtype, torch.float32)
 
 
 class Monitor:

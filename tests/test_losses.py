@@ -12,8 +12,8 @@ from rdimkd_det import (
     RandomProjection,
     RdimKDLoss,
 )
+from rdimkd_det.adapters import project_adapted
 from rdimkd_det.functional import project, rdimkd_loss
-from rdimkd_det.losses import project_adapted
 
 MODES = (None, 'teacher', 'standardize')
 REFERENCES = {
@@ -281,6 +281,19 @@ def test_weight__per_level_and_factor():
     assert loss(student, teacher)['loss_rdimkd_0'] == plain[0]
     loss.factor = 0
     assert not loss.active
+
+
+@pytest.mark.parametrize('normalize', [None, 'teacher', 'standardize'])
+def test_weight__zero_leaves_a_level_out(normalize):
+    """Its maps are not even read, and its adapter has a gradient of 0 for DDP to find."""
+    student, teacher = pyramid(5), pyramid(6)
+    student[0] = torch.full_like(student[0], math.nan)
+    loss = build(5, loss_weight=[0, 1], normalize=normalize)
+    losses = loss(student, teacher)
+    sum(losses.values()).backward()
+    assert losses['loss_rdimkd_0'] == 0 and losses['loss_rdimkd_1'] > 0
+    first, second = (adapter.weight.grad for adapter in loss.adapters)
+    assert first.abs().max() == 0 and second.abs().max() > 0
 
 
 @pytest.mark.parametrize('weight', [0, 0.0, [0, 0]])
