@@ -28,7 +28,9 @@ def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> 
 
 def squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
     """Sum of squares of a loss's gradient at feature maps, 0-dim; the graph is kept."""
-    grads = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
-    return sum(
-        (grad.float().square().sum() for grad in grads if grad is not None), loss.new_zeros(())
-    )
+    trained = [it for it in maps if it.requires_grad]  # those of a frozen stage are not
+    squares = loss.new_zeros(())
+    if loss.requires_grad and trained:
+        grads = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+        squares += sum(grad.float().square().sum() for grad in grads if grad is not None)
+    return squares

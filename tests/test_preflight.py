@@ -404,6 +404,21 @@ def test_preflight__weight_zero(preflight):
     assert done.report['tables'][1]['rows'] == []
 
 
+def test_preflight__frozen_stage(preflight):
+    """Stage 1 of MMDetection's backbones is frozen by default; its training works."""
+
+    def tap_backbone(cfg):
+        cfg.model.losses = dict(backbone=dict(cfg.model.losses.neck, loss_weight='auto'))
+        cfg.model.student.backbone.frozen_stages = 1
+
+    done = preflight(change=tap_backbone)
+    assert done.status == 0
+    text, mend = found(done, 'warning')["Levels of 'backbone'"]
+    assert 'nothing that makes backbone_s4 is trained' in text and 'weight 0' in mend
+    shares = {row[0]: row[-1] for row in done.report['tables'][1]['rows']}
+    assert shares.pop('backbone_s4') == '-' and all(float(share) > 0 for share in shares.values())
+
+
 @pytest.mark.parametrize('side', ['teacher', 'student'])
 def test_preflight__not_finite(preflight, trained, tmp_path, side):
     checkpoint = load(trained.checkpoint)

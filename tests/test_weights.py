@@ -52,6 +52,9 @@ def test_gradient_balance__literal():
     maps = torch.ones(2, 3, requires_grad=True)
     assert gradient_balance(6 * maps.sum(), 2 * maps.sum(), [maps]).item() == pytest.approx(3)
     assert gradient_balance(6 * maps.sum(), 0 * maps.sum(), [maps]).item() == 1
+    frozen = torch.ones(2, 3)
+    assert gradient_balance(6 * maps.sum(), 2 * (maps + frozen).sum(), [maps, frozen]).item() == 3
+    assert gradient_balance(6 * maps.sum(), 2 * frozen.sum(), [maps, frozen]).item() == 1
 
 
 def test_auto__balances_gradients_at_the_tap_once(teacher):

@@ -64,6 +64,7 @@ class LevelMeasure:
     losses: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
     of_task: list[float] = field(default_factory=list)
+    trained: bool = True
 
 
 def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: Report) -> None:
@@ -90,6 +91,7 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
             measured = {name: levels[name] for name in loss.level_names}
             factor = recommended if loss.auto else 1.0
             table.rows += _rows(measured, [factor * weight for weight in weights[tap]])
+            _judge_frozen(where, measured, weights[tap], report)
             _judge_weight(where, loss.auto, max(weights[tap]), recommended, report)
             report.figures.setdefault('recommended_loss_weight', {})[where] = recommended
     report.tables.append(table)
@@ -109,6 +111,7 @@ def _measure(
             pairs = part.level_pairs[tap]
             for name, distance, (student, _) in zip(loss.level_names, of_tap, pairs):
                 maps = [outputs[tap][student.index]]
+                levels[name].trained = maps[0].requires_grad
                 levels[name].losses.append(distance.item())
                 levels[name].gradients.append(squared_gradient(distance, maps).sqrt().item())
                 levels[name].of_task.append(squared_gradient(task, maps).sqrt().item())
@@ -136,7 +139,7 @@ def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[
     for (name, level), weight in zip(levels.items(), weights):
         gradient, of_task = median(level.gradients), median(level.of_task)
         share = weight * gradient / of_task if of_task else math.inf
-        share = f'{share:.2g}' if share < 1000 else '> 1000'
+        share = f'{share:.2g}' if share < 1000 else '> 1000' if level.trained else '-'
         figures = (f'{median(level.losses):.3g}', f'{gradient:.2g}', f'{of_task:.2g}')
         rows.append((name, *figures, f'{weight:.3g}', share))
     return rows
@@ -150,6 +153,18 @@ def _take_weights(part: Distillation) -> dict[str, list[float]]:
         loss.level_weights = [1.0] * loss.num_levels
         loss.auto_weight.fill_(1.0)
     return weights
+
+
+def _judge_frozen(
+    where: str, levels: Mapping[str, LevelMeasure], weights: Sequence[float], report: Report
+) -> None:
+    frozen = [name for (name, it), w in zip(levels.items(), weights) if w and not it.trained]
+    if frozen:
+        report.warning(
+            f"Levels of '{where}'",
+            f'nothing that makes {", ".join(frozen)} is trained, so that no loss there helps',
+            'give these levels weight 0 (loss_weight, by stride), or tap a later module',
+        )
 
 
 def _judge_weight(
