@@ -269,7 +269,8 @@ def fill_cache(
     size = cache.about['shard_entries']
     shards = {
         number: range(number * size, min((number + 1) * size, len(images)))
-        for number in cache.missing_shards()[rank::world_size]
+        for number in cache.missing_shards()
+        if number % world_size == rank  # by its number: the others may be writing already
     }
     batches = [
         numbers[start : start + batch_size]
