@@ -18,10 +18,10 @@ from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
-from .files.checkpoints import forget_kept_checkpoints, load_checkpoint_safely
+from .files.checkpoints import forget_kept_checkpoints
 from .finite import FiniteCheck, stop_if_broken
 from .guard import StepSkipper, deferred_checks, guard, last_finite
-from .inheritance import inherit_weights
+from .inheritance import inherit_weights, weights_to_inherit
 from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
 from .schedule import build_schedule
@@ -193,8 +193,7 @@ class DistillHook(Hook):
             fit_projections(model, calibration_batches(dataloader, num_images, self.seed))
 
     def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
-        teacher = model.distill.parts[0].teacher
-        weights = load_checkpoint_safely(teacher.checkpoint, who='teacher')
+        weights = weights_to_inherit(model.distill.parts[0].teacher.checkpoint)
         for path, count in inherit_weights(model, weights, model.distill.inherit).items():
             runner.logger.info("RdimKD: '%s' starts from the teacher: %d tensors", path, count)
 

@@ -9,27 +9,42 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .features import find_module
+from .files.checkpoints import load_checkpoint_safely
 
 
-@torch.no_grad()
-def inherit_weights(
-    student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
-) -> dict[str, int]:
-    """Copy the teacher's weights into modules of the student.
+def weights_to_inherit(checkpoint: str) -> dict[str, Tensor]:
+    """The teacher's state dict, its head included.
 
     Args:
-        student (nn.Module): The student detector, changed in place.
+        checkpoint (str): Of the teacher; one with a cache needs it for this alone.
+
+    Raises:
+        ConfigError: It is not there, or cannot be read.
+    """
+    try:
+        return load_checkpoint_safely(checkpoint, who='teacher')
+    except ConfigError as error:
+        raise ConfigError(f"inherit takes the teacher's weights: {error}") from error
+
+
+def matching_weights(
+    student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a student's modules that start from the teacher's weights.
+
+    Args:
+        student (nn.Module): The student detector.
         weights (Mapping[str, Tensor]): The teacher's state dict, its head included.
         paths (Sequence[str]): Paths of modules, e.g. 'neck' or 'bbox_head.cls_convs'.
 
     Returns:
-        dict[str, int]: Path to the number of tensors copied.
+        dict[str, dict[str, Tensor]]: Path to key to the student's own tensor.
 
     Raises:
         ConfigError: A module is missing, or one of its tensors has no equal in the teacher; names
-            the tensors with both shapes. Nothing has been copied then.
+            the tensors with both shapes.
     """
-    copies = {}
+    found = {}
     for path in paths:
         own = {
             f'{path}.{key}': value for key, value in find_module(student, path).state_dict().items()
@@ -45,11 +60,32 @@ def inherit_weights(
                 f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}); '
                 f'name the parts of it that agree.'
             )
-        copies[path] = own
-    for own in copies.values():
+        found[path] = own
+    return found
+
+
+@torch.no_grad()
+def inherit_weights(
+    student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
+) -> dict[str, int]:
+    """Copy the teacher's weights into modules of the student.
+
+    Args:
+        student (nn.Module): The student detector, changed in place.
+        weights (Mapping[str, Tensor]): See :func:`matching_weights`.
+        paths (Sequence[str]): See :func:`matching_weights`.
+
+    Returns:
+        dict[str, int]: Path to the number of tensors copied.
+
+    Raises:
+        ConfigError: As :func:`matching_weights`; nothing has been copied then.
+    """
+    found = matching_weights(student, weights, paths)
+    for own in found.values():
         for key, value in own.items():
             value.copy_(weights[key])
-    return {path: len(own) for path, own in copies.items()}
+    return {path: len(own) for path, own in found.items()}
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmdet.registry import MODELS
 
@@ -68,7 +68,8 @@ def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> 
     }
     for name, value in filled_in.items():
         given = loss.get(name, value)
-        if given != value and (isinstance(value, int) or any(given != own for own in value)):
+        as_listed = list(given) if isinstance(given, Sequence) else [given] * len(pairs)
+        if as_listed != (value if isinstance(value, list) else [value] * len(pairs)):
             raise ConfigError(
                 f"RdimKDLoss at '{where}': {name}={given} contradicts the models, which have "
                 f'{value}; leave it out, it is filled in.'

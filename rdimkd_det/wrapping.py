@@ -68,7 +68,9 @@ def distill_config(
     losses = {
         path: {
             'type': 'RdimKDLoss',
-            'projection': projection_config(projection, dim, path, teacher, checkpoint),
+            'projection': projection_config(
+                projection, dim, loss_options.get('teacher_module', path), teacher, checkpoint
+            ),
             **loss_options,
         }
         for path in taps
@@ -90,7 +92,10 @@ def distill_config(
 def projection_config(
     projection: str, dim: int | float | None, tap: str, teacher: str | Config, checkpoint: str
 ) -> dict:
-    """Config of one tap's projection; see :func:`distill_config` for the arguments."""
+    """Config of one tap's projection; see :func:`distill_config` for the arguments.
+
+    Here ``tap`` is the path in the teacher.
+    """
     if projection not in PROJECTIONS:
         raise ConfigError(
             f'projection must be one of {", ".join(PROJECTIONS)}, got {projection!r}.'

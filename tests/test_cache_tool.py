@@ -147,6 +147,24 @@ def test_killed__goes_on_from_there(files, tmp_path, files_done):
     cache.load_index()
 
 
+def test_two_processes__each_shard_is_somebodys(files, tmp_path, refused):
+    """Whenever each looks: here the second one when the first has finished."""
+    args = ('--out', tmp_path / 'cache', '--shard-mb', SHARD_MB)
+    making = 'rdimkd_det.cache.making.get_dist_info'
+    with mock.patch(making, return_value=(0, 2)):
+        assert 'is incomplete: 3 of 6 shards are missing' in refused(*args)
+    with mock.patch(making, return_value=(1, 2)):
+        call_tool('cache_teacher.py', files / 'config.py', *args)
+    assert TeacherCache(tmp_path / 'cache').missing_shards() == []
+
+
+@pytest.mark.parametrize('hooks', [[], [dict(type='DistillHook', priority=49)]])
+def test_hook__may_be_missing_and_have_a_priority(changed, tmp_path, hooks):
+    path = changed(lambda cfg: cfg.update(custom_hooks=hooks))
+    call_tool('cache_teacher.py', path, '--out', tmp_path / 'cache')
+    assert TeacherCache(tmp_path / 'cache').missing_shards() == []
+
+
 @pytest.mark.slow
 def test_two_processes__make_it_and_train_from_it(files, tmp_path):
     config = cached_run(files, 'two')

@@ -26,7 +26,10 @@ def build(tmp_path, small_config, teacher_files):
     return build
 
 
-@pytest.mark.parametrize('name, value', [('student_channels', 64), ('teacher_channels', [32] * 4)])
+@pytest.mark.parametrize(
+    'name, value',
+    [('student_channels', 64), ('teacher_channels', [32] * 4), ('teacher_channels', (32,) * 4)],
+)
 def test_sizes__may_be_given_when_right(build, name, value):
     loss = build(**{name: value}).losses['neck']
     assert loss.student_channels == [64] * 4 and loss.teacher_channels == [32] * 4

@@ -280,6 +280,7 @@ def tapped_at(tap):
             of_loss(teacher_module='backbone.layer1'),
             'the student has strides [8, 16, 32], the teacher [4]',
         ),
+        (lambda cfg: cfg['model'].update(inherit=['neck']), "inherit 'neck': "),
         (of_teacher(checkpoint=None), 'teacher: needs a checkpoint'),
         (of_teacher(checkpoint='no.pth'), 'teacher: checkpoint no.pth does not exist'),
         (of_teacher(config='no.py'), 'teacher: config no.py cannot be read'),
@@ -360,6 +361,16 @@ def test_mistake__data_missing(refused, config, root, help):
     path = config(lambda cfg: cfg['train_dataloader']['dataset'].update(data_root=root))
     line = refused('train.py', path)
     assert f'{root}annotations.json does not exist' in line and help in line
+
+
+def test_mistake__data_missing_in_one_of_several(refused, config):
+    def concatenate(cfg):
+        there = cfg['train_dataloader']['dataset']
+        gone = dict(there, data_root='elsewhere/')
+        both = dict(type='ConcatDataset', datasets=[there, gone])
+        cfg['train_dataloader']['dataset'] = dict(type='RepeatDataset', times=2, dataset=both)
+
+    assert 'elsewhere/annotations.json does not exist' in refused('train.py', config(concatenate))
 
 
 @pytest.mark.smoke

@@ -57,6 +57,13 @@ def test_distill_config__given_configs_are_not_changed():
     assert model.distill.losses.neck.projections[0].dim == 12
 
 
+def test_distill_config__default_dim_is_of_the_teachers_module():
+    """Its stage 2 has 16 channels, its neck 24."""
+    student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))
+    cfg = distill_config(student, teacher, 'none.pth', teacher_module='backbone.layer2')
+    assert cfg.model.losses.neck.projection.dim == 8
+
+
 @pytest.mark.parametrize(
     ('arguments', 'options', 'message'),
     [

@@ -30,7 +30,7 @@ from torch.distributed import init_process_group
 
 from rdimkd_det import ConfigError, DistillHook
 from rdimkd_det.cache.facts import check_facts
-from rdimkd_det.cache.images import image_pipeline, type_name
+from rdimkd_det.cache.images import image_pipeline
 from rdimkd_det.cache.making import (
     cache_images,
     check_room,
@@ -43,6 +43,7 @@ from rdimkd_det.cache.making import (
 from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
+from rdimkd_det.commands.hook_options import distill_hooks
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 
@@ -124,9 +125,7 @@ def start_processes(args: argparse.Namespace) -> None:
 
 def fit(cfg: Config, model: RdimKDDistiller) -> None:
     """Fit the projections as ``DistillHook`` would."""
-    hooks = [dict(hook) for hook in cfg.custom_hooks if type_name(hook) == 'DistillHook']
-    options = {key: value for key, value in (hooks or [{}])[0].items() if key != 'type'}
-    hook = DistillHook(**options)
+    hook = next(iter(distill_hooks(cfg)), DistillHook())
     hook.fit(model, Runner.build_dataloader(cfg.train_dataloader, seed=hook.seed))
 
 
@@ -159,6 +158,7 @@ def make(
     with progress(directory, cache) as advance:
         fill_cache(cache, part, preprocessor, images, batch_size, workers, advance)
     barrier()
+    cache.load_index()  # an error if a shard is missing
     if is_main_process():
         print(
             f'{directory} is complete, after {time.monotonic() - start:.0f} s. '

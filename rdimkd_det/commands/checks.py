@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
@@ -16,11 +16,12 @@ from torch import nn
 from ..distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
+from ..files.configs import leaf_datasets
 from ..guard.saving import missing_to_resume
-from ..hooks import DistillHook
-from ..names import check_options, check_type, explain
+from ..inheritance import matching_weights, weights_to_inherit
+from ..names import check_options, explain
 from ..teacher import load_strictly
-from .hook_options import check_hook_options, hook_types
+from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
 
 SECTIONS = (
@@ -78,10 +79,19 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     if training:
         check_hooks(cfg, distilled)
         check_pretrained(built)
-        for part in distilled_student(built).distill.parts if distilled else ():
-            if part.wanted:
-                part.check(cfg)
+        if distilled:
+            _check_teachers(cfg, built)
     return built
+
+
+def _check_teachers(cfg: Config, model: nn.Module) -> None:
+    distill = distilled_student(model).distill
+    for part in distill.parts:
+        if part.wanted:
+            part.check(cfg)
+    if distill.inherit and not cfg.get('resume'):
+        weights = weights_to_inherit(distill.parts[0].teacher.checkpoint)
+        matching_weights(model, weights, distill.inherit)
 
 
 def check_sections(cfg: Config) -> None:
@@ -114,11 +124,7 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
         ConfigError: It is the other way round, or an option cannot be.
     """
     check_hook_options(cfg)
-    hooks = [
-        hook
-        for hook in cfg.get('custom_hooks') or ()
-        if issubclass(check_type(hook, 'custom_hooks', HOOKS, hook_types()), DistillHook)
-    ]
+    hooks = distill_hooks(cfg)
     if distilled and not hooks:
         raise ConfigError(
             f"config {cfg.filename}: custom_hooks has no dict(type='DistillHook'), which fits the "
@@ -130,8 +136,6 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
             f"{cfg.model['type']}; make it a dict(type='RdimKDDistiller', student=..., "
             f'teacher=..., losses=...), or drop the hook.'
         )
-    for hook in hooks:
-        HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -174,19 +178,22 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        while isinstance(dataset, Mapping) and 'dataset' in dataset:
-            dataset = dataset['dataset']
-        if not isinstance(dataset, Mapping) or not isinstance(dataset.get('ann_file'), str):
-            continue
-        root = dataset.get('data_root') or ''
-        if not isinstance(root, str):
-            raise ConfigError(f'{split} data: data_root must be a path, got {root!r}.')
-        path = os.path.join(root, dataset['ann_file'])
-        if path and '://' not in path and not os.path.exists(path):
-            raise ConfigError(
-                f'{split} data: {path} does not exist. {_how_to_get(path)} Or set '
-                f'{split}_dataloader.dataset.data_root to where your data are.'
-            )
+        for leaf in leaf_datasets(dataset):
+            _check_annotations(split, leaf)
+
+
+def _check_annotations(split: str, dataset: Mapping) -> None:
+    if not isinstance(dataset.get('ann_file'), str):
+        return
+    root = dataset.get('data_root') or ''
+    if not isinstance(root, str):
+        raise ConfigError(f'{split} data: data_root must be a path, got {root!r}.')
+    path = os.path.join(root, dataset['ann_file'])
+    if path and '://' not in path and not os.path.exists(path):
+        raise ConfigError(
+            f'{split} data: {path} does not exist. {_how_to_get(path)} Or set '
+            f'{split}_dataloader.dataset.data_root to where your data are.'
+        )
 
 
 def _how_to_get(path: str) -> str:

@@ -11,6 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
+from ..hooks import DistillHook
 from ..names import check_options, check_type, explain, registered
 
 
@@ -35,6 +36,19 @@ def check_hook_options(cfg: Config) -> None:
 def hook_types() -> list[str]:
     """Names of all hooks, the one that a distilled model needs first."""
     return ['DistillHook', *registered(HOOKS)]
+
+
+def distill_hooks(cfg: Config) -> list[DistillHook]:
+    """The hooks of distillation in a config, built.
+
+    Raises:
+        ConfigError: One of all hooks is of no known type, or an option of theirs cannot be.
+    """
+    return [
+        HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
+        for hook in cfg.get('custom_hooks') or ()
+        if issubclass(check_type(hook, 'custom_hooks', HOOKS, hook_types()), DistillHook)
+    ]
 
 
 def _hooks(cfg: Config) -> Iterator[tuple[str, Mapping]]:

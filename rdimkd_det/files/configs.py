@@ -54,6 +54,21 @@ def mappings(node: object) -> Iterator[Mapping]:
         yield from mappings(child)
 
 
+def leaf_datasets(dataset: object) -> Iterator[Mapping]:
+    """Configs of the data sets below all wrappers, e.g. ``RepeatDataset`` and ``ConcatDataset``.
+
+    Args:
+        dataset (object): Config of a data set; nothing is found in what is none.
+    """
+    if not isinstance(dataset, Mapping):
+        return
+    wrapped = dataset.get('datasets', [dataset['dataset']] if 'dataset' in dataset else None)
+    if wrapped is None:
+        yield dataset
+    for each in wrapped if isinstance(wrapped, (list, tuple)) else ():
+        yield from leaf_datasets(each)
+
+
 def read_detector_config(config: str | dict) -> ConfigDict:
     """Model config of a teacher; of a distilled detector, its student's.
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely
-from ..files.configs import read_config
+from ..files.configs import leaf_datasets, read_config
 from ..names import explain
 
 
@@ -42,9 +42,8 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
 
 
 def _classes_of(dataset: object) -> tuple[str, ...] | None:
-    while isinstance(dataset, Mapping) and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-    kind = dataset.get('type') if isinstance(dataset, Mapping) else None
+    dataset = next(leaf_datasets(dataset), {})
+    kind = dataset.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not hasattr(kind, '_load_metainfo'):
         return None
