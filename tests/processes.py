@@ -29,7 +29,7 @@ def run_distributed(function: Callable, folder: Path, world_size: int = 2) -> li
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * world_size
     return [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(world_size)]
@@ -42,7 +42,7 @@ def _run(function: Callable, folder: Path, rank: int, world_size: int) -> None:
         init_method=f'file://{folder}/rendezvous',
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=120),
     )
     torch.save(function(rank), folder / f'{rank}.pt')
     if dist.is_initialized():
