@@ -16,6 +16,7 @@ from .cache.facts import projection_facts
 from .cache.teacher import CachedTeacher
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
+from .files.configs import teacher_entries
 from .finite import FiniteCheck
 from .losses import RdimKDLoss
 from .tap_loss import build_tap_loss, check_losses
@@ -294,10 +295,9 @@ def build_distillation(
     if isinstance(teacher, Mapping):
         return Distillation(student, teacher, losses)
     parts = []
-    for number, entry in enumerate(teacher):
-        entry = dict(entry) if isinstance(entry, Mapping) else {}
-        name, own_losses = entry.pop('name', f't{number}'), entry.pop('losses', losses)
-        parts.append(Distillation(student, entry, own_losses, name))
+    for name, entry in teacher_entries(teacher):
+        options = {key: value for key, value in entry.items() if key not in ('name', 'losses')}
+        parts.append(Distillation(student, options, entry.get('losses', losses), name))
     if len({part.name for part in parts}) < len(parts):
         raise ConfigError('RdimKDDistiller: the names of the teachers must differ.')
     return SeveralTeachers(parts)

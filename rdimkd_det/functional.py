@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from itertools import starmap
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .moments import centred, merge_ranks, moments, products
+from .moments import centred, merge_ranks, merge_spreads, moments, products, spread
 
 # The floor under a variance, relative to the teacher's mean variance in the subspace: directions
 # in which the teacher does (almost) not vary must not be blown up to unit variance.
@@ -105,13 +105,8 @@ def subspace_variance(projected: Tensor) -> Tensor:
     Returns:
         Tensor: 0-dim, the same on every rank: the ranks' batches, of whatever size, count as one.
     """
-    dims = (0, 2)
-    mean = projected.mean(dims)
-    count = projected.shape[0] * projected.shape[2]
-    sums = count * torch.stack([torch.ones_like(mean), mean, projected.square().mean(dims)])
-    all_reduce(sums, 'sum')
-    mean, square = sums[1:] / sums[0]
-    return (square - mean.square()).clamp_(min=0).mean()
+    (variance,) = merge_spreads([spread(projected)])
+    return variance.mean()
 
 
 def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from .inheritance import inherit_weights, weights_to_inherit
 from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
 from .schedule import build_schedule
+from .values import is_whole
 
 NONFINITE = ('stop', 'skip')
 
@@ -63,8 +64,7 @@ class DistillHook(Hook):
         nonfinite: str = 'stop',
         monitor_interval: int = 50,
     ) -> None:
-        whole = isinstance(calibration_images, int) and not isinstance(calibration_images, bool)
-        if calibration_images is not None and not (whole and calibration_images >= 1):
+        if calibration_images is not None and not is_whole(calibration_images, least=1):
             raise ConfigError(
                 'DistillHook: calibration_images must be a whole number of 1 or more.'
             )
@@ -72,9 +72,7 @@ class DistillHook(Hook):
             raise ConfigError(
                 f'DistillHook: nonfinite must be one of {NONFINITE}, got {nonfinite!r}.'
             )
-        if isinstance(monitor_interval, bool) or not isinstance(monitor_interval, int):
-            monitor_interval = -1
-        if monitor_interval < 0:
+        if not is_whole(monitor_interval, least=0):
             raise ConfigError('DistillHook: monitor_interval must be a whole number of 0 or more.')
         self.calibration_images = calibration_images
         self.seed = seed

@@ -14,7 +14,9 @@ from . import functional
 from .adapters import folded, new_adapter, project_adapted, unused_bias, zero_of
 from .errors import ConfigError
 from .functional import working_dtype
+from .moments import merge_spreads, spread
 from .projections import Projection
+from .values import is_amount
 
 NORMALIZE_MODES = (None, 'teacher', 'standardize')
 RESIZE_MODES = (None, 'student', 'teacher')
@@ -89,9 +91,9 @@ class RdimKDLoss(nn.Module):
             )
         if resize not in RESIZE_MODES:
             raise ConfigError(f'RdimKDLoss: resize must be one of {RESIZE_MODES}, got {resize!r}.')
-        if not _is_amount(momentum) or not 0 < momentum <= 1:
+        if not is_amount(momentum) or not 0 < momentum <= 1:
             raise ConfigError(f'RdimKDLoss: momentum must lie in (0, 1], got {momentum!r}.')
-        if not _is_amount(auto_share) or auto_share == 0:
+        if not is_amount(auto_share) or auto_share == 0:
             raise ConfigError(f'RdimKDLoss: auto_share must be above 0, got {auto_share!r}.')
         self.num_levels = num_levels
         self.student_channels = _per_level('student_channels', student_channels, num_levels)
@@ -222,8 +224,10 @@ class RdimKDLoss(nn.Module):
                 self._coordinates(level, *maps[level], with_bias=False) for level in levels
             )
             found = [it + unused_bias(self.adapters[level]) for level, it in zip(levels, found)]
+        elif self.normalize == 'teacher':
+            found = self._teacher_scaled(levels, maps)
         else:
-            found = [self._distance(level, *maps[level]) for level in levels]
+            found = [self._plain(level, *maps[level]) for level in levels]
         distances = dict(zip(levels, found))
         return [
             distances[level] if level in distances else self._left_out(level, student)
@@ -234,16 +238,32 @@ class RdimKDLoss(nn.Module):
         zero = student.new_zeros((), dtype=working_dtype(student))
         return zero + zero_of(self.adapters[level].parameters())
 
-    def _distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
-        adapted = not isinstance(self.adapters[level], nn.Identity)
-        if self.normalize is None and not adapted and not self.teacher_projected:
+    def _plain(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        if isinstance(self.adapters[level], nn.Identity) and not self.teacher_projected:
             student, teacher = self.same_size(student, teacher)
             return functional.rdimkd_loss(student, teacher, self._basis(level, student))
         student, teacher = self._coordinates(level, student, teacher)
-        distance = functional.mean_square(student - teacher)
-        if self.normalize == 'teacher':
-            distance = distance / self._running_variance(level, teacher)
-        return distance
+        return functional.mean_square(student - teacher)
+
+    def _teacher_scaled(
+        self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        distances, spreads = [], []
+        for level in levels:
+            student, teacher = self._coordinates(level, *maps[level])
+            distances.append(functional.mean_square(student - teacher))
+            spreads.append(spread(teacher))
+        if levels and (self.training or self.teacher_variance[levels].isnan().any()):
+            self._note_variances(levels, [it.mean() for it in merge_spreads(spreads)])
+        scales = self.teacher_variance.clone() + functional.ABSOLUTE_EPS
+        return [distance / scales[level] for level, distance in zip(levels, distances)]
+
+    def _note_variances(self, levels: Sequence[int], variances: Sequence[Tensor]) -> None:
+        """The teacher's variance in the subspace, averaged over the batches seen in training."""
+        current = torch.stack(list(variances)).to(self.teacher_variance)
+        running = self.teacher_variance[levels]
+        running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
+        self.teacher_variance[levels] = running
 
     def _coordinates(
         self, level: int, student: Tensor, teacher: Tensor, with_bias: bool = True
@@ -270,15 +290,6 @@ class RdimKDLoss(nn.Module):
         if self.resize == 'teacher':
             return student, _resize(teacher, like=student)
         return student, teacher
-
-    def _running_variance(self, level: int, projected: Tensor) -> Tensor:
-        """The teacher's variance in the subspace, averaged over the batches seen in training."""
-        if self.training or self.teacher_variance[level].isnan():
-            current = functional.subspace_variance(projected).to(self.teacher_variance)
-            running = self.teacher_variance[level]
-            running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
-            self.teacher_variance[level] = running
-        return self.teacher_variance[level].clone() + functional.ABSOLUTE_EPS
 
     def _check_maps(self, level: int, student: Tensor, teacher: Tensor) -> None:
         who = f'RdimKDLoss at {self.level_names[level]}'
@@ -331,14 +342,9 @@ def _resize(feats: Tensor, like: Tensor) -> Tensor:
 def _weights(loss_weight: float | Sequence[float], num_levels: int) -> list[float]:
     listed = isinstance(loss_weight, Sequence) and not isinstance(loss_weight, str)
     weights = list(loss_weight) if listed else [loss_weight] * num_levels
-    if len(weights) != num_levels or not all(map(_is_amount, weights)):
+    if len(weights) != num_levels or not all(map(is_amount, weights)):
         raise ConfigError(
             f'RdimKDLoss: loss_weight must be a number of 0 or more, a list of {num_levels} (one '
             f"per level), or 'auto'; got {loss_weight!r}."
         )
     return [float(weight) for weight in weights]
-
-
-def _is_amount(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value < math.inf

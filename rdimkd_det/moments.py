@@ -94,3 +94,32 @@ def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
     squares[:2].clamp_(min=0)
     statistics = torch.cat([count, means, squares])
     return list(statistics.split([level.shape[1] for level in levels], 1))
+
+
+def spread(values: Tensor) -> Tensor:
+    """Mean and variance of one set of coordinates per direction, on this rank.
+
+    Args:
+        values (Tensor): Coordinates (N, D, L).
+
+    Returns:
+        Tensor: (3, D): the number of positions, the mean, and the biased variance.
+    """
+    variance, mean = torch.var_mean(values, (0, 2), correction=0)
+    return torch.stack([torch.full_like(mean, values.shape[0] * values.shape[2]), mean, variance])
+
+
+def merge_spreads(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Biased variances over all ranks, those of all levels by one exchange between the ranks.
+
+    Args:
+        levels (Sequence[Tensor]): (3, D) of each level, see :func:`spread`.
+
+    Returns:
+        list[Tensor]: (D,) of each level, the same on every rank.
+    """
+    counts, means, variances = torch.stack(all_gather(torch.cat(list(levels), 1))).unbind(1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    merged = (counts * (variances + (means - mean).square())).sum(0) / count
+    return list(merged.split([level.shape[1] for level in levels]))

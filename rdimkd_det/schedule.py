@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 from .names import check_names
+from .values import is_amount
 
 DECAYS = (None, 'linear', 'cosine')
 
@@ -48,7 +49,7 @@ class Schedule:
             raise ConfigError(f'DistillHook: decay must be one of {DECAYS}, got {self.decay!r}.')
         for name in ('warmup', 'decay_begin', 'stop'):
             time = getattr(self, name)
-            if time is not None and (not isinstance(time, (int, float)) or time < 0):
+            if not (is_amount(time) or (name == 'stop' and time is None)):
                 raise ConfigError(f'DistillHook: {name} must be 0 or more, got {time!r}.')
         if self.stop is not None and self.stop < max(self.warmup, self.decay_begin):
             raise ConfigError(

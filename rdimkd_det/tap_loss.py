@@ -10,14 +10,9 @@ from .errors import ConfigError
 from .features import Level
 from .losses import RdimKDLoss
 from .names import check_options, check_type
+from .projections import PROJECTIONS
 
 LOSS_TYPES = ('RdimKDLoss',)
-PROJECTION_TYPES = (
-    'PCAProjection',
-    'AutoencoderProjection',
-    'RandomProjection',
-    'IdentityProjection',
-)
 
 
 def check_losses(losses: object) -> None:
@@ -45,7 +40,7 @@ def _check_loss(where: str, loss: object) -> None:
         )
     where = f'{where}.projection'
     projection = loss.get('projection')
-    builder = check_type(projection, where, MODELS, PROJECTION_TYPES)
+    builder = check_type(projection, where, MODELS, PROJECTIONS.values())
     check_options(where, projection, builder)
 
 

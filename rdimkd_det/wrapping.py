@@ -12,14 +12,9 @@ from yapf.yapflib.yapf_api import FormatCode
 from .errors import ConfigError
 from .files.configs import read_config
 from .files.whole import write_text
+from .projections import PROJECTIONS
 from .teacher import Teacher
 
-PROJECTIONS = {
-    'pca': 'PCAProjection',
-    'autoencoder': 'AutoencoderProjection',
-    'random': 'RandomProjection',
-    'identity': 'IdentityProjection',
-}
 CUSTOM_IMPORTS = {'imports': ['rdimkd_det'], 'allow_failed_imports': False}
 
 

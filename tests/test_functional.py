@@ -220,6 +220,12 @@ def test_subspace_variance__two_processes_compute_what_one_does(tmp_path):
         torch.testing.assert_close(value, subspace_variance(projected))
 
 
+def test_subspace_variance__of_large_means():
+    projected = 1000 + torch.randn(4, 3, 200)
+    expected = projected.double().var((0, 2), correction=0).mean().item()
+    assert subspace_variance(projected).item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_rdimkd_loss__of_two_memory_formats():
     generator = torch.Generator().manual_seed(3)
     student, teacher = (

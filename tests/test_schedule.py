@@ -35,6 +35,8 @@ def test_stopped__only_for_good():
     [
         (dict(decay='exponential'), "decay must be one of .* got 'exponential'"),
         (dict(warmup=-1), 'warmup must be 0 or more, got -1'),
+        (dict(warmup=True), 'warmup must be 0 or more, got True'),
+        (dict(decay_begin=float('nan')), 'decay_begin must be 0 or more, got nan'),
         (dict(stop='late'), "stop must be 0 or more, got 'late'"),
         (dict(warmup=3, stop=2), r'stop=2 comes before the warm-up ends \(3\)'),
         (dict(warm_up=3), "schedule has no option 'warm_up'; did you mean 'warmup'"),

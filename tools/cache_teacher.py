@@ -46,6 +46,7 @@ from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.commands.hook_options import distill_hooks
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
+from rdimkd_det.files.configs import teacher_entries
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,8 +80,7 @@ def main() -> None:
     teachers = (cfg.get('model') or {}).get('teacher')
     if not teachers:
         raise ConfigError(f'config {args.config} has no model.teacher: its model is a plain one.')
-    teachers = [teachers] if isinstance(teachers, Mapping) else teachers
-    directories = cache_directories(teachers, args.out)
+    directories = cache_directories(teacher_entries(teachers), args.out)
     if args.verify:
         verify(directories)
         return
@@ -101,16 +101,16 @@ def main() -> None:
         make(cfg, model.data_preprocessor, part, directory, args)
 
 
-def cache_directories(teachers: list, out: str) -> list[Path]:
+def cache_directories(teachers: list[tuple[str, Mapping]], out: str | None) -> list[Path]:
     """A directory for each teacher; where there are several, each has its name below --out."""
     if out is None:
-        found = [teacher.get('cache') for teacher in teachers]
+        found = [teacher.get('cache') for _, teacher in teachers]
         if None in found:
             raise ConfigError('--out DIR is missing, and the config has no teacher.cache.')
         return [Path(directory) for directory in found]
     if len(teachers) == 1:
         return [Path(out)]
-    return [Path(out) / teacher.get('name', f't{n}') for n, teacher in enumerate(teachers)]
+    return [Path(out) / name for name, _ in teachers]
 
 
 def start_processes(args: argparse.Namespace) -> None:

@@ -4,7 +4,8 @@ import argparse
 
 from rdimkd_det import distill_config
 from rdimkd_det.commands import cli, launch
-from rdimkd_det.wrapping import PROJECTIONS, write_config
+from rdimkd_det.projections import PROJECTIONS
+from rdimkd_det.wrapping import write_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -21,6 +21,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from .. import functional
 from ..distillation import Distillation
 from ..errors import ConfigError
+from ..files.configs import teacher_entries
 from .facts import checkpoint_facts, model_facts, projection_facts
 from .images import entry_key, image_pipeline, leaf_datasets, unaugmented
 from .store import LevelArrays, TeacherCache, split_levels
@@ -34,8 +35,7 @@ PADDING_SIDE = 1024
 def without_cache(cfg: Config) -> Config:
     """The config of the same training with the live teacher."""
     cfg = copy.deepcopy(cfg)
-    teachers = cfg.model.get('teacher') or {}
-    for teacher in [teachers] if isinstance(teachers, Mapping) else teachers:
+    for _, teacher in teacher_entries(cfg.model.get('teacher')):
         teacher.pop('cache', None)
     return cfg
 

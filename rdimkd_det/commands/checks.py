@@ -21,6 +21,7 @@ from ..guard.saving import missing_to_resume
 from ..inheritance import matching_weights, weights_to_inherit
 from ..names import check_options, explain
 from ..teacher import load_strictly
+from ..values import is_whole
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
 
@@ -111,7 +112,7 @@ def check_sections(cfg: Config) -> None:
         raise ConfigError(f"default_scope must be 'mmdet', got {cfg.default_scope!r}.")
     for name in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(name, 1)
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        if not is_whole(length, least=1):
             raise ConfigError(
                 f'train_cfg.{name} must be a whole number of 1 or more, got {length!r}.'
             )

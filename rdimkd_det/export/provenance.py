@@ -10,16 +10,17 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
+from ..files.configs import teacher_entries
+
 
 def distillation_of(config: Config) -> dict:
     """What taught the student: teachers by name, losses, hook options; empty for a plain one."""
     model = config.model
     if 'student' not in model:
         return {}
-    teachers = model.teacher if isinstance(model.teacher, (list, tuple)) else [model.teacher]
     hooks = [hook for hook in config.get('custom_hooks') or [] if hook.type == 'DistillHook']
     return {
-        'teachers': [{**teacher, **_names(teacher)} for teacher in teachers],
+        'teachers': [{**entry, **_names(entry)} for _, entry in teacher_entries(model.teacher)],
         'losses': model.losses,
         'inherit': model.get('inherit', ()),
         'hook': hooks[0] if hooks else {},

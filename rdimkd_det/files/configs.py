@@ -69,6 +69,19 @@ def leaf_datasets(dataset: object) -> Iterator[Mapping]:
         yield from leaf_datasets(each)
 
 
+def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
+    """The entries of ``model.teacher``, with the name of each; the only one has none.
+
+    Args:
+        teacher (object): A dict, or a list of them, of which each may have a ``name`` (default
+            't0', 't1', ...).
+    """
+    if isinstance(teacher, Mapping):
+        return [('', teacher)]
+    entries = [entry if isinstance(entry, Mapping) else {} for entry in teacher or ()]
+    return [(entry.get('name', f't{n}'), entry) for n, entry in enumerate(entries)]
+
+
 def read_detector_config(config: str | dict) -> ConfigDict:
     """Model config of a teacher; of a distilled detector, its student's.
 

@@ -12,6 +12,7 @@ from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..features import PROBE_SIZE
 from ..files.checkpoints import load_checkpoint_safely
+from ..files.configs import teacher_entries
 from ..losses import RdimKDLoss
 from ..projections import Projection
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
@@ -23,8 +24,8 @@ LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', '
 
 def teachers(cfg: Config, model: RdimKDDistiller) -> Iterator[tuple[Mapping, Distillation]]:
     """Each teacher's config entry and what was built of it."""
-    entries = cfg.model['teacher']
-    return zip([entries] if isinstance(entries, Mapping) else entries, model.distill.parts)
+    entries = [entry for _, entry in teacher_entries(cfg.model['teacher'])]
+    return zip(entries, model.distill.parts)
 
 
 def check_static(cfg: Config, model: nn.Module, report: Report) -> None:

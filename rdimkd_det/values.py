@@ -1,0 +1,16 @@
+"""What the values of options may be."""
+
+from __future__ import annotations
+
+import math
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether an option is an int, and no bool, of at least ``least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_amount(value: object) -> bool:
+    """Whether an option is a finite number, and no bool, of 0 or more."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf
