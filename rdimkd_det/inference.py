@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 from mmdet.registry import MODELS
 from mmengine.model import revert_sync_batchnorm
@@ -11,7 +12,7 @@ from torch import nn
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
-from .teacher import load_strictly
+from .files.weights import load_strictly
 
 
 def student_config(model: Mapping) -> Mapping:
@@ -19,13 +20,16 @@ def student_config(model: Mapping) -> Mapping:
     return model.get('student', model)
 
 
-def trained_detector(model: Mapping, checkpoint: str, who: str) -> nn.Module:
+def trained_detector(
+    model: Mapping, checkpoint: str, who: str, config: str = 'this config'
+) -> nn.Module:
     """Build a detector, without its teacher if it is distilled, and load its weights.
 
     Args:
-        model (Mapping): Config of the model.
+        model (Mapping): Config of the model; it is left as it is.
         checkpoint (str): Path or URL of its weights.
         who (str): Whose checkpoint it is, for messages.
+        config (str): The config's name, for messages. Defaults to 'this config'.
 
     Returns:
         nn.Module: In evaluation mode, on the CPU.
@@ -34,8 +38,8 @@ def trained_detector(model: Mapping, checkpoint: str, who: str) -> nn.Module:
         ConfigError: The checkpoint cannot be read, or is of another architecture.
     """
     weights = load_checkpoint_safely(checkpoint, who)
-    detector = revert_sync_batchnorm(MODELS.build(student_config(model)))
-    load_strictly(detector, weights, checkpoint, 'this config', who)
+    detector = revert_sync_batchnorm(MODELS.build(deepcopy(student_config(model))))
+    load_strictly(detector, weights, checkpoint, config, who)
     return detector.eval()
 
 

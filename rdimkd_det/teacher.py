@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .features import Level, probe_levels, record_outputs
 from .files.checkpoints import load_checkpoint_safely
 from .files.configs import read_detector_config
+from .files.weights import load_strictly
 
 
 class FeatureExtractor(nn.Module):
@@ -179,10 +180,10 @@ class Teacher:
         except (NotImplementedError, RuntimeError):
             pass
         else:
-            load_strictly(network, weights, self.checkpoint, self.config)
+            load_strictly(network, weights, self.checkpoint, self.config, who='teacher')
         if network is None or _lacks_values(network):
             network = self._build_network()
-            load_strictly(network, weights, self.checkpoint, self.config)
+            load_strictly(network, weights, self.checkpoint, self.config, who='teacher')
         return network.requires_grad_(False).eval()
 
     def _build_network(self) -> FeatureExtractor:
@@ -256,69 +257,3 @@ def _lacks_values(network: nn.Module) -> bool:
     flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
     tensors = chain(network.parameters(), network.buffers(), flat)
     return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
-
-
-def load_strictly(
-    network: nn.Module, weights: Mapping, checkpoint: str, config: str, who: str = 'teacher'
-) -> None:
-    """Load every weight that the network runs, or say which ones do not fit.
-
-    Args:
-        network (nn.Module): Network with the detector's names, or a part of it; on the meta device
-            it takes the weights themselves, else copies.
-        weights (Mapping[str, Tensor]): The whole detector's state dict.
-        checkpoint (str): Its name, for the message.
-        config (str): The network's name, for the message.
-        who (str): Whose checkpoint it is, for the message. Defaults to 'teacher'.
-
-    Raises:
-        ConfigError: A key is missing, unexpected, or of another shape; counts and names them.
-    """
-    own = network.state_dict()
-    parts = {key.split('.')[0] for key in own}
-    # Counters that old PyTorch versions did not save; nothing computes with them.
-    counters = {
-        key: torch.zeros_like(own[key], device='cpu')
-        for key in own.keys() - weights.keys()
-        if key.endswith('num_batches_tracked')
-        and key.replace('num_batches_tracked', 'running_mean') in weights
-    }
-    if not _load(network, {**weights, **counters}, parts):
-        weights = {key: v for key, v in weights.items() if key.split('.')[0] in parts} | counters
-        missing = sorted(own.keys() - weights.keys())
-        unexpected = sorted(weights.keys() - own.keys())
-        reshaped = sorted(
-            f'{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}'
-            for key in own.keys() & weights.keys()
-            if weights[key].shape != own[key].shape
-        )
-        matching = len(own) - len(missing) - len(reshaped)
-        raise ConfigError(
-            f'{who}: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
-            f'match; {_some("missing", missing)}; {_some("unexpected", unexpected)}; '
-            f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
-            f'config.'
-        )
-
-
-def _load(network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[str]) -> bool:
-    """Load weights; whether they fit, as mmdet's detectors may rename them: RPN, semi-supervised.
-
-    What is of no part of the network does not matter, nor integers that another version of a
-    module saved, e.g. position ids: nothing learned.
-    """
-    own, options = network.state_dict(), {}
-    if any(value.is_meta for value in own.values()):
-        options = {'assign': True}
-        weights = {key: v.to(own[key].dtype) if key in own else v for key, v in weights.items()}
-    try:
-        missing, unexpected = network.load_state_dict(weights, strict=False, **options)
-    except RuntimeError:  # one is of another shape
-        return False
-    integers = {key for key, value in weights.items() if not value.is_floating_point()}
-    return not missing and not any(key.split('.')[0] in parts for key in set(unexpected) - integers)
-
-
-def _some(what: str, names: Sequence[str], limit: int = 3) -> str:
-    listed = ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
-    return f'{len(names)} {what}' + (f' ({listed})' if names else '')

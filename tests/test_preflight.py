@@ -24,9 +24,11 @@ from rdimkd_det.commands import launch
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.preflight import static_report
 from rdimkd_det.preflight.classes import data_classes, label_map, num_classes
+from rdimkd_det.preflight.detector import build_detector
 from rdimkd_det.preflight.fingerprint import InputScore, batch_norms, better_input, divergence
 from rdimkd_det.preflight.inputs import IMAGENET, WELL_KNOWN, InputFormat, candidates
 from rdimkd_det.preflight.samples import load_samples, prepare
+from rdimkd_det.teacher import Teacher
 
 TEACHER = dict(base_channels=16, fpn_channels=24)
 CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
@@ -715,3 +717,16 @@ def test_better_input(configured, other, better):
         InputScore('other', IMAGENET.swapped(), *other),
     ]
     assert better_input(scores) is (scores[1] if better else None)
+
+
+# The whole teacher
+
+
+def test_build_detector__sync_batch_norm_becomes_plain(tmp_path):
+    model = fcos()
+    model.backbone.norm_cfg = dict(type='SyncBN', requires_grad=True)
+    teacher = Teacher(*teacher_files(tmp_path, Config(dict(model=model))), taps=['neck'])
+    detector = build_detector(SimpleNamespace(teacher=teacher), 'cpu')
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in detector.modules())
+    assert not detector.training and not any(p.requires_grad for p in detector.parameters())
+    assert teacher.model.backbone.norm_cfg.type == 'SyncBN'  # the config is left alone

@@ -9,7 +9,8 @@ from torch import nn
 
 from rdimkd_det import ConfigError
 from rdimkd_det.files.configs import UnreadableConfigError, read_detector_config
-from rdimkd_det.teacher import Teacher, load_strictly
+from rdimkd_det.files.weights import load_strictly
+from rdimkd_det.teacher import Teacher
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 RETINANET = 'retinanet/retinanet_r18_fpn_1x_coco.py'
@@ -208,7 +209,7 @@ def test_load__head_and_old_counters_do_not_count(files):
 def test_load_strictly__few_names_of_many():
     network = nn.ModuleDict({'backbone': nn.ModuleList(nn.Linear(1, 1) for _ in range(4))})
     with pytest.raises(ConfigError, match=r'0 of 8 keys match; 8 missing \(([\w.]+, ){3}\.\.\.\)'):
-        load_strictly(network, {}, 'x.pth', 'x.py')
+        load_strictly(network, {}, 'x.pth', 'x.py', 'teacher')
 
 
 def test_preprocessor__is_the_configs_own(small_config):

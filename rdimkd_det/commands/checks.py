@@ -17,10 +17,10 @@ from ..distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..files.configs import leaf_datasets
+from ..files.weights import load_strictly
 from ..guard.saving import missing_to_resume
 from ..inheritance import matching_weights, weights_to_inherit
 from ..names import check_options, explain
-from ..teacher import load_strictly
 from ..values import is_whole
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level

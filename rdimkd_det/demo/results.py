@@ -11,6 +11,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from rdimkd_det.inference import student_config
 from rdimkd_det.trainings import ROOT, Run
 from rdimkd_det.trainings.history import read_history
 from rdimkd_det.trainings.progress import format_time
@@ -96,7 +97,7 @@ def count_parameters(kind: str) -> int:
     """Parameters of a kind's detector, the student's own if it is distilled."""
     register_all_modules(init_default_scope=True)
     model = Config.fromfile(ROOT / CONFIGS[kind]).model
-    detector = MODELS.build(model.get('student', model))
+    detector = MODELS.build(student_config(model))
     return sum(parameter.numel() for parameter in detector.parameters())
 
 

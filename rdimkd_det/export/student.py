@@ -22,9 +22,10 @@ from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.configs import mappings
 from ..files.literal_configs import parse_config
+from ..files.weights import load_strictly
 from ..files.whole import told_if_unwritable, written_whole
+from ..inference import student_config
 from ..names import explain
-from ..teacher import load_strictly
 from ..version import __version__
 from .provenance import distillation_of, plain_data, recorded_metrics
 
@@ -51,9 +52,17 @@ class Student:
         """The detector with these weights, in eval mode.
 
         Raises:
-            ConfigError: The weights are not the config's.
+            ConfigError: It cannot be built, or the weights are not the config's.
         """
-        return build_detector(self.config, self.weights)
+        try:
+            init_default_scope(self.config.get('default_scope') or 'mmdet')
+            model = MODELS.build(copy.deepcopy(self.config.model))
+        except Exception as error:  # every class has its own way to refuse its arguments
+            raise ConfigError(
+                f'the model of the config cannot be built: {explain(error)}'
+            ) from error
+        load_strictly(model, self.weights, 'given', 'the config', who='student')
+        return model.eval()
 
 
 def read_student(checkpoint: str, config: Config | None = None) -> Student:
@@ -113,7 +122,7 @@ def plain_config(config: Config) -> Config:
     plain = Config(copy.deepcopy(config.to_dict()))
     if not isinstance(plain.get('model'), Mapping):
         raise ConfigError(f'config {config.filename or "of the checkpoint"} has no model.')
-    plain.model = plain.model.get('student', plain.model)
+    plain.model = student_config(plain.model)
     hooks = plain.get('custom_hooks') or []
     plain.custom_hooks = [hook for hook in hooks if hook.get('type') != 'DistillHook']
     imports = plain.pop('custom_imports', None) or {}
@@ -206,21 +215,6 @@ def _with_every_box(student: Student) -> Student:
         if 'score_thr' in node:
             node['score_thr'] = 0.0
     return replace(student, config=config)
-
-
-def build_detector(config: Config, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Build a plain detector and load all its weights.
-
-    Raises:
-        ConfigError: It cannot be built, or the weights are not its own.
-    """
-    try:
-        init_default_scope(config.get('default_scope') or 'mmdet')
-        model = MODELS.build(copy.deepcopy(config.model))
-    except Exception as error:  # every class has its own way to refuse its arguments
-        raise ConfigError(f'the model of the config cannot be built: {explain(error)}') from error
-    load_strictly(model, weights, 'given', 'the config', who='student')
-    return model.eval()
 
 
 @torch.no_grad()

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures.mask import PolygonMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..distillation import Distillation
-from ..files.checkpoints import load_checkpoint_safely
-from ..teacher import load_strictly
+from ..inference import trained_detector
 
 
 def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
@@ -22,10 +20,9 @@ def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
     Raises:
         ConfigError: The checkpoint does not fit the head; counts and names the keys.
     """
-    weights = load_checkpoint_safely(part.teacher.checkpoint, who='teacher')
-    detector = MODELS.build(deepcopy(part.teacher.model))
-    load_strictly(detector, weights, part.teacher.checkpoint, part.teacher.config)
-    return detector.requires_grad_(False).eval().to(device)
+    teacher = part.teacher
+    detector = trained_detector(teacher.model, teacher.checkpoint, 'teacher', teacher.config)
+    return detector.requires_grad_(False).to(device)
 
 
 def at_size_of(inputs: Tensor, data_samples: Sequence) -> Sequence:
