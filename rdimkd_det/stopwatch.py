@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
-import mmcv
-import mmdet
-import mmengine
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from .machine import processor, versions
 
 WARM_UP = 2
 
@@ -107,25 +104,17 @@ def peak_memory(piece: Callable, device: torch.device) -> int:
     return max(accumulate((size for _, size in reports), initial=0))
 
 
-def describe_machine(device: torch.device) -> dict[str, str | int | bool | None]:
-    """Machine and versions, as far as they bear on the numbers."""
-    names = {
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor(),
+def describe_device(device: torch.device) -> dict[str, str | int | bool | None]:
+    """The device, how it is timed, its settings and all versions, as far as they bear on times."""
+    on_gpu = device.type == 'cuda'
+    return {
+        'device': torch.cuda.get_device_name(device) if on_gpu else processor(),
         'threads': torch.get_num_threads(),
-        'clock': 'CUDA events' if device.type == 'cuda' else 'CPU time' if _alone() else 'wall',
-        'system': f'{platform.system()} {platform.machine()}',
-        'python': platform.python_version(),
+        'clock': 'CUDA events' if on_gpu else 'CPU time' if _alone() else 'wall',
         'cuda': torch.version.cuda,
         'cudnn': torch.backends.cudnn.version(),
         'cudnn.benchmark': torch.backends.cudnn.benchmark,
         'cudnn.allow_tf32': torch.backends.cudnn.allow_tf32,
         'matmul.allow_tf32': torch.backends.cuda.matmul.allow_tf32,
+        **versions(),
     }
-    return {**names, **{m.__name__: m.__version__ for m in (torch, mmengine, mmcv, mmdet)}}
-
-
-def _processor() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text(errors='replace').splitlines() if info.is_file() else []
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return models[0] if models else platform.processor() or 'unknown'

@@ -17,7 +17,7 @@ from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.monitoring import Monitor
-from rdimkd_det.stopwatch import describe_machine, measure, peak_memory
+from rdimkd_det.stopwatch import describe_device, measure, peak_memory
 
 CPU = torch.device('cpu')
 FLAGSHIP = REPOSITORY / 'configs/rdimkd_fcos_r50_r18.py'
@@ -64,8 +64,8 @@ def test_peak_memory__literal():
     assert peak_memory(piece, CPU) == pytest.approx(6e6, rel=0.01)
 
 
-def test_describe_machine__versions():
-    machine = describe_machine(CPU)
+def test_describe_device__versions():
+    machine = describe_device(CPU)
     assert machine['torch'] == torch.__version__ and machine['threads'] >= 1
     assert machine['cuda'] == torch.version.cuda and machine['cudnn.allow_tf32'] is True
     assert {'cudnn', 'cudnn.benchmark', 'matmul.allow_tf32'} <= machine.keys()

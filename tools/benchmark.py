@@ -23,7 +23,7 @@ from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.benchmark.tables import print_report
 from rdimkd_det.commands import cli
 from rdimkd_det.files.whole import write_text
-from rdimkd_det.stopwatch import describe_machine, measure
+from rdimkd_det.stopwatch import describe_device, measure
 
 RIVALS = {'l2': L2, 'l2-adapter': L2WithAdapter, 'pkd': PKD, 'mgd': MGD}
 LOSSES = (*RIVALS, *VARIANTS)
@@ -72,7 +72,7 @@ def run(cfg: Config, args: argparse.Namespace) -> dict:
     report = {
         'command': f'python {" ".join(sys.argv)}',
         'date': date.today().isoformat(),
-        'machine': describe_machine(device),
+        'machine': describe_device(device),
         'shape': list(args.shape),
         'batch': args.batch,
         'weights': subject.num_bytes(),

@@ -12,11 +12,11 @@ from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.files.whole import write_text
+from rdimkd_det.machine import describe_machine
 from rdimkd_det.reports.comparison import comparison_page
 from rdimkd_det.reports.detections import Example, most_different
 from rdimkd_det.reports.evaluation import Evaluation, evaluate, find_examples
 from rdimkd_det.reports.runs import TrainedRun, read_runs
-from rdimkd_det.trainings.machine import describe_machine
 
 
 def parse_args() -> argparse.Namespace:

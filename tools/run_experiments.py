@@ -21,8 +21,8 @@ from rdimkd_det.experiments.summary import (
 )
 from rdimkd_det.experiments.table import Experiment, select
 from rdimkd_det.files.whole import write_text
+from rdimkd_det.machine import count_cores
 from rdimkd_det.trainings import ROOT, TrainingFailedError
-from rdimkd_det.trainings.machine import count_cores
 
 DOCUMENT = ROOT / 'docs' / 'results.md'
 

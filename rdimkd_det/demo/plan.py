@@ -13,8 +13,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from rdimkd_det.datasets.digits import VERSION, DigitsOptions
+from rdimkd_det.machine import count_cores
 from rdimkd_det.trainings import ROOT, Run, data_paths, path_option
-from rdimkd_det.trainings.machine import count_cores
 
 CONFIGS = {
     'teacher': 'configs/digits/fcos_r50_teacher.py',

@@ -9,6 +9,7 @@ from rich.console import Console
 from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.datasets.digits import is_made
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.machine import count_cores
 from rdimkd_det.trainings import (
     Run,
     check_settings,
@@ -17,7 +18,6 @@ from rdimkd_det.trainings import (
     stop_on_signals,
     train_all,
 )
-from rdimkd_det.trainings.machine import count_cores
 from rdimkd_det.trainings.progress import format_time
 from rdimkd_det.trainings.state import lock_directory
 

@@ -9,9 +9,9 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
+from rdimkd_det.machine import describe_machine
 from rdimkd_det.trainings import Run, is_done
 from rdimkd_det.trainings.history import read_history
-from rdimkd_det.trainings.machine import describe_machine
 from rdimkd_det.trainings.state import write_json
 
 from .plan import Plan

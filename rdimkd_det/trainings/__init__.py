@@ -2,7 +2,7 @@
 
 ``run`` says what is to be trained, ``training`` trains it in a child process, ``pool`` several at
 once. ``history`` reads what mmengine logged, ``progress`` shows it, ``state`` keeps what survives
-a kill, ``machine`` says where it happened, ``digits`` makes the data.
+a kill, ``digits`` makes the data.
 """
 
 from .digits import data_paths, prepare_digits
