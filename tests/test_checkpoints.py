@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import types
@@ -8,12 +9,15 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from rdimkd_det import ConfigError
+from rdimkd_det.cache.facts import checkpoint_facts
 from rdimkd_det.files import checkpoints
 from rdimkd_det.files.checkpoints import (
     checkpoints_kept,
     forget_kept_checkpoints,
+    hub_path,
     load_checkpoint_safely,
 )
+from rdimkd_det.files.whole import sha256_of
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
 
@@ -141,3 +145,23 @@ def test_checkpoints_kept__of_the_one_who_takes_them_until_forgotten(tmp_path):
     assert len(checkpoints._kept) == 1
     forget_kept_checkpoints()
     assert not checkpoints._kept
+
+
+def test_sha256_of__literal_and_in_pieces(tmp_path):
+    (tmp_path / 'abc').write_bytes(b'abc')
+    expected = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+    assert sha256_of(tmp_path / 'abc') == expected
+    content = bytes(range(256)) * 10_000  # 2.6 MB
+    (tmp_path / 'long').write_bytes(content)
+    assert sha256_of(tmp_path / 'long') == hashlib.sha256(content).hexdigest()
+
+
+def test_checkpoint_facts__know_a_download_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    url = 'https://example.org/models/abc.pth?raw=1'
+    assert checkpoint_facts(url) == {'checkpoint': 'abc.pth', 'weights': None}
+    path = tmp_path / 'checkpoints/abc.pth'
+    path.parent.mkdir()
+    path.write_bytes(b'abc')
+    assert hub_path(url) == path
+    assert checkpoint_facts(url)['weights'][:8] == 'ba7816bf'

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import urlparse
 
-import torch
-
 from ..errors import ConfigError
+from ..files.checkpoints import hub_path
+from ..files.whole import sha256_of
 from .images import as_json, type_name
 from .store import TeacherCache
 
@@ -60,7 +59,9 @@ def checkpoint_facts(checkpoint: str) -> dict:
         checkpoint (str): Path or URL.
     """
     name = Path(urlparse(checkpoint).path).name
-    return {'checkpoint': name, 'weights': _sha256(_local_file(checkpoint))}
+    is_url = checkpoint.startswith(('http://', 'https://'))
+    path = hub_path(checkpoint) if is_url else Path(checkpoint).expanduser()
+    return {'checkpoint': name, 'weights': sha256_of(path) if path.is_file() else None}
 
 
 def check_facts(cache: TeacherCache, given: Mapping) -> None:
@@ -94,22 +95,6 @@ def _first_difference(one: object, other: object) -> tuple[object, object]:
     if not (isinstance(one, list) and isinstance(other, list)):
         return one, other
     return next((a, b) for a, b in zip_longest(one, other, fillvalue='nothing') if a != b)
-
-
-def _local_file(checkpoint: str) -> Path:
-    if checkpoint.startswith(('http://', 'https://')):
-        return Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(checkpoint).path).name
-    return Path(checkpoint).expanduser()
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _without_initialization(entry: object) -> object:

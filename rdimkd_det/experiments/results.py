@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 
+from rdimkd_det.files.whole import sha256_of
 from rdimkd_det.machine import describe_machine
 from rdimkd_det.trainings import Run, is_done
 from rdimkd_det.trainings.history import read_history
@@ -34,7 +32,7 @@ def keep_result(plan: Plan, run: Run) -> None:
         'epochs': run.epochs,
         'digits': asdict(plan.digits),
         'teacher': _describe_teacher(run.needs),
-        'checkpoint_sha256': _sha256(run.checkpoint),
+        'checkpoint_sha256': sha256_of(run.checkpoint),
         'command': f'python tools/run_experiments.py {run.kind} --seeds {run.seed}',
         'date': datetime.now().astimezone().isoformat(timespec='seconds'),
         'machine': describe_machine(),
@@ -57,9 +55,4 @@ def _describe_teacher(teachers: tuple[Run, ...]) -> Mapping | None:
         return None
     (teacher,) = teachers
     ap = read_history(teacher.work_dir).metrics(teacher.epochs)['ap']
-    return {'experiment': teacher.kind, 'ap': ap, 'sha256': _sha256(teacher.checkpoint)}
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {'experiment': teacher.kind, 'ap': ap, 'sha256': sha256_of(teacher.checkpoint)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import pickle
@@ -20,6 +19,7 @@ from mmengine.runner import checkpoint as host
 from ..compat import allow_checkpoint_types
 from ..errors import ConfigError
 from ..names import did_you_mean
+from .whole import sha256_of
 
 # At the end of OpenMMLab's and torchvision's file names: the first digits of their SHA-256.
 HASH = re.compile(r'-([a-f0-9]{8,64})\.')
@@ -193,23 +193,29 @@ def download(url: str) -> str:
     Raises:
         RuntimeError: The hash is another; the file has been removed.
     """
-    path = Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    path = hub_path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         torch.hub.download_url_to_file(url, str(path), progress=False)
     wanted = HASH.search(path.name)
     if wanted is not None:
-        with path.open('rb') as file:
-            found = hashlib.sha256()
-            while chunk := file.read(2**20):
-                found.update(chunk)
-        if not found.hexdigest().startswith(wanted[1]):
+        found = sha256_of(path)
+        if not found.startswith(wanted[1]):
             path.unlink()
             raise RuntimeError(
-                f'its SHA-256 begins with {found.hexdigest()[:8]}, its name says {wanted[1]}; the '
-                f'file has been removed'
+                f'its SHA-256 begins with {found[:8]}, its name says {wanted[1]}; the file has '
+                f'been removed'
             )
     return str(path)
+
+
+def hub_path(url: str) -> Path:
+    """Where :func:`download` puts a file, and where it lies if it has been downloaded.
+
+    Args:
+        url (str): Its address.
+    """
+    return Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
 
 
 def _first_line(error: Exception) -> str:

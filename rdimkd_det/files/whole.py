@@ -1,7 +1,8 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and the hash that tells which."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +80,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with written_whole(path) as file:
         file.write(content)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read piece by piece: a checkpoint may be large.
+
+    Args:
+        path (Path): The file.
+    """
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sync_directory(directory: Path) -> None:
