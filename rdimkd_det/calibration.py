@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce, get_world_size, is_main_process
-from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .distillation import Distillation
+from .progress import watched
 
 
 class ChannelCovariance:
@@ -140,7 +139,8 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
         worker_init_fn=dataloader.worker_init_fn,
         multiprocessing_context=dataloader.multiprocessing_context,
     )
+    # Its workers are started here, before the bar has a thread, whose locks they would inherit.
     batches = (batch for _, batch in zip(range(num_batches), loader))
-    if is_main_process() and sys.stdout.isatty():
-        batches = track_iter_progress((batches, num_batches))
+    if is_main_process():
+        batches = watched(batches, 'training images', total=num_batches)
     yield from batches

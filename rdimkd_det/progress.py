@@ -1,11 +1,19 @@
-"""A progress bar for what takes long."""
+"""Progress bars for what takes long, on a terminal only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 
 def watched(
@@ -22,3 +30,26 @@ def watched(
     console = console or Console(stderr=True)
     options = dict(console=console, transient=True, disable=not console.is_terminal)
     return track(items, description, total=total, **options)
+
+
+@contextmanager
+def counting_bar(
+    title: str, total: int, console: Console | None = None, shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """A bar with numbers and the time left on a terminal, for work that counts by itself.
+
+    Args:
+        title (str): What is being done.
+        total (int): How many there are.
+        console (Console, optional): Where to show it. Defaults to stderr.
+        shown (bool): Whether to show it, e.g. in the first process only. Defaults to True.
+
+    Yields:
+        Callable: Takes how many more are done, 1 unless told.
+    """
+    console = console or Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    disabled = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, disable=disabled) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count=1: progress.advance(task, count)

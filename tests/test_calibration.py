@@ -10,7 +10,7 @@ from processes import run_distributed
 from sklearn.decomposition import PCA
 from torch.utils.data import BatchSampler, DataLoader
 
-from rdimkd_det import PCAProjection
+from rdimkd_det import PCAProjection, calibration
 from rdimkd_det.calibration import (
     ChannelCovariance,
     calibration_batches,
@@ -137,6 +137,20 @@ def test_fit__leaves_the_networks_alone(distilled, random_batch):
 def test_batches__number_of_images(wanted, expected):
     images = images_in(calibration_batches(loader_of(22), wanted, seed=0))
     assert len(set(images)) == expected
+
+
+def test_batches__quiet_without_a_terminal(capfd):
+    assert list(calibration_batches(loader_of(22), 8, seed=0))
+    assert capfd.readouterr() == ('', '')
+
+
+def test_batches__a_bar_on_the_terminal_of_the_first_process(monkeypatch, capsys):
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    assert list(calibration_batches(loader_of(22), 8, seed=0))
+    assert 'training images' in capsys.readouterr().err
+    monkeypatch.setattr(calibration, 'is_main_process', lambda: False)
+    assert list(calibration_batches(loader_of(22), 8, seed=0))
+    assert capsys.readouterr().err == ''
 
 
 def test_batches__the_seed_chooses():

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rdimkd_det.progress import watched
+from rdimkd_det.progress import counting_bar, watched
 
 
 @pytest.mark.parametrize('terminal', [True, False])
@@ -16,3 +16,16 @@ def test_watched__a_bar_with_the_time_left_on_a_terminal_only(terminal):
     output = console.file.getvalue()
     assert ('counting' in output and '-:--:--' in output) == terminal
     assert terminal or output == ''
+
+
+@pytest.mark.parametrize(
+    'terminal, shown, seen', [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_counting_bar__on_a_terminal_where_it_is_wanted(terminal, shown, seen):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with counting_bar('making', 5, console, shown) as advance:
+        advance()
+        advance(3)
+    output = console.file.getvalue()
+    assert ('making' in output and '4/5' in output) == seen
+    assert seen or output == ''

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from rdimkd_det.datasets.digits import DigitsOptions, is_made, make_digits
+from rdimkd_det.progress import counting_bar
 
 from .run import path_option
 
@@ -20,10 +20,9 @@ def prepare_digits(data: Path, options: DigitsOptions, console: Console) -> None
         options (DigitsOptions): What it looks like.
         console (Console): Where to show a progress bar.
     """
-    made = is_made(data, options)
-    with Progress(console=console, disable=made or not console.is_terminal) as progress:
-        task = progress.add_task('making digits', total=options.num_train + options.num_val)
-        make_digits(data, options, on_image=lambda: progress.advance(task))
+    total, shown = options.num_train + options.num_val, not is_made(data, options)
+    with counting_bar('making digits', total, console, shown) as advance:
+        make_digits(data, options, on_image=advance)
 
 
 def data_paths(data: Path) -> dict[str, str]:
