@@ -114,6 +114,11 @@ def default_calibration_images(num_images: int) -> int:
     return min(256, max(32, num_images // 10))
 
 
+def batch_size(loader: DataLoader) -> int:
+    """Images in a full batch of a loader, also of one with a batch sampler of its own."""
+    return loader.batch_size or loader.batch_sampler.batch_size
+
+
 def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> Iterator:
     """Batches of a fixed random choice of training images, split over the ranks.
 
@@ -127,12 +132,12 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
     Yields:
         object: Batches of this rank, with a progress bar on the first rank's terminal.
     """
-    batch_size = dataloader.batch_size or dataloader.batch_sampler.batch_size
+    size = batch_size(dataloader)
     # One image counts once, in however many processes: the basis does not depend on them.
-    num_batches = -(-min(num_images, len(dataloader.dataset)) // (batch_size * get_world_size()))
+    num_batches = -(-min(num_images, len(dataloader.dataset)) // (size * get_world_size()))
     loader = DataLoader(
         dataloader.dataset,
-        batch_size=batch_size,
+        batch_size=size,
         sampler=DefaultSampler(dataloader.dataset, shuffle=True, seed=seed),
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,

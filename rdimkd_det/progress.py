@@ -1,4 +1,4 @@
-"""Progress bars for what takes long, on a terminal only."""
+"""Progress bars for what takes long, on a terminal only; and durations in words."""
 
 from __future__ import annotations
 
@@ -53,3 +53,11 @@ def counting_bar(
     with Progress(*columns, console=console, disable=disabled) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count=1: progress.advance(task, count)
+
+
+def format_time(seconds: float) -> str:
+    """A duration for people, e.g. '40 s', '12 min' or '1 h 05 min'."""
+    if seconds < 90:
+        return f'{max(seconds, 0):.0f} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02d} min'

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rdimkd_det.progress import counting_bar, watched
+from rdimkd_det.progress import counting_bar, format_time, watched
 
 
 @pytest.mark.parametrize('terminal', [True, False])
@@ -29,3 +29,11 @@ def test_counting_bar__on_a_terminal_where_it_is_wanted(terminal, shown, seen):
     output = console.file.getvalue()
     assert ('making' in output and '4/5' in output) == seen
     assert seen or output == ''
+
+
+@pytest.mark.parametrize(
+    'seconds, text',
+    [(-1, '0 s'), (89, '89 s'), (91, '2 min'), (3500, '58 min'), (3900, '1 h 05 min')],
+)
+def test_format_time__literal(seconds, text):
+    assert format_time(seconds) == text

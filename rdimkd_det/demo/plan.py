@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from rdimkd_det.datasets.digits import VERSION, DigitsOptions
 from rdimkd_det.machine import count_cores
-from rdimkd_det.trainings import ROOT, Run, data_paths, path_option
+from rdimkd_det.trainings import ROOT, Run, data_paths, guess_pace, path_option
 
 CONFIGS = {
     'teacher': 'configs/digits/fcos_r50_teacher.py',
@@ -22,8 +22,6 @@ CONFIGS = {
     'rdimkd': 'configs/digits/rdimkd_fcos_r50_r18.py',
 }
 TITLES = {'teacher': 'teacher', 'plain': 'plain student', 'rdimkd': 'RdimKD student'}
-# One iteration on one core of an ordinary machine: a first guess, replaced by what is measured.
-SECONDS_PER_ITERATION = {'teacher': 0.79, 'plain': 0.27, 'rdimkd': 0.39}
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def _plan_run(
         digest=hashlib.sha256(content.encode()).hexdigest(),
         config=CONFIGS[kind],
         title=TITLES[kind] + ('' if kind == 'teacher' else f', seed {seed}'),
-        # Threads do not help in full.
-        guessed_pace=SECONDS_PER_ITERATION[kind] / threads**0.7,
+        guessed_pace=guess_pace('distilled' if kind == 'rdimkd' else kind, threads),
     )
 
 

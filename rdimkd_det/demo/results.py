@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rdimkd_det.inference import student_config
+from rdimkd_det.progress import format_time
 from rdimkd_det.trainings import ROOT, Run
 from rdimkd_det.trainings.history import read_history
-from rdimkd_det.trainings.progress import format_time
 
 from .plan import CONFIGS, TITLES
 

@@ -10,6 +10,7 @@ from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.datasets.digits import is_made
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.machine import count_cores
+from rdimkd_det.progress import format_time
 from rdimkd_det.trainings import (
     Run,
     check_settings,
@@ -18,7 +19,6 @@ from rdimkd_det.trainings import (
     stop_on_signals,
     train_all,
 )
-from rdimkd_det.trainings.progress import format_time
 from rdimkd_det.trainings.state import lock_directory
 
 from .plan import DemoOptions, plan_runs

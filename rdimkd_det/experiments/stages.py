@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.progress import format_time
 from rdimkd_det.trainings import (
     Run,
     is_done,
@@ -16,7 +17,6 @@ from rdimkd_det.trainings import (
     stop_on_signals,
     train_all,
 )
-from rdimkd_det.trainings.progress import format_time
 from rdimkd_det.trainings.state import lock_directory
 
 from .plan import Plan, write_config

@@ -7,6 +7,7 @@ from mmengine.device import get_device
 from mmengine.runner import set_random_seed
 from torch import nn
 
+from ..calibration import batch_size
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..errors import ConfigError, TrainingStoppedError
@@ -19,7 +20,7 @@ from .report import Report
 from .samples import load_samples, measure_gradients, prepare
 from .static import check_static, is_live, teachers, topic, untrained_parts
 from .teacher_eval import evaluate_teacher
-from .timing import batch_size, measure_time
+from .timing import measure_time
 
 __all__ = ['Report', 'preflight', 'static_report']
 

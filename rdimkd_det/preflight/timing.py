@@ -14,8 +14,9 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.utils.data import DataLoader
 
+from ..calibration import batch_size
 from ..distiller import RdimKDDistiller
-from ..progress import watched
+from ..progress import format_time, watched
 from ..stopwatch import peak_memory
 from .report import Report, Table
 
@@ -56,7 +57,7 @@ def measure_time(
         TIME_COLUMNS,
     )
     for name, factor in (('plain', 0.0), ('distilled', 1.0)):
-        length = _duration(iterations * medians[factor])
+        length = format_time(iterations * medians[factor])
         table.rows.append((name, f'{medians[factor]:.3g}', _size(memory[factor]), length))
     report.tables.append(table)
     report.figures['seconds'] = {'plain': medians[0.0], 'distilled': medians[1.0]}
@@ -107,16 +108,3 @@ def run_length(cfg: Config, loader: DataLoader) -> int:
     if 'max_iters' in train:
         return train['max_iters']
     return train.get('max_epochs', 1) * len(loader)
-
-
-def batch_size(loader: DataLoader) -> int:
-    """Images in a full batch."""
-    return loader.batch_size or loader.batch_sampler.batch_size
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f'{seconds:.0f} s'
-    if seconds < 5400:
-        return f'{seconds / 60:.0f} min'
-    return f'{seconds / 3600:.1f} h'

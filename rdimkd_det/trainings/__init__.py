@@ -7,7 +7,7 @@ a kill, ``digits`` makes the data.
 
 from .digits import data_paths, prepare_digits
 from .pool import seconds_left, stop_on_signals, train_all
-from .run import ROOT, Run, path_option
+from .run import ROOT, Run, guess_pace, path_option
 from .training import TrainingFailedError, check_settings, is_done
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     'TrainingFailedError',
     'check_settings',
     'data_paths',
+    'guess_pace',
     'is_done',
     'path_option',
     'prepare_digits',

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from rdimkd_det.progress import format_time
+
 from .history import read_history
 from .training import Training
 
@@ -106,14 +108,6 @@ class Lines:
 def progress_display(console: Console) -> Bars | Lines:
     """The display that suits where the output goes."""
     return Bars(console) if console.is_terminal else Lines(console)
-
-
-def format_time(seconds: float) -> str:
-    """A duration for people, e.g. '40 s', '12 min' or '1 h 05 min'."""
-    if seconds < 90:
-        return f'{max(seconds, 0):.0f} s'
-    minutes = round(seconds / 60)
-    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02d} min'
 
 
 def _fields(status: Status) -> dict[str, str]:
