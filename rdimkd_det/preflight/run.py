@@ -1,0 +1,139 @@
+"""Runs what preflight consists of: the static part, what takes images, the teachers."""
+
+from __future__ import annotations
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import set_random_seed
+from torch import nn
+
+from ..calibration import batch_size
+from ..distillation import Distillation
+from ..distiller import RdimKDDistiller, distilled_student
+from ..errors import ConfigError, TrainingStoppedError
+from ..names import explain
+from ..random_state import preserved_random_state
+from .classes import data_classes, label_map, teacher_classes
+from .detector import build_detector
+from .input_check import check_teacher_input
+from .report import Report
+from .samples import load_samples, measure_gradients, prepare
+from .static import check_static, is_live, teachers, topic, untrained_parts
+from .teacher_eval import evaluate_teacher
+from .timing import measure_time
+
+
+def static_report(cfg: Config, model: nn.Module) -> Report:
+    """What can be told of a distilled model without an image; random states are left alone.
+
+    Args:
+        cfg (Config): The run's config.
+        model (nn.Module): The model built of it.
+    """
+    report = Report(f'RdimKD preflight of {cfg.filename or "the config"}')
+    with preserved_random_state():
+        check_static(cfg, model, report)
+    return report
+
+
+def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool) -> Report:
+    """The whole report.
+
+    Args:
+        cfg (Config): The run's config.
+        model (nn.Module): The model built of it.
+        num_images (int): Training images to measure on; 0 for the static part only.
+        eval_teacher (bool): Whether to measure the teacher's AP on the validation data.
+
+    Returns:
+        Report: With findings, tables and figures.
+    """
+    report = static_report(cfg, model)
+    model = distilled_student(model).to(get_device())
+    batches = _measure(cfg, model, num_images, report) if num_images else []
+    for entry, part in teachers(cfg, model):
+        if is_live(part) and (batches or eval_teacher):
+            _check_teacher(cfg, model, entry, part, batches, eval_teacher, report)
+    return report
+
+
+def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Report) -> list:
+    """Report on gradients and time; returns the batches, none if they are of no use."""
+    set_random_seed(0)
+    loader, batches = load_samples(cfg, num_images)
+    if not any(len(sample.gt_instances) for batch in batches for sample in batch['data_samples']):
+        report.error(
+            'Training data',
+            f'no object in {len(batches) * batch_size(loader)} of {len(loader.dataset)} images',
+            'compare metainfo.classes of the data set with the categories in its annotations',
+        )
+        return []
+    try:
+        prepare(cfg, model, batches)
+        measure_gradients(model, batches, report)
+        measure_time(cfg, model, batches, loader, report)
+    except FloatingPointError as error:
+        report.error('Not finite', str(error), "see the teacher's checkpoint and input")
+        return []
+    except TrainingStoppedError:
+        raise
+    except RuntimeError as error:
+        # Some necks, e.g. RTMDet's, take only sizes that their own data pipelines make.
+        report.error(
+            'Training step',
+            f'fails: {explain(error)}',
+            'if it is about sizes, set pad_size_divisor=32 in the data_preprocessor of the teacher '
+            'config; if about memory, a smaller train_dataloader.batch_size',
+        )
+        return []
+    return batches
+
+
+def _check_teacher(
+    cfg: Config,
+    model: RdimKDDistiller,
+    entry: dict,
+    part: Distillation,
+    batches: list,
+    eval_teacher: bool,
+    report: Report,
+) -> None:
+    data = data_classes(cfg)
+    classes = teacher_classes(entry['config'], part.teacher.checkpoint) or ()
+    of_teacher = label_map(classes, data or ())
+    preprocessor = model.data_preprocessor
+    try:
+        detector = build_detector(part, get_device())
+    except ConfigError as error:
+        detector = None
+        if eval_teacher:
+            report.error(topic('Teacher AP', part), str(error), 'give the whole checkpoint')
+    better = None
+    if batches and not untrained_parts(part.teacher.load_plain().state_dict()):
+        better = check_teacher_input(
+            part,
+            preprocessor,
+            batches,
+            detector,
+            {label: own for own, label in of_teacher.items()},
+            report,
+            topic("Teacher's input", part),
+        )
+    if not eval_teacher or detector is None:
+        return
+    what = topic('Teacher AP', part)
+    if cfg.get('val_dataloader') is None or not of_teacher:
+        why = 'no class in common' if classes else 'its class names are not known'
+        why = why if cfg.get('val_dataloader') else 'the config has no val_dataloader'
+        report.warning(what, f'cannot be measured: {why}', 'judge by the levels and gradients')
+        return
+    try:
+        evaluate_teacher(cfg, entry, part, preprocessor, detector, of_teacher, better, report, what)
+    except (ConfigError, TrainingStoppedError):
+        raise
+    except Exception as error:  # of the data, the evaluator, or the detector on such images
+        report.error(
+            what,
+            f'cannot be measured: {explain(error)}',
+            'see val_dataloader and val_evaluator; test the teacher alone: python tools/test.py',
+        )
