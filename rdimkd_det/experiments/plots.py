@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .summary import Outcome, mean_and_error
-from .table import DIMS, WEIGHTS
+from .table import DIM, DIMS, WEIGHTS
 
 REFERENCES = ('plain', 'pkd')
 
@@ -26,7 +26,7 @@ def draw(outcomes: Mapping[str, Outcome], path: Path) -> None:
             1, 3, figsize=(13, 4), layout='constrained', sharey=True
         )
         for letter in 'pr':
-            names = {d: f'rdimkd_{letter}' + ('' if d == 64 else f'_d{d}') for d in DIMS}
+            names = {d: f'rdimkd_{letter}' + ('' if d == DIM else f'_d{d}') for d in DIMS}
             _line(dims, outcomes, names, f'RdimKD-{letter.upper()}')
         for name, label in (('rdimkd_p', 'RdimKD-P, d = 64'), ('pkd', 'PKD')):
             names = {w: name + ('' if w == 1.0 else f'_w{w:g}') for w in WEIGHTS}

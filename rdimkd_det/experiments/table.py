@@ -12,8 +12,8 @@ DISTILLED = 'configs/digits/rdimkd_fcos_r50_r18.py'
 FCOS_TEACHER = 'configs/digits/fcos_r50_teacher.py'
 RETINANET_TEACHER = 'configs/digits/retinanet_r50_teacher.py'
 WRONG_INPUT = 'configs/digits/controls/teacher_wrong_input.py'
-CHANNELS = 128  # of the FPN, of teachers and students alike
-DIMS = (8, 16, 32, 64, 128)  # C/16 to C
+DIMS = (8, 16, 32, 64, 128)  # of the FPN's 128 channels, of teachers and students alike
+DIM = 64  # unless a row says otherwise
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 GROUPS = {
@@ -84,7 +84,7 @@ def _rdimkd(
     title: str,
     *groups: str,
     projection: str = 'PCAProjection',
-    dim: int | None = 64,
+    dim: int | None = DIM,
     loss: str = 'RdimKDLoss',
     normalize: str | None = 'standardize',
     weight: float = 1.0,
@@ -182,7 +182,7 @@ def _dims() -> list[Experiment]:
         )
         for letter in ('P', 'R')
         for dim in DIMS
-        if dim != 64
+        if dim != DIM
     ]
 
 
