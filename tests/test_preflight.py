@@ -27,7 +27,9 @@ from rdimkd_det.preflight.classes import data_classes, label_map, num_classes
 from rdimkd_det.preflight.detector import build_detector
 from rdimkd_det.preflight.fingerprint import InputScore, batch_norms, better_input, divergence
 from rdimkd_det.preflight.inputs import IMAGENET, WELL_KNOWN, InputFormat, candidates
+from rdimkd_det.preflight.report import Report
 from rdimkd_det.preflight.samples import load_samples, prepare
+from rdimkd_det.preflight.teacher_eval import TeacherAPs, judge_aps
 from rdimkd_det.teacher import Teacher
 
 TEACHER = dict(base_channels=16, fpn_channels=24)
@@ -717,6 +719,30 @@ def test_better_input(configured, other, better):
         InputScore('other', IMAGENET.swapped(), *other),
     ]
     assert better_input(scores) is (scores[1] if better else None)
+
+
+@pytest.mark.parametrize(
+    'aps, severity, expected',
+    [
+        (TeacherAPs(0.39, 0.4), 'ok', '0.390 through the bridge, 0.400 through its own pipeline'),
+        (TeacherAPs(0.37, 0.4), 'warning', '; the sizes are the same, so it is what the bridge'),
+        (TeacherAPs(0.2, 0.4), 'error', '; the sizes are the same, so it is what the bridge'),
+        (TeacherAPs(0.001, 0.009), 'error', ': its checkpoint is not trained'),
+        (TeacherAPs(0.39, 0.4, 0.5), 'error', ', 0.500 with the input that fits it better'),
+        (TeacherAPs(0.39, 0.4, 0.3), 'ok', ', 0.300 with the input that fits it better'),
+    ],
+)
+def test_judge_aps(aps, severity, expected):
+    pipeline = [dict(type='Resize', scale=(96, 64))]
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    part = SimpleNamespace(bridge='nothing to do', teacher=SimpleNamespace(config='teacher.py'))
+    report = Report('')
+    judge_aps(aps, cfg, part, pipeline, IMAGENET, report, 'Teacher AP')
+    (finding,) = report.findings
+    assert finding.severity == severity and expected in finding.text
+    figures = {'bridge': aps.bridge, 'own': aps.own}
+    figures |= {} if aps.mended is None else {'mended': aps.mended}
+    assert report.figures == {'teacher_ap': {'Teacher AP': figures}}
 
 
 # The whole teacher

@@ -19,7 +19,7 @@ from .input_check import check_teacher_input
 from .report import Report
 from .samples import load_samples, measure_gradients, prepare
 from .static import check_static, is_live, teachers, topic, untrained_parts
-from .teacher_eval import evaluate_teacher
+from .teacher_eval import judge_aps, measure_aps, teacher_pipeline
 from .timing import measure_time
 
 
@@ -128,7 +128,9 @@ def _check_teacher(
         report.warning(what, f'cannot be measured: {why}', 'judge by the levels and gradients')
         return
     try:
-        evaluate_teacher(cfg, entry, part, preprocessor, detector, of_teacher, better, report, what)
+        own = teacher_pipeline(entry['config'])
+        aps = measure_aps(cfg, part, preprocessor, detector, of_teacher, own, better)
+        judge_aps(aps, cfg, part, own, better, report, what)
     except (ConfigError, TrainingStoppedError):
         raise
     except Exception as error:  # of the data, the evaluator, or the detector on such images

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -29,31 +30,41 @@ NEARLY_ZERO = 0.01
 MUCH_LOWER, LOWER = 0.75, 0.95
 
 
-def evaluate_teacher(
+@dataclass(frozen=True)
+class TeacherAPs:
+    """AP of a teacher on the student's validation data, from 0 to 1.
+
+    Attributes:
+        bridge (float): Of the student's batches, through the bridge.
+        own (float): Through the teacher's own pipeline.
+        mended (float, optional): Through a bridge to an input that seems to fit better.
+    """
+
+    bridge: float
+    own: float
+    mended: float | None = None
+
+
+def measure_aps(
     cfg: Config,
-    entry: Mapping,
     part: Distillation,
     student_preprocessor: nn.Module,
     detector: nn.Module,
     labels: Mapping[int, int],
+    own_pipeline: list | None,
     better: InputFormat | None,
-    report: Report,
-    topic: str,
-) -> None:
-    """Report on the teacher's AP through the bridge, next to that of its own pipeline.
+) -> TeacherAPs:
+    """Measure a teacher's AP through the bridge, and in its own way.
 
     Args:
         cfg (Config): The run's config, with validation data and evaluator.
-        entry (Mapping): The teacher's entry in it.
         part (Distillation): The teacher, with its bridge.
         student_preprocessor (nn.Module): Makes the student's batches.
         detector (nn.Module): The whole teacher.
         labels (Mapping[int, int]): The teacher's labels to the data's.
+        own_pipeline (list, optional): See :func:`teacher_pipeline`; None for the student's.
         better (InputFormat, optional): An input that seems to fit the teacher better.
-        report (Report): Gets one finding.
-        topic (str): Its topic.
     """
-    own_pipeline = _test_pipeline(entry['config'])
     own_preprocessor = part.teacher.build_preprocessor().to(student_preprocessor.device)
 
     def through(bridge: InputBridge, batch: dict) -> Sequence:
@@ -67,27 +78,52 @@ def evaluate_teacher(
 
     bridged = average_precision(cfg, partial(through, part.bridge), labels, 'through the bridge')
     own = average_precision(cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline)
-    report.figures.setdefault('teacher_ap', {})[topic] = {'bridge': bridged, 'own': own}
-    text = f'{bridged:.3f} through the bridge, {own:.3f} through its own pipeline'
+    if better is None:
+        return TeacherAPs(bridged, own)
+    bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
+    mended = average_precision(cfg, partial(through, bridge), labels, 'with another input')
+    return TeacherAPs(bridged, own, mended)
+
+
+def judge_aps(
+    aps: TeacherAPs,
+    cfg: Config,
+    part: Distillation,
+    own_pipeline: list | None,
+    better: InputFormat | None,
+    report: Report,
+    topic: str,
+) -> None:
+    """Report on what was measured, and on what to do about it.
+
+    Args:
+        aps (TeacherAPs): What :func:`measure_aps` returned.
+        cfg (Config): The run's config.
+        part (Distillation): The teacher.
+        own_pipeline (list, optional): As measured with.
+        better (InputFormat, optional): As measured with.
+        report (Report): Gets one finding, and the figures.
+        topic (str): Its topic.
+    """
+    figures = {name: ap for name, ap in asdict(aps).items() if ap is not None}
+    report.figures.setdefault('teacher_ap', {})[topic] = figures
+    text = f'{aps.bridge:.3f} through the bridge, {aps.own:.3f} through its own pipeline'
     if own_pipeline is None:
         text += " (its config has none: the student's, with the teacher's preprocessor)"
-    if better is not None:
-        bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
-        mended = average_precision(cfg, partial(through, bridge), labels, 'with another input')
-        report.figures['teacher_ap'][topic]['mended'] = mended
-        text += f', {mended:.3f} with the input that fits it better'
-    if better is not None and mended > bridged:
+    if aps.mended is not None:
+        text += f', {aps.mended:.3f} with the input that fits it better'
+    if aps.mended is not None and aps.mended > aps.bridge:
         mend = f'set {better.as_config()} in the data_preprocessor of {part.teacher.config}'
         report.error(topic, text, mend)
-    elif max(bridged, own) < NEARLY_ZERO:
+    elif max(aps.bridge, aps.own) < NEARLY_ZERO:
         report.error(
             topic,
             f'{text}: its checkpoint is not trained, not of these data, or its input is wrong',
             'check model.teacher.checkpoint, and data_preprocessor in the teacher config',
         )
-    elif bridged < LOWER * own:
+    elif aps.bridge < LOWER * aps.own:
         difference = _difference(cfg, own_pipeline, part)
-        severity = report.error if bridged < MUCH_LOWER * own else report.warning
+        severity = report.error if aps.bridge < MUCH_LOWER * aps.own else report.warning
         severity(topic, f'{text}; {difference}', "bring the student's pipeline near the teacher's")
     else:
         report.ok(topic, text)
@@ -152,7 +188,7 @@ def _main_metric(metrics: Mapping[str, float]) -> float:
     return max(0.0, float(next(iter(named or metrics.values()), 0.0)))
 
 
-def _test_pipeline(config: str | dict) -> list | None:
+def teacher_pipeline(config: str | dict) -> list | None:
     """The pipeline with which a teacher's own config tests it; None if it has none."""
     try:
         cfg = read_config(config, 'teacher')
