@@ -22,7 +22,7 @@ from torch import nn
 
 from rdimkd_det.commands import launch
 from rdimkd_det.distiller import distilled_student
-from rdimkd_det.preflight import static_report
+from rdimkd_det.preflight import fingerprint, static_report
 from rdimkd_det.preflight.classes import data_classes, label_map, num_classes
 from rdimkd_det.preflight.detector import build_detector
 from rdimkd_det.preflight.fingerprint import InputScore, batch_norms, better_input, divergence
@@ -232,6 +232,35 @@ def test_preflight__nothing_to_go_by(preflight, trained, tmp_path):
     assert "knows 0 of the data set's 3, not red, green, blue" in warnings['Teacher classes'][0]
     assert 'cannot be checked' in warnings["Teacher's input"][0]
     assert warnings['Teacher AP'][0] == 'cannot be measured: no class in common'
+
+
+@pytest.mark.parametrize('options, severity', [({}, 'ok'), (dict(mean=[0.0, 0.0, 0.0]), 'error')])
+def test_preflight__says_why_the_loss_was_not_measured(preflight, monkeypatch, options, severity):
+    def fails(instances, size):
+        raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+    monkeypatch.setattr(fingerprint, 'with_masks', fails)
+    done = preflight(**options)
+    (finding,) = (it for it in done.report['findings'] if it['topic'] == "Teacher's input")
+    assert finding['severity'] == severity
+    assert 'divergence' in finding['text'] and "the teacher's loss" not in finding['text']
+    assert finding['text'].endswith(
+        '; its own loss could not be measured: '
+        'RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB.'
+    )
+
+
+def test_preflight__neither_statistics_nor_loss(preflight, trained, tmp_path, monkeypatch):
+    def fails(instances, size):
+        raise KeyError('the annotations have no masks')
+
+    monkeypatch.setattr(fingerprint, 'with_masks', fails)
+    done = preflight(checkpoint=folded(trained, tmp_path))
+    text, _ = found(done, 'warning')["Teacher's input"]
+    assert text == (
+        'cannot be checked: the teacher has no BatchNorm statistics of its training; its own loss '
+        'could not be measured: KeyError: the annotations have no masks'
+    )
 
 
 # The weights that the student starts from

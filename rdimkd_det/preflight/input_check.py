@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..distillation import Distillation
+from ..names import explain
 from .fingerprint import InputScore, better_input, compare_inputs
 from .inputs import InputFormat
 from .report import Report
@@ -38,9 +39,12 @@ def check_teacher_input(
     Returns:
         InputFormat | None: The other input.
     """
+    unmeasured = ''
     try:
         scores = compare_inputs(part, student_preprocessor, batches, detector, labels)
-    except Exception:  # a loss of a detector may need what the student's data lack, e.g. masks
+    except Exception as error:  # the loss may need what the data lack, or more memory
+        unmeasured = f'; its own loss could not be measured: {explain(error)}'
+    if unmeasured:  # outside of the block, whose exception holds the maps of its step
         scores = compare_inputs(part, student_preprocessor, batches)
     report.figures.setdefault('inputs', {})[topic] = {
         score.name: {'divergence': score.divergence, 'loss': score.loss} for score in scores
@@ -49,27 +53,33 @@ def check_teacher_input(
     if configured.divergence is None and configured.loss is None:
         report.warning(
             topic,
-            'cannot be checked: the teacher has no BatchNorm statistics of its training, and its '
-            'own loss could not be measured on these data',
+            'cannot be checked: the teacher has no BatchNorm statistics of its training'
+            + (unmeasured or ', and its own loss could not be measured on these data'),
             'run with --eval-teacher, and compare the AP with what its authors give',
         )
     elif better is not None:
-        _report_better(configured, better, part, report, topic)
+        _report_better(configured, better, part, unmeasured, report, topic)
     elif configured.divergence is not None and configured.divergence > FAR:
         report.warning(
             topic,
             f'its activations are far from those of its training ({_figures(configured)}): images '
-            f'of another kind, or an input that is none of the usual',
+            f'of another kind, or an input that is none of the usual{unmeasured}',
             f"compare data_preprocessor in {part.teacher.config} with the teacher's training, and "
             f'run with --eval-teacher',
         )
     else:
-        report.ok(topic, f'none of {len(scores) - 1} others fits better ({_figures(configured)})')
+        text = f'none of {len(scores) - 1} others fits better ({_figures(configured)})'
+        report.ok(topic, text + unmeasured)
     return better and better.format
 
 
 def _report_better(
-    configured: InputScore, better: InputScore, part: Distillation, report: Report, topic: str
+    configured: InputScore,
+    better: InputScore,
+    part: Distillation,
+    unmeasured: str,
+    report: Report,
+    topic: str,
 ) -> None:
     if better.format == configured.format.swapped():
         what = 'looks like swapped channels'
@@ -79,7 +89,7 @@ def _report_better(
         mend = f'set {better.format.as_config()}'
     report.error(
         topic,
-        f'{what}: {_figures(better)}; as configured: {_figures(configured)}',
+        f'{what}: {_figures(better)}; as configured: {_figures(configured)}{unmeasured}',
         f'{mend} in the data_preprocessor of the teacher config, {part.teacher.config}',
     )
 
