@@ -287,7 +287,7 @@ def test_mistakes__of_the_command_line(refused, tmp_path):
     assert '--shard-mb must be above 0, got 0.0' in refused('--shard-mb', 0)
     assert '--batch-size must be 1 or more, got 0' in refused('--batch-size', 0)
     assert 'nowhere is not there' in refused('--out', tmp_path / 'nowhere', '--verify')
-    assert 'cannot be written' in refused('--out', '/proc/cache')
+    assert 'teacher cache /proc/cache cannot be written: No such' in refused('--out', '/proc/cache')
 
 
 def test_mistakes__of_the_config(files, refused, changed, tmp_path):

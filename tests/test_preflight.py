@@ -526,7 +526,11 @@ def test_preflight__other_images_sizes_of_the_teacher(preflight, tmp_path):
     'args, expected',
     [
         (['--samples', '-1'], '--samples must be 0 or more, got -1.'),
-        (['--json', 'no/such/report.json'], '--json: the directory no/such does not exist.'),
+        (
+            ['--json', 'no/such/report.json'],
+            '--json no/such/report.json cannot be written: No such file or directory; give a file '
+            'in a directory that is there and yours.',
+        ),
     ],
 )
 def test_mistake__arguments(config, capsys, args, expected):

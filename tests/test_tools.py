@@ -381,7 +381,12 @@ def test_mistake__work_dir_not_writable(refused, files, tmp_path):
         ('test.py', files / 'plain.py', files / 'teacher/teacher.pth'),
     ):
         line = refused(tool, *args, work_dir=tmp_path / 'file/below')
-        assert 'file/below cannot be written' in line
+        assert 'file/below cannot be written: Not a directory' in line
+    line = refused('train.py', files / 'distilled.py', work_dir=Path('/proc/none/below'))
+    assert line == (
+        'train.py: work directory /proc/none/below cannot be written: No such file or directory; '
+        'give a directory of yours.'
+    )
     assert (tmp_path / 'file').read_text() == 'kept'
 
 
@@ -461,29 +466,40 @@ def test_train__reads_the_teacher_for_the_run_once_and_keeps_nothing(files, tmp_
 
 
 @pytest.mark.parametrize(
-    'tool, option, expected',
+    'tool, option, path',
     [
-        ('preflight.py', '--json', '{}: No such file or directory.'),
-        ('test.py', '--out', '/proc/none: No such file or directory.'),
-        ('distill.py', '--save-config', '{}: No such file or directory.'),
+        ('preflight.py', '--json', '/proc/none.json'),
+        ('test.py', '--out', '/proc/none/x.pkl'),
+        ('distill.py', '--save-config', '/proc/none/x.py'),
+        ('analyze_projection.py', '--out', '/proc/none.png'),
+        ('visualize.py', '--out', '/proc/none/x.png'),
+        ('report.py', '--out', '/proc/none/x.html'),
     ],
 )
 @pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs /proc, where nobody can write')
-def test_file__that_cannot_be_written(refused, files, tool, option, expected):
+def test_file__that_cannot_be_written(files, capsys, tool, option, path):
+    """Root may write anywhere, and still not there; each tool says so before its work."""
     teacher = files / 'teacher/teacher.py', files / 'teacher/teacher.pth'
     arguments = {
         'preflight.py': (files / 'distilled.py', '--samples', 0),
         'test.py': teacher,
         'distill.py': (files / 'plain.py', *teacher, '--dim', 8),
+        'analyze_projection.py': (files / 'distilled.py',),
+        'visualize.py': (files / 'distilled.py', teacher[1], files / 'data/images/0.png'),
+        'report.py': (files,),
     }
-    path = '/proc/none/x.pkl' if tool == 'test.py' else '/proc/none.py'
-    line = refused(tool, *arguments[tool], option, path)
-    assert line == f'{tool}: {expected.format(path)}'
+    with pytest.raises(SystemExit) as stopped:
+        call_tool(tool, *arguments[tool], option, path)
+    assert stopped.value.code == 2
+    assert one_line(tool, capsys.readouterr().err) == (
+        f'{tool}: {option} {path} cannot be written: No such file or directory; give a file in a '
+        f'directory that is there and yours.'
+    )
 
 
 def test_file__json_is_a_directory(refused, files, tmp_path):
     line = refused('preflight.py', files / 'distilled.py', '--json', tmp_path)
-    assert line == f'preflight.py: --json: {tmp_path} is a directory; give a file.'
+    assert line == f'preflight.py: --json {tmp_path} is a directory; give the name of a file.'
 
 
 @pytest.mark.parametrize('place', ['train_dataloader.dataset', 'val_evaluator'])

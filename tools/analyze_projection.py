@@ -1,6 +1,7 @@
 """Show how many directions of the teacher's feature maps hold which share of their variance."""
 
 import argparse
+from pathlib import Path
 
 import matplotlib
 
@@ -29,8 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Analyse the teacher's feature maps.")
     parser.add_argument('config', help='a distilled config')
     parser.add_argument('--images', type=int, default=256, help='training images. Defaults to 256')
-    parser.add_argument('--out', default='spectrum.png', help='picture. Defaults to spectrum.png')
+    parser.add_argument(
+        '--out', type=Path, default='spectrum.png', help='picture. Defaults to spectrum.png'
+    )
     args = parser.parse_args()
+    cli.check_out_file(args.out, '--out')
     cfg = cli.read_config_file(args.config)
     spectra = measure(cfg, args.images)
     print_table(spectra)

@@ -89,7 +89,7 @@ def main() -> None:
     live = without_cache(cfg)
     check_model(live, training=False)
     for directory in directories:
-        check_work_dir(str(directory))
+        check_work_dir(str(directory), 'teacher cache')
     start_processes(args)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()

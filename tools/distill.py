@@ -1,6 +1,7 @@
 """Distil any detector into any other, with two configs and a checkpoint, none to write."""
 
 import argparse
+from pathlib import Path
 
 from rdimkd_det import distill_config
 from rdimkd_det.commands import cli, launch
@@ -32,7 +33,10 @@ def parse_args() -> argparse.Namespace:
     )
     cli.add_common_arguments(parser)
     cli.add_training_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.save_config:
+        cli.check_out_file(Path(args.save_config), '--save-config', folder_is_made=True)
+    return args
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.export.student import read_student, write_student
-from rdimkd_det.files.whole import told_if_unwritable
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,6 +20,8 @@ def parse_args() -> argparse.Namespace:
     for option, value, suffix in (('out', args.out, '.pth'), ('onnx', args.onnx, '.onnx')):
         if value is not None and not value.endswith(suffix):
             raise ConfigError(f'--{option} must be a {suffix} file, got {value}.')
+        if value is not None:
+            cli.check_out_file(Path(value), f'--{option}', folder_is_made=True)
     return args
 
 
@@ -32,10 +33,6 @@ def main() -> None:
     config = cli.read_config_file(args.config) if args.config else None
     student = read_student(args.checkpoint, config)
     model = student.build()
-    for option, file in (('--out', args.out), ('--onnx', args.onnx)):
-        if file:  # both folders before the first file
-            with told_if_unwritable(Path(file), option):
-                pass
     path, num_boxes = write_student(student, args.out)
     before, after = (Path(file).stat().st_size / 2**20 for file in (args.checkpoint, path))
     print(f'wrote {path}: {after:.1f} MiB of {before:.1f} MiB')

@@ -35,10 +35,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.samples < 0:
         raise ConfigError(f'--samples must be 0 or more, got {args.samples}.')
-    if args.json is not None and args.json.is_dir():
-        raise ConfigError(f'--json: {args.json} is a directory; give a file.')
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ConfigError(f'--json: the directory {args.json.parent} does not exist.')
+    if args.json is not None:
+        cli.check_out_file(args.json, '--json')
     return args
 
 

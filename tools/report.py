@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 
 from rdimkd_det.commands import cli
-from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.errors import ConfigError
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.machine import describe_machine
@@ -38,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.images < 0:
         raise ConfigError(f'--images must be 0 or more, got {args.images}.')
-    check_work_dir(str(args.out.parent))
+    cli.check_out_file(args.out, '--out', folder_is_made=True)
     return args
 
 

@@ -25,6 +25,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out must be a .pkl file, got {args.out}.')
+    if args.out is not None:
+        cli.check_out_file(Path(args.out), '--out', folder_is_made=True)
     return args
 
 

@@ -11,7 +11,6 @@ from mmengine.registry import init_default_scope
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
-from rdimkd_det.commands.checks import check_work_dir
 from rdimkd_det.inference import trained_detector, trained_student
 from rdimkd_det.pictures.drawing import write_pictures
 from rdimkd_det.pictures.views import Viewer
@@ -39,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     for path in args.images:
         if not path.is_file():
             raise ConfigError(f'image {path} not found.')
-    check_work_dir(str(args.out.parent))
+    cli.check_out_file(args.out, '--out', folder_is_made=True)
     return args
 
 

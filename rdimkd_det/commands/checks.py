@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..files.configs import leaf_datasets
 from ..files.weights import load_strictly
+from ..files.whole import try_writing
 from ..guard.saving import missing_to_resume
 from ..inheritance import matching_weights, weights_to_inherit
 from ..names import check_options, explain
@@ -280,16 +281,22 @@ def _is_optimizer_of(model: nn.Module, state: object) -> bool:
     return sum(len(group['params']) for group in groups) == len(list(model.parameters()))
 
 
-def check_work_dir(work_dir: str) -> None:
-    """Check that the run may write, without writing.
+def check_work_dir(work_dir: str, what: str = 'work directory') -> None:
+    """Check that the run may write, and leave nothing written.
+
+    Args:
+        work_dir (str): The directory.
+        what (str): What it is, for the message. Defaults to 'work directory'.
 
     Raises:
-        ConfigError: The directory, or the nearest parent that exists, is not writable.
+        ConfigError: The directory, or the nearest parent that exists, takes no file.
     """
-    path = Path(work_dir).absolute()
-    existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f'work directory {work_dir} cannot be written: {existing} is not ours.')
+    try:
+        try_writing(Path(work_dir))
+    except OSError as error:
+        raise ConfigError(
+            f'{what} {work_dir} cannot be written: {error.strerror}; give a directory of yours.'
+        ) from error
 
 
 def check_strategy(cfg: Config) -> None:

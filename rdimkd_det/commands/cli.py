@@ -6,7 +6,6 @@ import argparse
 import gc
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..errors import (
     named_file,
 )
 from ..files.data import read_data_files_safely
+from ..files.whole import try_writing
 
 
 def run(main: Callable[[], None]) -> None:
@@ -115,12 +115,13 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_out_file(path: Path, option: str) -> None:
+def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> None:
     """Check that a result can be written, before the work that it takes.
 
     Args:
         path (Path): The file.
         option (str): The option that names it, for the message.
+        folder_is_made (bool): Whether the tool makes the file's directory. Defaults to False.
 
     Raises:
         ConfigError: It is a directory, or nothing can be written beside it.
@@ -128,9 +129,8 @@ def check_out_file(path: Path, option: str) -> None:
     if path.is_dir():
         raise ConfigError(f'{option} {path} is a directory; give the name of a file.')
     try:
-        # Only trying tells: root may write anywhere, and still not into /proc.
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
-            pass
+        folder = path.absolute().parent
+        try_writing(folder if folder_is_made else folder.resolve(strict=True))
     except OSError as error:
         raise ConfigError(
             f'{option} {path} cannot be written: {error.strerror}; give a file in a directory '

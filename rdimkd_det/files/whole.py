@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,23 @@ def told_if_unwritable(path: Path, option: str) -> Iterator[None]:
         raise ConfigError(
             f'{option} {path} cannot be written ({error}); make room, or give another path.'
         ) from error
+
+
+def try_writing(directory: Path) -> None:
+    """Try to write into a directory, or into what would hold it, and leave nothing there.
+
+    Only trying tells: root may write anywhere, and still not into /proc.
+
+    Args:
+        directory (Path): It need not exist; then the nearest of its parents that does is tried.
+
+    Raises:
+        OSError: It takes no file.
+    """
+    path = directory.absolute()
+    existing = next(it for it in (path, *path.parents) if os.path.lexists(it))
+    with tempfile.TemporaryFile(dir=existing):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:
