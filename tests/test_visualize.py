@@ -154,6 +154,18 @@ class TestVisualizeTool:
         assert height == 2 * 4 * 210  # image and three levels, twice
 
     @pytest.mark.slow
+    def test_visualize__of_a_training_from_a_cache_shows_the_teacher_itself(
+        self, trained, tmp_path
+    ):
+        cfg = Config.fromfile(trained / 'rdimkd.py')
+        cfg.model.teacher.cache = 'moved/away'
+        cfg.dump(tmp_path / 'cached.py')
+        config, *seen = arguments(trained, trained / 'data' / 'images' / '0.png')
+        for name, path in (('live', config), ('cached', tmp_path / 'cached.py')):
+            call_tool('visualize.py', path, *seen, '--out', tmp_path / f'{name}.png')
+        assert (tmp_path / 'live.png').read_bytes() == (tmp_path / 'cached.png').read_bytes()
+
+    @pytest.mark.slow
     @needs_chromium
     def test_visualize__html_of_one_image_in_a_browser(self, trained, tmp_path):
         image = trained / 'data' / 'images' / '0.png'

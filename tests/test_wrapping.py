@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from unittest import mock
 
 import pytest
 from detectors import random_batch
@@ -118,6 +119,40 @@ def test_analyze_projection__table_and_picture(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f'neck_s{stride}' in printed for stride in (8, 16, 32))
     assert picture.read_bytes().startswith(b'\x89PNG')
+
+    def half(figure, file, **options) -> None:
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    with (
+        mock.patch('matplotlib.figure.Figure.savefig', half),
+        pytest.raises(OSError, match='space'),
+    ):
+        call_tool('analyze_projection.py', config, '--images', 8, '--out', picture)
+    assert picture.read_bytes().startswith(b'\x89PNG')  # the old one, and nothing beside it
+    assert not list(tmp_path.glob('.*'))
+
+    # The model goes where mmengine says, and there is no such place.
+    with (
+        mock.patch('mmengine.device.get_device', return_value='nowhere'),
+        pytest.raises(RuntimeError, match='nowhere'),
+    ):
+        call_tool('analyze_projection.py', config, '--images', 8, '--out', picture)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--images', 0], '--images must be 1 or more, got 0.'),
+        (['--out', 'spectrum.txt'], '--out must be a picture (.'),
+        (['--out', 'none/x.png'], '--out none/x.png cannot be written: No such file'),
+    ],
+)
+def test_analyze_projection__mistakes_come_before_the_measurement(capsys, arguments, message):
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('analyze_projection.py', 'unread.py', *arguments)
+    error = capsys.readouterr().err
+    assert error.startswith(f'analyze_projection.py: {message}') and error.count('\n') == 1
 
 
 def test_library__without_a_runner(tmp_path):

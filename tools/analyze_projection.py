@@ -1,16 +1,13 @@
 """Show how many directions of the teacher's feature maps hold which share of their variance."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import torch
-from mmdet.registry import MODELS
+from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.device import get_device
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
@@ -20,21 +17,32 @@ from rdimkd_det import ConfigError
 from rdimkd_det.cache.making import without_cache
 from rdimkd_det.calibration import calibration_batches, teacher_covariances
 from rdimkd_det.commands import cli
-from rdimkd_det.commands.checks import check_data
+from rdimkd_det.commands.checks import check_data, check_model
 from rdimkd_det.distiller import distilled_student
+from rdimkd_det.files.whole import written_whole
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Analyse the teacher's feature maps.")
     parser.add_argument('config', help='a distilled config')
     parser.add_argument('--images', type=int, default=256, help='training images. Defaults to 256')
     parser.add_argument(
-        '--out', type=Path, default='spectrum.png', help='picture. Defaults to spectrum.png'
+        '--out', type=Path, default=Path('spectrum.png'), help='picture. Defaults to spectrum.png'
     )
     args = parser.parse_args()
+    if args.images < 1:
+        raise ConfigError(f'--images must be 1 or more, got {args.images}.')
+    pictures = Figure().canvas.get_supported_filetypes()
+    if args.out.suffix[1:] not in pictures:
+        raise ConfigError(f'--out must be a picture (.{", .".join(pictures)}), got {args.out}.')
     cli.check_out_file(args.out, '--out')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     cfg = cli.read_config_file(args.config)
     spectra = measure(cfg, args.images)
     print_table(spectra)
@@ -44,11 +52,9 @@ def main() -> None:
 
 def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
     """Cumulative shares of variance (C,) of each level, by descending eigenvalue."""
-    if num_images < 1:
-        raise ConfigError(f'--images must be 1 or more, got {num_images}.')
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    live = without_cache(cfg) if isinstance(cfg.get('model'), Mapping) else cfg
+    model = distilled_student(check_model(live, training=False)).to(get_device())
     check_data(cfg, ['train'])
-    model = distilled_student(MODELS.build(without_cache(cfg).model))
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batches = calibration_batches(loader, num_images, seed=0)
     spectra = {}
@@ -73,15 +79,17 @@ def print_table(spectra: dict[str, Tensor]) -> None:
     Console().print(table)
 
 
-def draw(spectra: dict[str, Tensor], path: str) -> None:
+def draw(spectra: dict[str, Tensor], path: Path) -> None:
     """Draw the share of variance over d, one curve per level."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
     for name, shares in spectra.items():
         axes.plot(range(1, len(shares) + 1), shares.cpu(), label=name)
     axes.set(xlabel='directions d', ylabel='share of variance', xscale='log', ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)
 
 
 if __name__ == '__main__':

@@ -1,16 +1,18 @@
 """Draw the feature maps of teacher and students in the subspace, and their detections."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmcv.transforms import Compose
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import init_default_scope
 
 from rdimkd_det import ConfigError
+from rdimkd_det.cache.making import without_cache
 from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_model
 from rdimkd_det.inference import trained_detector, trained_student
 from rdimkd_det.pictures.drawing import write_pictures
 from rdimkd_det.pictures.views import Viewer
@@ -54,7 +56,8 @@ def main() -> None:
 
 def build_viewer(cfg: Config, args: argparse.Namespace) -> Viewer:
     """Load the students and the teacher."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    cfg = without_cache(cfg) if isinstance(cfg.get('model'), Mapping) else cfg
+    check_model(cfg, training=False)
     device = get_device()
     distilled = trained_student(cfg.model, args.checkpoint, who='student').to(device)
     plain = None
