@@ -6,36 +6,26 @@ import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rdimkd_det.commands import cli
 from rdimkd_det.datasets.digits import DigitsOptions, is_made, make_digits
 from rdimkd_det.errors import ConfigError
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        exit_with(message)
-
-
-def exit_with(message: str, status: int = 2) -> None:
-    """Print one line to stderr and end the process."""
-    print(f'make_digits: {" ".join(message.split())}', file=sys.stderr)
-    sys.exit(status)
-
-
-def image_size(text: str) -> tuple:
+def image_size(text: str) -> tuple[int, int]:
     """Read '96' or '128x96'."""
     sides = text.split('x')
-    if len(sides) > 2:
-        raise ValueError(text)
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ConfigError(f'--image-size must be like 96 or 128x96, got {text!r}.')
     return int(sides[0]), int(sides[-1])
 
 
 def parse_args() -> argparse.Namespace:
     default = DigitsOptions()
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--out', default='data/digits', help='directory of the data set')
-    parser.add_argument(
-        '--image-size', type=image_size, default='96x96', metavar='WxH', help='in pixels'
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument('--out', default='data/digits', help='directory of the data set')
+    parser.add_argument('--image-size', default='96x96', metavar='WxH', help='in pixels')
     parser.add_argument('--num-train', type=int, default=default.num_train, help='images')
     parser.add_argument('--num-val', type=int, default=default.num_val, help='images')
     pair = dict(type=int, nargs=2, metavar=('MIN', 'MAX'))
@@ -55,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     options = DigitsOptions(
-        image_size=args.image_size,
+        image_size=image_size(args.image_size),
         num_train=args.num_train,
         num_val=args.num_val,
         digits_per_image=tuple(args.digits_per_image),
@@ -83,9 +73,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ConfigError as error:
-        exit_with(str(error))
-    except KeyboardInterrupt:
-        exit_with('interrupted, nothing was left behind.', status=130)
+    cli.run(main)
