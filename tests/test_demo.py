@@ -7,23 +7,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from runs import call_tool
 
 from rdimkd_det.datasets.digits import DigitsOptions
-from rdimkd_det.demo import DemoOptions, TrainingFailedError, stages
+from rdimkd_det.demo import DemoOptions, stages
 from rdimkd_det.demo.plan import plan_runs
 from rdimkd_det.demo.report import build_page
 from rdimkd_det.demo.results import Row, gain
-from rdimkd_det.errors import ConfigError
+from rdimkd_det.errors import ConfigError, TrainingInterruptedError
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.reports.detections import Detection, Example, iou, match
 from rdimkd_det.reports.page import page
-from rdimkd_det.trainings import Run, pool, training
+from rdimkd_det.trainings import Run, TrainingFailedError, pool, training
 from rdimkd_det.trainings.history import read_history
 from rdimkd_det.trainings.state import lock_directory, read_json, write_json
 
@@ -246,6 +248,43 @@ class TestTraining:
         child(lambda run, epoch: '')
         with pytest.raises(TrainingFailedError, match='without its result'):
             pool.train_all([make_run(tmp_path)], 1, CONSOLE)
+
+    @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_stop_on_signals__ends_the_trainings_and_says_how_to_go_on(self, tmp_path, child, how):
+        run, handler = make_run(tmp_path), signal.getsignal(how)
+        child(
+            lambda run, epoch: f'import os, time; os.kill(os.getppid(), {int(how)}); time.sleep(60)'
+        )
+        with (
+            pytest.raises(TrainingInterruptedError, match='the same command goes on') as error,
+            pool.stop_on_signals(),
+        ):
+            pool.train_all([run], 1, CONSOLE)
+        assert error.value.status == 130
+        assert lock_directory(run.work_dir) is not None  # the training is gone
+        assert signal.getsignal(how) is handler
+
+    @pytest.mark.parametrize(
+        'tool, function',
+        [
+            ('demo.py', 'rdimkd_det.demo.run_demo'),
+            ('run_experiments.py', 'rdimkd_det.experiments.stages.run_experiments'),
+        ],
+    )
+    @pytest.mark.parametrize(
+        'error, status',
+        [
+            (TrainingFailedError('plain student, seed 0: killed by SIGKILL (log: a)'), 1),
+            (TrainingInterruptedError('interrupted; the same command goes on.', status=130), 130),
+            (KeyboardInterrupt(), 130),
+        ],
+    )
+    def test_tools__end_in_one_line(self, capsys, monkeypatch, tool, function, error, status):
+        monkeypatch.setattr(function, mock.Mock(side_effect=error))
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(tool)
+        assert stopped.value.code == status
+        assert capsys.readouterr().err == f'{tool}: {str(error) or "interrupted."}\n'
 
     def test_training__directory_in_use(self, tmp_path, child, monkeypatch):
         monkeypatch.setattr(training, 'LOCK_PATIENCE', 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rdimkd_det.commands import cli
 from rdimkd_det.datasets.digits import DigitsOptions
-from rdimkd_det.demo import DemoOptions, TrainingFailedError, run_demo
+from rdimkd_det.demo import DemoOptions, run_demo
 from rdimkd_det.errors import ConfigError
 
 
@@ -47,12 +47,7 @@ def main() -> None:
         digits=DigitsOptions(num_train=64, num_val=16) if args.smoke else DigitsOptions(),
         epochs=1 if args.smoke else None,
     )
-    try:
-        run_demo(options, shlex.join(['python', *sys.argv]))
-    except TrainingFailedError as error:
-        cli.exit_with(str(error), status=1)
-    except KeyboardInterrupt:
-        cli.exit_with('interrupted; the same command goes on from there.', status=130)
+    run_demo(options, shlex.join(['python', *sys.argv]))
 
 
 if __name__ == '__main__':

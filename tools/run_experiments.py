@@ -22,7 +22,7 @@ from rdimkd_det.experiments.summary import (
 from rdimkd_det.experiments.table import Experiment, select
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.machine import count_cores
-from rdimkd_det.trainings import ROOT, TrainingFailedError
+from rdimkd_det.trainings import ROOT
 
 DOCUMENT = ROOT / 'docs' / 'results.md'
 
@@ -103,12 +103,7 @@ def main() -> None:
     if args.report:
         write_report(plan, args.seeds)
         return
-    try:
-        run_experiments(plan, experiments, args.seeds, args.jobs or count_cores(), Console())
-    except TrainingFailedError as error:
-        cli.exit_with(str(error), status=1)
-    except KeyboardInterrupt:
-        cli.exit_with('interrupted; the same command goes on from there.', status=130)
+    run_experiments(plan, experiments, args.seeds, args.jobs or count_cores(), Console())
 
 
 if __name__ == '__main__':

@@ -5,9 +5,7 @@
 ``rdimkd_det.reports`` has what reports are made of.
 """
 
-from rdimkd_det.trainings import TrainingFailedError
-
 from .plan import DemoOptions
 from .stages import run_demo
 
-__all__ = ['DemoOptions', 'TrainingFailedError', 'run_demo']
+__all__ = ['DemoOptions', 'run_demo']

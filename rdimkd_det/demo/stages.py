@@ -38,14 +38,14 @@ def run_demo(options: DemoOptions, command: str, console: Console | None = None)
     Raises:
         ConfigError: The directory cannot be used, or holds something else.
         TrainingFailedError: A training failed; the finished ones stay.
+        TrainingInterruptedError: A signal or Ctrl-C ended it.
     """
     console = console or Console()
     check_work_dir(str(options.work_dir))
     lock = lock_directory(options.work_dir)
     if lock is None:
         raise ConfigError(f'another demo is running in {options.work_dir}.')
-    with lock:
-        stop_on_signals()
+    with lock, stop_on_signals():
         runs = plan_runs(options)
         for run in runs:
             check_settings(run)

@@ -43,12 +43,13 @@ def run_experiments(
     Raises:
         ConfigError: The directory cannot be used.
         TrainingFailedError: Some failed, once all others have ended.
+        TrainingInterruptedError: A signal or Ctrl-C ended it.
     """
     check_work_dir(str(plan.work_dir))
     lock = lock_directory(plan.work_dir)
     if lock is None:
         raise ConfigError(f'other experiments are running in {plan.work_dir}.')
-    with lock:
+    with lock, stop_on_signals():
         keep_finished(plan, open_runs(plan, experiments, seeds))
         runs = [run for run in open_runs(plan, experiments, seeds) if not is_done(run)]
         console.print(
@@ -62,7 +63,6 @@ def run_experiments(
         prepare_digits(plan.data, plan.digits, console)
         for run in runs:
             write_config(TABLE[run.kind], run)
-        stop_on_signals()
         train_all(runs, num_jobs, console, lambda run: keep_result(plan, run), keep_going=True)
 
 

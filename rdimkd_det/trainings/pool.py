@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
+
+from rdimkd_det.errors import TrainingInterruptedError
 
 from .history import read_history
 from .progress import Status, progress_display
@@ -94,11 +97,24 @@ def seconds_left(runs: Sequence[Run], num_jobs: int) -> float:
     return max(sum(left) / num_jobs, *left, 0) if left else 0
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, its trainings with it."""
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, its trainings with it.
+
+    Raises:
+        TrainingInterruptedError: In place of the ``KeyboardInterrupt``; says how to go on.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    earlier = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = 'interrupted; the same command goes on from there.'
+        raise TrainingInterruptedError(message, status=130) from None
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python

@@ -12,7 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from rdimkd_det.errors import ConfigError
+from rdimkd_det.errors import ConfigError, TrainingStoppedError
 
 from .history import list_parts, read_history
 from .run import ROOT, Run
@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1
 ERROR_LINE = re.compile(r'(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b|train\.py: ')
 
 
-class TrainingFailedError(RuntimeError):
+class TrainingFailedError(TrainingStoppedError):
     """A training ended without its result; the message is one line."""
 
 
