@@ -13,11 +13,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from rich.console import Console
 from runs import call_tool
 
-from rdimkd_det.datasets.digits import DigitsOptions
+from rdimkd_det.datasets.digits import DigitsOptions, make_digits
 from rdimkd_det.demo import DemoOptions, stages
+from rdimkd_det.demo.detections import choose_examples
 from rdimkd_det.demo.plan import plan_runs
 from rdimkd_det.demo.report import build_page
 from rdimkd_det.demo.results import Row, gain
@@ -350,6 +354,62 @@ class TestDetections:
         assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
         assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
         assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
+
+
+class Payload:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class TestExamples:
+    @pytest.fixture
+    def students(self, tmp_path, monkeypatch):
+        """Trainings of a student that finds nothing and of one that finds boxes everywhere."""
+        make_digits(tmp_path / 'digits', DigitsOptions(num_train=1, num_val=8))
+        config = Config.fromfile(ROOT / 'configs/digits/fcos_r18.py')
+        init_default_scope('mmdet')
+        runs = [make_run(tmp_path / kind, kind) for kind in ('plain', 'rdimkd')]
+        for run, bias in zip(runs, (-9.0, 5.0)):
+            finish_run(run, 0.5)
+            config.dump(run.work_dir / '20260101_000000' / 'vis_data' / 'config.py')
+            model = MODELS.build(config.model)
+            torch.nn.init.constant_(model.bbox_head.conv_cls.bias, bias)
+            torch.save({'state_dict': model.state_dict()}, run.checkpoint)
+        monkeypatch.chdir(tmp_path)  # where the data/digits of the config are not
+        return runs
+
+    def test_choose_examples__of_all_val_images(self, tmp_path, students):
+        examples = choose_examples(tmp_path / 'digits', students, CONSOLE)
+        assert len(examples) == 6
+        content = json.loads((tmp_path / 'digits/annotations/val.json').read_text())
+        images = {image['file_name']: image['id'] for image in content['images']}
+        for example in examples:
+            assert example.path.parent == tmp_path / 'digits/val' and example.size == (96, 96)
+            boxes = [
+                (x, y, x + width, y + height)
+                for annotation in content['annotations']
+                for x, y, width, height in [annotation['bbox']]
+                if annotation['image_id'] == images[example.path.name]
+            ]
+            assert [truth.box for truth in example.truths] == boxes
+            assert example.found['plain'] == [] and len(example.found['rdimkd']) > 10
+        differences = [example.difference for example in examples]
+        assert differences == sorted(differences, reverse=True)
+
+    def test_choose_examples__checkpoints_are_read_as_data(self, tmp_path, students):
+        proof, run = tmp_path / 'payload_ran', students[1]
+        content = torch.load(run.checkpoint, weights_only=True)
+        torch.save({**content, 'payload': Payload(proof)}, run.checkpoint)
+        with pytest.raises(ConfigError, match='could run code'):
+            choose_examples(tmp_path / 'digits', students, CONSOLE)
+        assert not proof.exists()
+        torch.load(run.checkpoint, weights_only=False)
+        assert proof.exists()  # it would have
 
 
 def make_rows(seeds=(0,)):

@@ -18,7 +18,7 @@ from rdimkd_det.trainings import Run
 from rdimkd_det.trainings.history import History, read_history
 from rdimkd_det.trainings.state import read_json, write_json
 
-from .detections import NUM_CANDIDATES, find_examples
+from .detections import choose_examples
 from .figures import draw_ap
 from .plan import DemoOptions
 from .results import COLUMNS, Row, collect_rows, gain, show_table, summarise
@@ -47,8 +47,7 @@ def make_report(options: DemoOptions, runs: Sequence[Run], command: str, console
             'machine': describe_machine(),
             'digest': digest,
         }
-        first = {run.kind: run.checkpoint for run in runs[1:3]}
-        examples = find_examples(options.data, first, console)
+        examples = choose_examples(options.data, runs[1:3], console)
         write_text(report, build_page(rows, runs, examples, provenance))
         write_json(results, summarise(rows, provenance))  # last: it vouches for the report
     show_table(rows, console)
@@ -92,10 +91,10 @@ def build_page(
                 'are those of the detector as it is used; training time leaves out validation.')),
             section('Training', _charts(runs)),
             section('Detections', paragraph(
-                f'Of the first {NUM_CANDIDATES} val images those where the two students (seed '
-                f'{seed}) differ most, whichever is better, by the F1 of their detections with a '
-                f'score of {SCORE_THRESHOLD} or more. Green: right class and an IoU of '
-                f'{IOU_THRESHOLD} or more; red and dashed: wrong.'), gallery(examples, NAMES)),
+                f'The val images where the two students (seed {seed}) differ most, whichever is '
+                f'better, by the F1 of their detections with a score of {SCORE_THRESHOLD} or more. '
+                f'Green: right class and an IoU of {IOU_THRESHOLD} or more; red and dashed: '
+                f'wrong.'), gallery(examples, NAMES)),
             section('How this was made', definitions(facts)),
         ],
     )  # fmt: skip
