@@ -68,6 +68,15 @@ def test_imports__go_down(module):
     assert not up, f'{module} (floor {floor_of(module)}) imports from above: {sorted(up)}'
 
 
+@pytest.mark.parametrize('module', sorted(MODULES))
+def test_imports__of_the_package_itself_are_relative(module):
+    nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding='utf-8'))))
+    named = [it.name for node in nodes if isinstance(node, ast.Import) for it in node.names]
+    named += [it.module for it in nodes if isinstance(it, ast.ImportFrom) and not it.level]
+    absolute = [name for name in named if name.split('.')[0] == 'rdimkd_det']
+    assert not absolute, f'{module} imports absolutely: {absolute}; write from . or from ..'
+
+
 def test_imports__go_in_no_circle():
     # Raises CycleError otherwise. The package's own front page imports everything.
     order = list(TopologicalSorter({m: imported_by(m) for m in MODULES if m}).static_order())

@@ -17,8 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rdimkd_det.errors import ConfigError
-
+from ..errors import ConfigError
 from .drawing import Box, add_digit, draw_background
 
 VERSION = '1.0'  # goes up when the same options give other images

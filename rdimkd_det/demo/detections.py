@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rdimkd_det.reports.detections import Example, most_different
-from rdimkd_det.reports.evaluation import evaluate, find_examples
-from rdimkd_det.reports.runs import TrainedRun, read_run
-from rdimkd_det.trainings import Run
+from ..reports.detections import Example, most_different
+from ..reports.evaluation import evaluate, find_examples
+from ..reports.runs import TrainedRun, read_run
+from ..trainings import Run
 
 NUM_EXAMPLES = 6
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from rdimkd_det.reports.charts import Line, draw_chart
+from ..reports.charts import Line, draw_chart
 
 COLOURS = {'teacher': '#8b7cf6', 'plain': '#d97706', 'rdimkd': '#2f7fe0'}
 

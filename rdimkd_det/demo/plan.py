@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from rdimkd_det.datasets.digits import VERSION, DigitsOptions
-from rdimkd_det.machine import count_cores
-from rdimkd_det.trainings import ROOT, Run, data_paths, guess_pace, path_option
+from ..datasets.digits import VERSION, DigitsOptions
+from ..machine import count_cores
+from ..trainings import ROOT, Run, data_paths, guess_pace, path_option
 
 CONFIGS = {
     'teacher': 'configs/digits/fcos_r50_teacher.py',

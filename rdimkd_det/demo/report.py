@@ -8,16 +8,15 @@ from datetime import datetime
 
 from rich.console import Console
 
-from rdimkd_det.files.whole import write_text
-from rdimkd_det.machine import describe_machine
-from rdimkd_det.reports.charts import charts, draw_lines
-from rdimkd_det.reports.detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
-from rdimkd_det.reports.gallery import gallery
-from rdimkd_det.reports.page import definitions, page, paragraph, section, table
-from rdimkd_det.trainings import Run
-from rdimkd_det.trainings.history import History, read_history
-from rdimkd_det.trainings.state import read_json, write_json
-
+from ..files.whole import write_text
+from ..machine import describe_machine
+from ..reports.charts import charts, draw_lines
+from ..reports.detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
+from ..reports.gallery import gallery
+from ..reports.page import definitions, page, paragraph, section, table
+from ..trainings import Run
+from ..trainings.history import History, read_history
+from ..trainings.state import read_json, write_json
 from .detections import choose_examples
 from .figures import draw_ap
 from .plan import DemoOptions

@@ -11,11 +11,10 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from rdimkd_det.inference import student_config
-from rdimkd_det.progress import format_time
-from rdimkd_det.trainings import ROOT, Run
-from rdimkd_det.trainings.history import read_history
-
+from ..inference import student_config
+from ..progress import format_time
+from ..trainings import ROOT, Run
+from ..trainings.history import read_history
 from .plan import CONFIGS, TITLES
 
 COLUMNS = ('', 'AP', 'AP50', 'AP75', 'parameters', 'training time')

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from rdimkd_det.commands.checks import check_work_dir
-from rdimkd_det.datasets.digits import is_made
-from rdimkd_det.errors import ConfigError
-from rdimkd_det.machine import count_cores
-from rdimkd_det.progress import format_time
-from rdimkd_det.trainings import (
+from ..commands.checks import check_work_dir
+from ..datasets.digits import is_made
+from ..errors import ConfigError
+from ..machine import count_cores
+from ..progress import format_time
+from ..trainings import (
     Run,
     check_settings,
     prepare_digits,
@@ -19,8 +19,7 @@ from rdimkd_det.trainings import (
     stop_on_signals,
     train_all,
 )
-from rdimkd_det.trainings.state import lock_directory
-
+from ..trainings.state import lock_directory
 from .plan import DemoOptions, plan_runs
 from .report import make_report
 

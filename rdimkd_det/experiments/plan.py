@@ -11,11 +11,10 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from rdimkd_det.datasets.digits import VERSION, DigitsOptions
-from rdimkd_det.files.whole import write_text
-from rdimkd_det.trainings import ROOT, Run, data_paths, guess_pace, path_option
-from rdimkd_det.trainings.state import read_json
-
+from ..datasets.digits import VERSION, DigitsOptions
+from ..files.whole import write_text
+from ..trainings import ROOT, Run, data_paths, guess_pace, path_option
+from ..trainings.state import read_json
 from .table import TEACHERS, Experiment
 
 # What of a config decides the result; the rest is where things are and what is shown.

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
-from rdimkd_det.files.whole import sha256_of
-from rdimkd_det.machine import describe_machine
-from rdimkd_det.trainings import Run, is_done
-from rdimkd_det.trainings.history import read_history
-from rdimkd_det.trainings.state import write_json
-
+from ..files.whole import sha256_of
+from ..machine import describe_machine
+from ..trainings import Run, is_done
+from ..trainings.history import read_history
+from ..trainings.state import write_json
 from .plan import Plan
 from .table import TABLE
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from rdimkd_det.commands.checks import check_work_dir
-from rdimkd_det.errors import ConfigError
-from rdimkd_det.progress import format_time
-from rdimkd_det.trainings import (
+from ..commands.checks import check_work_dir
+from ..errors import ConfigError
+from ..progress import format_time
+from ..trainings import (
     Run,
     is_done,
     prepare_digits,
@@ -17,8 +17,7 @@ from rdimkd_det.trainings import (
     stop_on_signals,
     train_all,
 )
-from rdimkd_det.trainings.state import lock_directory
-
+from ..trainings.state import lock_directory
 from .plan import Plan, write_config
 from .results import keep_finished, keep_result
 from .table import TABLE, TEACHERS, Experiment

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from rdimkd_det.errors import ConfigError
-
+from ..errors import ConfigError
 from .plan import Plan
 from .table import GROUPS, TABLE, TEACHERS, Experiment, select
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from rdimkd_det.errors import ConfigError
+from ..errors import ConfigError
 
 PLAIN = 'configs/digits/fcos_r18.py'
 DISTILLED = 'configs/digits/rdimkd_fcos_r50_r18.py'

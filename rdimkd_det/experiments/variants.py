@@ -6,9 +6,9 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from rdimkd_det import functional
-from rdimkd_det.losses import RdimKDLoss
-from rdimkd_det.projections import Projection, RandomProjection
+from .. import functional
+from ..losses import RdimKDLoss
+from ..projections import Projection, RandomProjection
 
 
 @MODELS.register_module()

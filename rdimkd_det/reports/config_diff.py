@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 
-from rdimkd_det.inference import student_config
+from ..inference import student_config
 
 ABSENT = 'not set'
 # Where a run is, not what it does.

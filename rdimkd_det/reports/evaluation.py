@@ -21,12 +21,11 @@ from mmengine.runner import Runner
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from rdimkd_det.commands.checks import check_data
-from rdimkd_det.errors import ConfigError
-from rdimkd_det.inference import trained_detector
-from rdimkd_det.progress import watched
-from rdimkd_det.trainings.state import read_json, write_json
-
+from ..commands.checks import check_data
+from ..errors import ConfigError
+from ..inference import trained_detector
+from ..progress import watched
+from ..trainings.state import read_json, write_json
 from .detections import SCORE_THRESHOLD, Detection, Example, match
 from .runs import TrainedRun
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from rdimkd_det.errors import ConfigError
-from rdimkd_det.files.configs import read_config
-from rdimkd_det.guard import newest_or_none
-from rdimkd_det.trainings.history import History, list_parts, read_history
+from ..errors import ConfigError
+from ..files.configs import read_config
+from ..guard import newest_or_none
+from ..trainings.history import History, list_parts, read_history
 
 
 @dataclass(frozen=True, eq=False)

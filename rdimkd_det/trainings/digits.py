@@ -6,9 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rdimkd_det.datasets.digits import DigitsOptions, is_made, make_digits
-from rdimkd_det.progress import counting_bar
-
+from ..datasets.digits import DigitsOptions, is_made, make_digits
+from ..progress import counting_bar
 from .run import path_option
 
 

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from rdimkd_det.errors import TrainingInterruptedError
-
+from ..errors import TrainingInterruptedError
 from .history import read_history
 from .progress import Status, progress_display
 from .run import Run

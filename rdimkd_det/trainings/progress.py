@@ -9,8 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from rdimkd_det.progress import format_time
-
+from ..progress import format_time
 from .history import read_history
 from .training import Training
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdimkd_det.errors import ConfigError
+from ..errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds of an iteration on digits, on one core of an ordinary machine.

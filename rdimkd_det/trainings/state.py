@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from rdimkd_det.files.whole import write_text
+from ..files.whole import write_text
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -12,8 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from rdimkd_det.errors import ConfigError, TrainingStoppedError
-
+from ..errors import ConfigError, TrainingStoppedError
 from .history import list_parts, read_history
 from .run import ROOT, Run
 from .state import lock_directory, read_json, write_json
