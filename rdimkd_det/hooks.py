@@ -24,6 +24,7 @@ from .guard import StepSkipper, deferred_checks, guard, last_finite
 from .inheritance import inherit_weights, weights_to_inherit
 from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
+from .resumption import KEY, check_same_training, training_facts
 from .schedule import build_schedule
 from .values import is_whole
 
@@ -81,6 +82,7 @@ class DistillHook(Hook):
         self.monitor_interval = monitor_interval
         self._to_stop_at: list[FiniteCheck] = []
         self._say_what_is_kept: Callable[[], str] = str
+        self._facts: dict[str, str] = {}
         # Before any data loader has started its workers.
         name_unreadable_images()
 
@@ -107,6 +109,7 @@ class DistillHook(Hook):
                 part.prepare(runner.cfg)
             if not all(loss.fitted for part in parts for _, loss in part.items()):
                 self.fit(model, runner.train_dataloader)
+        self._facts = training_facts(model.distill)
         if model.distill.inherit and not runner._resume:
             self._inherit(runner, model)
         forget_kept_checkpoints()
@@ -209,6 +212,7 @@ class DistillHook(Hook):
         stop_if_broken(self._to_stop_at, self._say_what_is_kept)
         distill = distilled_student(runner.model).distill
         checkpoint['distill'] = weights_to_cpu(distill.state_dict())
+        checkpoint['meta'][KEY] = self._facts
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore the state when training resumes.
@@ -225,8 +229,10 @@ class DistillHook(Hook):
                 'and the adapters start anew.',
             )
             return
+        distill = distilled_student(runner.model).distill
+        check_same_training(checkpoint.get('meta', {}), training_facts(distill))
         try:
-            distilled_student(runner.model).distill.load_state_dict(checkpoint['distill'])
+            distill.load_state_dict(checkpoint['distill'])
         except RuntimeError as error:
             raise ConfigError(
                 f'DistillHook: the checkpoint was made with another teacher or other losses than '

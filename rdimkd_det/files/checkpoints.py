@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -207,6 +208,26 @@ def download(url: str) -> str:
                 f'been removed'
             )
     return str(path)
+
+
+def fingerprint(checkpoint: str) -> str | None:
+    """What tells a checkpoint file from others, whatever its name: its parts' checksums, hashed.
+
+    Args:
+        checkpoint (str): Path or URL.
+
+    Returns:
+        str | None: Hexadecimal; None where the file is not on this machine, or is older than
+        torch 1.6's format, which has checksums. Only the file's table of contents is read.
+    """
+    is_url = checkpoint.startswith(('http://', 'https://'))
+    path = hub_path(checkpoint) if is_url else Path(checkpoint).expanduser()
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = [(part.filename, part.file_size, part.CRC) for part in file.infolist()]
+    except (OSError, zipfile.BadZipFile):
+        return None
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def hub_path(url: str) -> Path:

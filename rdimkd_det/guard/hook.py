@@ -16,8 +16,10 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ..distiller import RdimKDDistiller
 from ..errors import TrainingInterruptedError
 from .resume_point import ResumePoint
 from .saving import INTERRUPTED, LateRemoval, note_last_checkpoint, write_checkpoints_whole
@@ -70,6 +72,11 @@ class TrainingGuard(Hook):
         checkpoint.get('meta', {}).pop('config', None)
         if not runner._resume:
             return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if 'distill' in checkpoint and not isinstance(model, RdimKDDistiller):
+            runner.logger.warning(
+                'RdimKD: the checkpoint is of a distilled training, which goes on as a plain one'
+            )
         ranks = checkpoint.get('resume', [])
         if len(ranks) == get_world_size():
             self._resumed = ranks[get_rank()]
@@ -94,6 +101,13 @@ class TrainingGuard(Hook):
                 self._guard(hook)
         if self._resumed is not None:
             self._point.go_on(self._resumed)
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                'RdimKD: the checkpoint stands at iteration %d of %d: nothing is left to train; '
+                'to go on, raise train_cfg.max_epochs or max_iters',
+                runner.iter,
+                runner.max_iters,
+            )
         self._stop.listen()
 
     def _guard(self, hook: CheckpointHook) -> None:

@@ -29,7 +29,7 @@ from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
 # Shares of the task's gradient beyond which distillation drowns the task, or does nothing.
-LARGEST_SHARE, SMALLEST_SHARE = 100.0, 0.001
+LARGEST_SHARE, SMALLEST_SHARE = 1e4, 1e-4
 
 
 def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
@@ -174,15 +174,14 @@ def _judge_weight(
     share = weight / recommended
     if auto:
         report.ok(what, f"'auto' would be {recommended:.3g}")
-    elif share > LARGEST_SHARE or share < SMALLEST_SHARE:
-        effect = 'drowns the task' if share > 1 else 'does next to nothing'
-        report.warning(
-            what,
-            f"distillation's gradient is {share:.2g} times the task's: it {effect}",
-            f"set loss_weight={recommended:.2g}, or loss_weight='auto'",
-        )
-    else:
-        text = (
-            f"{weight:g}; {recommended:.3g} would make distillation's gradient equal to the task's"
-        )
+        return
+    times = f'{share:,.0f}' if share >= 10 else f'{share:.2g}'
+    text = (
+        f"{weight:g}: distillation's gradient is {times} times the task's, {recommended:.3g} "
+        f'would make them equal'
+    )
+    if SMALLEST_SHARE <= share <= LARGEST_SHARE:
         report.ok(what, text)
+    else:
+        effect = 'drowns the task' if share > 1 else 'does next to nothing'
+        report.warning(what, f'{text}; it {effect}', 'set loss_weight nearer to 1')
