@@ -4,9 +4,28 @@ Fixtures return functions: ``small_config(name, **options)``, ``random_batch(...
 ``teacher_files(tmp_path, config)``. Code outside of pytest imports them from ``detectors``.
 """
 
+from functools import lru_cache
+from unittest import mock
+
 import detectors
 import pytest
 import torch
+import yapf.yapflib.yapf_api
+
+
+@pytest.fixture(scope='session', autouse=True)
+def config_texts_are_formatted_once():
+    """mmengine formats a run's config for each file that it writes: more work than these runs."""
+    original = yapf.yapflib.yapf_api.FormatCode
+    format_once = lru_cache(lambda text, style: original(text, style_config=dict(style)))
+
+    def format_code(text, style_config, **_):
+        return format_once(text, tuple(style_config.items()))
+
+    of_onedl = mock.patch('yapf.yapflib.yapf_api.FormatCode', format_code)
+    of_openmmlab = mock.patch('mmengine.config.config.FormatCode', format_code, create=True)
+    with of_onedl, of_openmmlab:
+        yield
 
 
 @pytest.fixture(autouse=True)
