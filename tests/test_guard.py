@@ -411,7 +411,15 @@ def test_resume__plain_as_distilled_without_adapters(config, files):
     call_tool('train.py', Path(run.work_dir).parent / 'config.py', '--resume', path)
     log = next(Path(run.work_dir).glob('*/*.log')).read_text()
     assert 'holds no distillation state' in log
-    assert load(latest_checkpoint(run.work_dir)[0])['meta']['iter'] > 12
+    last = latest_checkpoint(run.work_dir)[0]
+    assert load(last)['meta']['iter'] > 12
+
+    plain.merge_from_dict({'work_dir': f'{run.work_dir}_plain', 'train_cfg.max_epochs': EPOCHS})
+    plain.dump(Path(run.work_dir).parent / 'plain.py')
+    call_tool('train.py', Path(run.work_dir).parent / 'plain.py', '--resume', last)
+    log = next(Path(plain.work_dir).glob('*/*.log')).read_text()
+    assert 'is of a distilled training, which goes on as a plain one' in log
+    assert 'of 12: nothing is left to train' in log
 
 
 def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, capsys):
