@@ -3,10 +3,8 @@
 import argparse
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,14 +15,6 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    track,
-)
 from torch import nn
 from torch.distributed import init_process_group
 
@@ -47,6 +37,7 @@ from rdimkd_det.commands.hook_options import distill_hooks
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.files.configs import teacher_entries
+from rdimkd_det.progress import counting_bar, watched
 
 
 def parse_args() -> argparse.Namespace:
@@ -155,7 +146,8 @@ def make(
     batch_size = args.batch_size or cfg.train_dataloader.batch_size
     workers = cfg.train_dataloader.num_workers if args.workers is None else args.workers
     start = time.monotonic()
-    with progress(directory, cache) as advance:
+    total = len(cache.missing_shards()) * cache.about['shard_entries'] // get_world_size()
+    with counting_bar('caching the teacher', total, shown=is_main_process()) as advance:
         fill_cache(cache, part, preprocessor, images, batch_size, workers, advance)
     barrier()
     cache.load_index()  # an error if a shard is missing
@@ -166,21 +158,6 @@ def make(
         )
 
 
-@contextmanager
-def progress(directory: Path, cache: TeacherCache) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, of the first process's share, on a terminal."""
-    columns = (
-        TextColumn('caching the teacher'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not (is_main_process() and sys.stdout.isatty())) as bar:
-        total = len(cache.missing_shards()) * cache.about['shard_entries'] // get_world_size()
-        task = bar.add_task('', total=total)
-        yield lambda entries: bar.advance(task, entries)
-
-
 def verify(directories: Sequence[Path]) -> None:
     """Read every entry; damaged shards are named, and end the command with status 1."""
     damaged = []
@@ -188,7 +165,7 @@ def verify(directories: Sequence[Path]) -> None:
         if not (directory / 'cache.json').is_file():
             raise ConfigError(f'teacher cache {directory} is not there.')
         cache = TeacherCache(directory)
-        numbers = track(range(cache.num_shards), 'reading', disable=not sys.stdout.isatty())
+        numbers = watched(range(cache.num_shards), 'reading')
         damaged += [found for found in map(cache.damage, numbers) if found]
         print(f'{directory}: {cache.num_shards} shards read.')
     if damaged:

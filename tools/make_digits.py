@@ -1,14 +1,12 @@
 """Make the embedded data set: handwritten digits to detect, in COCO format."""
 
 import argparse
-import sys
 import time
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rdimkd_det.commands import cli
 from rdimkd_det.datasets.digits import DigitsOptions, is_made, make_digits
 from rdimkd_det.errors import ConfigError
+from rdimkd_det.progress import counting_bar
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -54,15 +52,9 @@ def main() -> None:
     )
     was_made = is_made(args.out, options)
     start = time.monotonic()
-    columns = (
-        TextColumn('making digits'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=was_made or not sys.stdout.isatty()) as progress:
-        task = progress.add_task('', total=options.num_train + options.num_val)
-        make_digits(args.out, options, args.force, lambda: progress.advance(task))
+    total = options.num_train + options.num_val
+    with counting_bar('making digits', total, shown=not was_made) as advance:
+        make_digits(args.out, options, args.force, advance)
     if was_made:
         print(f'{args.out} is there already, made with these options.')
         return

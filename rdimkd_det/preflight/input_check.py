@@ -69,7 +69,10 @@ def check_teacher_input(
         )
     else:
         text = f'none of {len(scores) - 1} others fits better ({_figures(configured)})'
-        report.ok(topic, text + unmeasured)
+        if unmeasured:  # swapped channels may leave no trace in the statistics
+            report.warning(topic, text + unmeasured, 'run with --eval-teacher, which compares APs')
+        else:
+            report.ok(topic, text)
     return better and better.format
 
 
