@@ -1,10 +1,13 @@
+import json
 import re
 import shutil
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from browser import look_at, needs_chromium
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from rich.console import Console
 from runs import call_tool, distilled, fcos, run_config, train, write_data, write_teacher
@@ -79,6 +82,21 @@ class TestReportTool:
         run.checkpoint.touch()
         with pytest.raises(TypeError):
             evaluation.evaluate(run, CONSOLE)
+
+    def test_evaluate__nothing_detected_is_zero_where_there_are_objects(self, tmp_path):
+        data = write_data(tmp_path / 'data')  # of 33 x 29 pixels at most, which is small
+        content = json.loads((data / 'annotations.json').read_text())
+        content['annotations'] = [it for it in content['annotations'] if it['category_id'] < 2]
+        (data / 'annotations.json').write_text(json.dumps(content))
+        model = fcos()
+        model.test_cfg.score_thr = 2.0
+        cfg = run_config(data, tmp_path, model)
+        checkpoint = tmp_path / 'epoch_1.pth'
+        torch.save({'state_dict': MODELS.build(model).state_dict()}, checkpoint)
+        found = evaluation.evaluate(TrainedRun('a', tmp_path, cfg, History(), checkpoint), CONSOLE)
+        assert found.scores == {'AP': 0, 'AP50': 0, 'AP75': 0, 'small': 0}
+        assert found.classes == {'red': 0, 'green': 0}
+        assert found.detections == {str(number): [] for number in range(8)}
 
     @pytest.mark.slow
     def test_report__without_val_data_says_so(self, trained, tmp_path, capsys):

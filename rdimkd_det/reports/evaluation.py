@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
@@ -30,6 +31,7 @@ from .detections import SCORE_THRESHOLD, Detection, Example, match
 from .runs import TrainedRun
 
 CACHE = 'report_evaluation.json'
+VERSION = 2  # of what it holds; in the first, sizes and classes without objects could have 0.0
 SIZES = {'small': 's', 'medium': 'm', 'large': 'l'}
 
 
@@ -126,6 +128,7 @@ def _made_of(run: TrainedRun) -> dict:
     file = run.checkpoint.stat()
     dataset = run.config.val_dataloader.dataset
     return {
+        'version': VERSION,
         'checkpoint': [run.checkpoint.name, file.st_size, file.st_mtime_ns],
         'val': repr(dataset.to_dict()),
     }
@@ -154,15 +157,28 @@ def _test(run: TrainedRun, metric: ConfigDict, console: Console) -> Evaluation:
         detections.update({str(sample.img_id): _confident(sample) for sample in samples})
     with quiet():
         metrics = evaluator.evaluate(len(loader.dataset))
+        if not metrics:
+            metrics = _without_detections(evaluator, len(loader.dataset))
     names = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75'}
     names.update({size: f'bbox_mAP_{letter}' for size, letter in SIZES.items()})
-    # Without a single detection mmdet gives no metric at all.
-    scores = {name: metrics.get(f'coco/{key}', 0.0) for name, key in names.items()}
+    scores = {name: metrics.get(f'coco/{key}', math.nan) for name, key in names.items()}
     classes = {
-        name: metrics.get(f'coco/{name}_precision', 0.0)
+        name: metrics.get(f'coco/{name}_precision', math.nan)
         for name in loader.dataset.metainfo['classes']
     }
     return Evaluation(_defined(scores), _defined(classes), detections)
+
+
+def _without_detections(evaluator: Evaluator, num_images: int) -> dict[str, float]:
+    """The metrics where nothing was detected, for which mmdet gives none at all.
+
+    One detection of no size and no score stands for none: AP is 0 where there are objects, and
+    where there are none it stays undefined.
+    """
+    (metric,) = evaluator.metrics
+    nothing = dict(bboxes=np.zeros((1, 4)), scores=np.zeros(1), labels=np.zeros(1, int))
+    metric.results.append(({}, dict(nothing, img_id=metric.img_ids[0])))
+    return evaluator.evaluate(num_images)
 
 
 def _defined(scores: Mapping[str, float]) -> dict[str, float]:
