@@ -76,6 +76,12 @@ class TestViewLevel:
         view = view_level(loss, 0, {'a': torch.randn(1, 6, *size)}, torch.randn(1, 6, *size))
         assert view.teacher.shape == (*size, 3)
         assert np.isfinite(view.students['a'].difference).all()
+        assert (view.students['a'].explained is None) == (size == (1, 1))
+
+    def test_view_level__a_constant_teacher_has_no_share(self):
+        constant = torch.randn(1, 6, 1, 1).expand(1, 6, 3, 4)
+        view = view_level(make_loss(), 0, {'a': torch.randn(1, 6, 3, 4)}, constant)
+        assert view.students['a'].explained is None
 
     def test_principal_axes__the_largest_first(self):
         coordinates = torch.randn(3, 500) * torch.tensor([1.0, 10.0, 3.0])[:, None] + 50

@@ -26,7 +26,7 @@ LEGEND = (
     'each standardised, in the same colours for all. Difference: root mean square over the '
     'directions, from 0 (black) to 1.4 (bright), where student and teacher are unrelated. The '
     "number is the share of the teacher's variance in the subspace that the student explains on "
-    'this image.'
+    'this image; where that has no variance, as in a map of one position, there is no number.'
 )
 
 
@@ -82,7 +82,11 @@ def draw(figure: SubFigure, view: ImageView) -> None:
         for row, level in enumerate(view.levels, start=1):
             student = level.students.get(name)
             if student is None:
-                left[row].text(0.5, 0.5, 'other channels', ha='center', va='center', fontsize=8)
+                _say(left[row], 'other channels')
+                continue
+            if student.explained is None:
+                _show(left[row], student.colours, f'{name}: \u2013')
+                _say(right[row], 'no variance')
                 continue
             _show(left[row], student.colours, f'{name}: {student.explained:.0%}')
             title = 'difference' if row == 1 else ''
@@ -92,6 +96,10 @@ def draw(figure: SubFigure, view: ImageView) -> None:
 def _show(axes: Axes, picture: np.ndarray, title: str, **options) -> None:
     axes.imshow(picture, interpolation='nearest', **options)
     axes.set_title(title, fontsize=8)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha='center', va='center', fontsize=8)
 
 
 def _students(view: ImageView) -> list[str]:

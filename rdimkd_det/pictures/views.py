@@ -38,12 +38,13 @@ class StudentView:
         colours (np.ndarray): (H, W, 3), in [0, 1].
         difference (np.ndarray): (H, W): root mean square, over the directions, of the difference
             of the standardised coordinates; 1.4 where student and teacher are unrelated.
-        explained (float): Share of the teacher's variance in the subspace that it explains.
+        explained (float | None): Share of the teacher's variance in the subspace that it explains;
+            None where the teacher has no variance, as at a single position.
     """
 
     colours: np.ndarray
     difference: np.ndarray
-    explained: float
+    explained: float | None
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,16 @@ def view_level(
         views[name] = StudentView(
             _colours(axes.t() @ own, height, width),
             difference.view(height, width).cpu().numpy(),
-            float(explained_share(own[None], coordinates[None])),
+            _explained(own, coordinates),
         )
     colours = _colours(axes.t() @ coordinates, height, width)
     return LevelView(loss.level_names[level], colours, views)
+
+
+def _explained(student: Tensor, teacher: Tensor) -> float | None:
+    if torch.equal(teacher, teacher[:, :1].expand_as(teacher)):
+        return None
+    return float(explained_share(student[None], teacher[None]))
 
 
 def principal_axes(coordinates: Tensor) -> Tensor:
