@@ -1,5 +1,7 @@
 import base64
 import re
+import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,7 +26,8 @@ from runs import (
 
 from rdimkd_det import RdimKDLoss
 from rdimkd_det.inference import trained_detector, trained_student
-from rdimkd_det.pictures.views import Viewer, principal_axes, view_level
+from rdimkd_det.pictures.drawing import drawable, render
+from rdimkd_det.pictures.views import ImageView, Viewer, principal_axes, view_level
 
 
 def make_loss(**options):
@@ -87,6 +90,20 @@ class TestViewLevel:
         coordinates = torch.randn(3, 500) * torch.tensor([1.0, 10.0, 3.0])[:, None] + 50
         leading = principal_axes(coordinates).abs().argmax(0)
         assert leading.tolist() == [1, 2, 0]
+
+
+class TestDrawing:
+    @pytest.mark.parametrize('named', [True, False])
+    def test_render__names_that_the_font_lacks_or_takes_for_formulas(self, named):
+        image = np.zeros((30, 40, 3), np.uint8)
+        detections = {'distilled': [((5, 5, 20, 20), '汉 $x', 0.5)]}
+        view = ImageView(Path('图 a$_b$.png'), image, detections=detections)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert render([view], named).startswith(b'\x89PNG')
+
+    def test_drawable__literal(self):
+        assert drawable('图ä $1.png') == r'?ä \$1.png'
 
 
 @pytest.fixture(scope='module')

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 
 from ..files.whole import write_bytes, write_text
@@ -42,27 +43,32 @@ def write_pictures(views: Sequence[ImageView], out: Path) -> None:
         return
     sections = [paragraph(LEGEND)]
     for view in views:
-        picture = base64.b64encode(render([view])).decode()
+        picture = base64.b64encode(render([view], named=False)).decode()
         name = escape(str(view.path), quote=True)
         image = f'<img alt="{name}" src="data:image/png;base64,{picture}">'
         sections.append(section(view.path.name, f'<div class="scroll wide">{image}</div>'))
     write_text(out, page('Teacher and students in the subspace', sections))
 
 
-def render(views: Sequence[ImageView]) -> bytes:
-    """Draw images below each other, as a PNG."""
+def render(views: Sequence[ImageView], named: bool = True) -> bytes:
+    """Draw images below each other, as a PNG.
+
+    Args:
+        views (Sequence[ImageView]): The images.
+        named (bool): Whether each has the name of its file. Defaults to True.
+    """
     columns = 1 + 2 * len(_students(views[0]))
     rows = [1 + len(view.levels) for view in views]
     figure = Figure(figsize=(CELL * columns, CELL * sum(rows)), layout='constrained')
     parts = figure.subfigures(len(views), 1, squeeze=False, height_ratios=rows)[:, 0]
     for part, view in zip(parts, views):
-        draw(part, view)
+        draw(part, view, view.path.name if named else '')
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=100)
     return buffer.getvalue()
 
 
-def draw(figure: SubFigure, view: ImageView) -> None:
+def draw(figure: SubFigure, view: ImageView, title: str) -> None:
     """Draw one image: detections on top, below them a row per level."""
     names = _students(view)
     grid = figure.subplots(1 + len(view.levels), 1 + 2 * len(names), squeeze=False)
@@ -70,8 +76,8 @@ def draw(figure: SubFigure, view: ImageView) -> None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     _draw_detections(grid[0, 0], view.image, view.detections.get('teacher', ()))
-    by_teacher = ', teacher' if 'teacher' in view.detections else ''
-    grid[0, 0].set_title(view.path.name + by_teacher, fontsize=9)
+    titles = [title, 'teacher' if 'teacher' in view.detections else '']
+    grid[0, 0].set_title(', '.join(filter(None, map(drawable, titles))), fontsize=9)
     for row, level in enumerate(view.levels, start=1):
         _show(grid[row, 0], level.teacher, 'teacher' if row == 1 else '')
         grid[row, 0].set_ylabel(level.name, fontsize=9)
@@ -93,6 +99,12 @@ def draw(figure: SubFigure, view: ImageView) -> None:
             _show(right[row], student.difference, title, cmap='magma', vmin=0, vmax=UNRELATED)
 
 
+def drawable(text: str) -> str:
+    """Plain text as matplotlib can draw it: '?' for what its font lacks, and no formulas."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return ''.join(it if ord(it) in known else '?' for it in text).replace('$', r'\$')
+
+
 def _show(axes: Axes, picture: np.ndarray, title: str, **options) -> None:
     axes.imshow(picture, interpolation='nearest', **options)
     axes.set_title(title, fontsize=8)
@@ -111,6 +123,7 @@ def _draw_detections(axes: Axes, image: np.ndarray, detections: Sequence) -> Non
     label_box = dict(facecolor=BOX_COLOUR, edgecolor='none', pad=0.6)
     for (x1, y1, x2, y2), name, score in detections:
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=BOX_COLOUR))
-        text = axes.text(x1, y1, f'{name} {score:.2f}', fontsize=6, color=LABEL_COLOUR)
+        label = drawable(f'{name} {score:.2f}')
+        text = axes.text(x1, y1, label, fontsize=6, color=LABEL_COLOUR)
         room = y1 > LABEL_SHARE * image.shape[0]
         text.set(va='bottom' if room else 'top', clip_on=True, bbox=label_box)
