@@ -133,6 +133,13 @@ class TestReportTool:
         assert f'{tmp_path} holds no training' in error
         assert not (tmp_path / 'report.html').exists()
 
+    def test_report__no_directory(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as status:
+            call_tool('report.py', tmp_path / 'nope', '--out', tmp_path / 'report.html')
+        assert status.value.code == 2
+        error = f'report.py: work directory {tmp_path / "nope"} does not exist.\n'
+        assert capsys.readouterr().err == error
+
     @pytest.mark.slow
     def test_report__damaged_checkpoints(self, trained, tmp_path, capsys):
         copy = tmp_path / 'cut'

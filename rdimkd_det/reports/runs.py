@@ -49,7 +49,7 @@ def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
         list[TrainedRun]: In the same order.
 
     Raises:
-        ConfigError: One of them holds no training, or is given twice.
+        ConfigError: One of them does not exist or holds no training, or is given twice.
     """
     if len({path.resolve() for path in work_dirs}) < len(work_dirs):
         raise ConfigError('a work directory is given twice.')
@@ -61,6 +61,8 @@ def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
 
 def read_run(work_dir: Path, name: str) -> TrainedRun:
     """Read one work directory, see :func:`read_runs`."""
+    if not work_dir.is_dir():
+        raise ConfigError(f'work directory {work_dir} does not exist.')
     history, parts = read_history(work_dir), list_parts(work_dir)
     configs = [path for part in parts if (path := _config_path(work_dir, part)).is_file()]
     if not history.train or not configs:
