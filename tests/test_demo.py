@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +24,7 @@ from rdimkd_det.datasets.digits import DigitsOptions, make_digits
 from rdimkd_det.demo import DemoOptions, stages
 from rdimkd_det.demo.detections import choose_examples
 from rdimkd_det.demo.plan import plan_runs
-from rdimkd_det.demo.report import build_page
+from rdimkd_det.demo.report import _verdict, build_page
 from rdimkd_det.demo.results import Row, gain
 from rdimkd_det.errors import ConfigError, TrainingInterruptedError
 from rdimkd_det.files.whole import write_text
@@ -461,6 +462,20 @@ class TestReport:
         ids = re.findall(r' id="([^"]+)"', html)
         assert len(ids) == len(set(ids))
         assert set(re.findall(r'(?:url\(|href=")#([^")]+)', html)) <= set(ids)
+
+    def test_verdict__for_each_outcome(self):
+        def verdict(plain, rdimkd, seeds=1):
+            aps = {'plain': plain, 'rdimkd': rdimkd}
+            rows = make_rows(range(seeds))
+            return _verdict([replace(row, ap=aps.get(row.kind, row.ap)) for row in rows])
+
+        student = 'The student that also learns from the teacher (RdimKD)'
+        end = '; the teacher is all that the two differ in.'
+        assert verdict(0.3, 0.4) == f'{student} ends 0.100 AP above the plain student{end}'
+        assert verdict(0.4, 0.3) == f'{student} ends 0.100 AP below the plain student{end}'
+        equal = f'{student} and the plain student end with equal AP'
+        assert verdict(0.0, 0.0) == equal + end
+        assert verdict(0.3, 0.2999, seeds=2) == f'{equal}, in the mean of 2 seeds{end}'
 
     def test_page__escapes_the_title(self):
         assert '<h1>a &lt; b</h1>' in page('a < b', [])

@@ -14,11 +14,12 @@ from runs import call_tool, distilled, fcos, run_config, train, write_data, writ
 
 from rdimkd_det import ConfigError
 from rdimkd_det.reports import evaluation
+from rdimkd_det.reports.charts import draw_lines
 from rdimkd_det.reports.comparison import classes_table, comparison_page, scores_table
 from rdimkd_det.reports.config_diff import differing_settings, flatten
 from rdimkd_det.reports.detections import Detection, Example, match, most_different
 from rdimkd_det.reports.evaluation import Evaluation
-from rdimkd_det.reports.gallery import draw_example, embed
+from rdimkd_det.reports.gallery import draw_example, embed, legend
 from rdimkd_det.reports.page import table
 from rdimkd_det.reports.runs import TrainedRun, read_runs
 from rdimkd_det.trainings.history import History
@@ -232,6 +233,15 @@ class TestComparison:
         assert '&lt;b&gt;' in html
 
 
+class TestCharts:
+    @pytest.mark.parametrize('steps, ticks', [([4], '4'), ([1, 2], '1 2')])
+    def test_draw_lines__whole_numbers_along_x_from_zero_along_y(self, steps, ticks):
+        svg = draw_lines('a', {'a': (steps, [2.0] * len(steps))}, 'x', 'y')
+        texts = re.findall(r'<text [^>]*>([^<]+)</text>', svg)
+        assert texts[: texts.index('x')] == ticks.split()
+        assert '0.00' in texts
+
+
 class TestGallery:
     def test_draw_example__large_image_is_made_smaller_with_its_boxes(self, tmp_path):
         path = tmp_path / 'large.png'
@@ -251,4 +261,6 @@ class TestGallery:
         same = Example(None, (9, 9), truths, {'x': right, 'y': right, 'z': right})
         other = Example(None, (9, 9), truths, {'x': right, 'y': right, 'z': []})
         assert most_different([same, other], 1) == [other]
+        assert legend([other, same], 'the runs').startswith('The val images on which the runs dif')
+        assert legend([same], 'the runs').startswith('No val image sets the runs apart, by the F1')
         assert (same.difference, other.difference) == (0.0, 1.0)

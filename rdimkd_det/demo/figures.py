@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from ..reports.charts import Line, draw_chart
+from ..reports.charts import Line, draw_chart, from_zero, whole_numbers
 
 COLOURS = {'teacher': '#8b7cf6', 'plain': '#d97706', 'rdimkd': '#2f7fe0'}
 
@@ -31,7 +30,7 @@ def draw_ap(students: Mapping[str, Sequence[Line]], teacher: float) -> str:
                 label = None if number else labels[kind]
                 axes.plot(epochs, scores, 'o-', markersize=3, color=COLOURS[kind], label=label)
         axes.set(xlabel='epoch', ylabel='AP on val')
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        from_zero(axes)
+        axes.xaxis.set_major_locator(whole_numbers())
 
     return draw_chart('ap', draw)

@@ -11,8 +11,8 @@ from rich.console import Console
 from ..files.whole import write_text
 from ..machine import describe_machine
 from ..reports.charts import charts, draw_lines
-from ..reports.detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
-from ..reports.gallery import gallery
+from ..reports.detections import Example
+from ..reports.gallery import gallery, legend
 from ..reports.page import definitions, page, paragraph, section, table
 from ..trainings import Run
 from ..trainings.history import History, read_history
@@ -20,7 +20,7 @@ from ..trainings.state import read_json, write_json
 from .detections import choose_examples
 from .figures import draw_ap
 from .plan import DemoOptions
-from .results import COLUMNS, Row, collect_rows, gain, show_table, summarise
+from .results import COLUMNS, DIGITS, Row, collect_rows, gain, show_table, summarise
 
 TITLE = 'RdimKD on handwritten digits'
 NAMES = {'plain': 'plain', 'rdimkd': 'RdimKD'}
@@ -90,24 +90,23 @@ def build_page(
                 'are those of the detector as it is used; training time leaves out validation.')),
             section('Training', _charts(runs)),
             section('Detections', paragraph(
-                f'The val images where the two students (seed {seed}) differ most, whichever is '
-                f'better, by the F1 of their detections with a score of {SCORE_THRESHOLD} or more. '
-                f'Green: right class and an IoU of {IOU_THRESHOLD} or more; red and dashed: '
-                f'wrong.'), gallery(examples, NAMES)),
+                legend(examples, f'the two students (seed {seed})')), gallery(examples, NAMES)),
             section('How this was made', definitions(facts)),
         ],
     )  # fmt: skip
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    difference = gain(rows)
+    difference = round(gain(rows), DIGITS)
     seeds = sum(row.kind == 'rdimkd' and row.seed is not None for row in rows)
     over = '' if seeds == 1 else f', in the mean of {seeds} seeds'
-    return (
-        f'The student that learned from the teacher as well (RdimKD) is {abs(difference):.3f} AP '
-        f'{"above" if difference >= 0 else "below"} the plain student{over}; the two differ in '
-        f'nothing else.'
-    )
+    student = 'The student that also learns from the teacher (RdimKD)'
+    if difference:
+        side = 'above' if difference > 0 else 'below'
+        outcome = f'{student} ends {abs(difference):.{DIGITS}f} AP {side} the plain student{over}'
+    else:
+        outcome = f'{student} and the plain student end with equal AP{over}'
+    return f'{outcome}; the teacher is all that the two differ in.'
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -54,11 +54,22 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
             marker = 'o' if len(x) <= MOST_MARKED else None
             on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=label)
         on.set(xlabel=xlabel, ylabel=ylabel, **axes)
-        on.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if 'yscale' not in axes:
-            on.set_ylim(bottom=0)
+        on.xaxis.set_major_locator(whole_numbers())
+        if 'yscale' not in axes and 'ylim' not in axes:
+            from_zero(on)
 
     return draw_chart(name, draw)
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks for epochs and iterations, of which there may be only one."""
+    return MaxNLocator(integer=True, min_n_ticks=1)
+
+
+def from_zero(axes: Axes) -> None:
+    """Let y begin at 0, with room above what is drawn, a single point too."""
+    highest = axes.dataLim.y1
+    axes.set_ylim(0, 1.05 * highest if highest > 0 else None)
 
 
 def charts(drawings: Sequence[tuple[str, str]]) -> str:

@@ -7,9 +7,9 @@ from html import escape
 
 from .charts import charts, draw_lines
 from .config_diff import differing_settings
-from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Example
+from .detections import Example
 from .evaluation import Evaluation
-from .gallery import gallery
+from .gallery import gallery, legend
 from .page import definitions, folded, page, paragraph, section, table
 from .runs import TrainedRun
 
@@ -48,13 +48,10 @@ def comparison_page(
     if evaluations:
         sections.append(section('By class', classes_table(evaluations)))
     if examples:
-        legend = (
-            f'The val images on which the runs differ most, whichever is better, by the F1 of '
-            f'their detections with a score of {SCORE_THRESHOLD} or more. Green: right class and '
-            f'an IoU of {IOU_THRESHOLD} or more; red and dashed: wrong.'
-        )
         shown = {name: name for name in evaluations}
-        sections.append(section('Detections', paragraph(legend), gallery(examples, shown)))
+        sections.append(
+            section('Detections', paragraph(legend(examples, 'the runs')), gallery(examples, shown))
+        )
     if len(runs) > 1:
         sections.append(section('Configs', settings_list(runs)))
     sections.append(section('How this was made', definitions(facts)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 
-from .detections import Detection, Example
+from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Detection, Example
 
 CANVAS = 192  # most units across a drawing, so that lines and labels suit images of any size
 MAX_BYTES = 200_000  # of an image file that goes into the page as it is
@@ -43,6 +43,25 @@ def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
             f'<figure><div class="row">{pictures}</div><figcaption>{name}</figcaption></figure>'
         )
     return f'<div class="examples">{"".join(figures)}</div>'
+
+
+def legend(examples: Sequence[Example], detectors: str) -> str:
+    """What a gallery of :func:`~.detections.most_different` shows.
+
+    Args:
+        examples (Sequence[Example]): The images.
+        detectors (str): Whose detections, e.g. 'the runs'.
+
+    Returns:
+        str: Plain text.
+    """
+    measure = f'by the F1 of their detections with a score of {SCORE_THRESHOLD} or more'
+    if any(example.difference for example in examples):
+        chosen = f'The val images on which {detectors} differ most, whichever is better, {measure}.'
+    else:
+        chosen = f'No val image sets {detectors} apart, {measure}; these are the first.'
+    colours = f'Green: right class and an IoU of {IOU_THRESHOLD} or more; red and dashed: wrong.'
+    return f'{chosen} {colours}'
 
 
 def draw_example(example: Example, key: str | None = None) -> str:
