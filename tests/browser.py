@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 CHROMIUM = next(
@@ -17,7 +19,8 @@ CHROMIUM = next(
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason='needs chromium')
 
 # The page's own policy forbids scripts, so that it is looked at from outside of its frame.
-FRAME = """<!doctype html><body><iframe width="{width}" height="800" srcdoc="{page}"></iframe>
+FRAME = """<!doctype html><body style="margin: 0">
+<iframe style="border: 0" width="{width}" height="800" srcdoc="{page}"></iframe>
 <pre id="seen"></pre><script>
 const frame = document.querySelector('iframe');
 frame.onload = () => {{
@@ -45,13 +48,22 @@ def look_at(page: str, folder: Path, width: int = 360, dark: bool = False) -> di
     Returns:
         'width' that the content takes, 'background' colour, addresses 'loaded', images 'broken'.
     """
+    dom = _open(page, folder, width, '--dump-dom', *(['--force-dark-mode'] if dark else []))
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1]
+    return json.loads(html.unescape(seen))
+
+
+def photograph(page: str, folder: Path, width: int = 360) -> np.ndarray:
+    """A page as Chromium draws it in a window of a width: (H, width, 3)."""
+    picture = folder / 'page.png'
+    _open(page, folder, width, f'--screenshot={picture}', '--hide-scrollbars')
+    return cv2.imread(str(picture))[:, :width]
+
+
+def _open(page: str, folder: Path, width: int, *options: str) -> str:
     outer = folder / 'frame.html'
     outer.write_text(FRAME.format(width=width, page=html.escape(page)))
-    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
+    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', *options]
     command += [f'--user-data-dir={folder / "profile"}', '--virtual-time-budget=3000']
-    command += ['--force-dark-mode'] if dark else []
-    done = subprocess.run(
-        [*command, outer.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1]
-    return json.loads(html.unescape(seen))
+    command += ['--window-size=800,600', outer.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

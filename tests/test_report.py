@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from browser import look_at, needs_chromium
+from browser import look_at, needs_chromium, photograph
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from rich.console import Console
@@ -19,8 +19,9 @@ from rdimkd_det.reports.comparison import classes_table, comparison_page, scores
 from rdimkd_det.reports.config_diff import differing_settings, flatten
 from rdimkd_det.reports.detections import Detection, Example, match, most_different
 from rdimkd_det.reports.evaluation import Evaluation
-from rdimkd_det.reports.gallery import draw_example, embed, legend
-from rdimkd_det.reports.page import table
+from rdimkd_det.reports.gallery import draw_example, embed, gallery, legend
+from rdimkd_det.reports.labels import place_labels
+from rdimkd_det.reports.page import page, table
 from rdimkd_det.reports.runs import TrainedRun, read_runs
 from rdimkd_det.trainings.history import History
 from rdimkd_det.trainings.state import read_json
@@ -150,7 +151,7 @@ class TestReportTool:
             path.write_bytes(path.read_bytes()[:1000])
         call_tool('report.py', copy, '--out', tmp_path / 'report.html')
         assert 'No AP by class or size of cut: no whole checkpoint' in capsys.readouterr().err
-        assert 'AP after each epoch' in (tmp_path / 'report.html').read_text()
+        assert 'AP at each validation' in (tmp_path / 'report.html').read_text()
 
     def test_report__one_directory_twice(self, tmp_path, capsys):
         with pytest.raises(SystemExit):
@@ -233,6 +234,16 @@ class TestComparison:
         assert '&lt;b&gt;' in html
 
 
+class TestPage:
+    @pytest.mark.slow
+    @needs_chromium
+    @pytest.mark.parametrize('columns, shadow', [(2, False), (30, True)])
+    def test_table__a_shadow_where_it_goes_on(self, tmp_path, columns, shadow):
+        html = page('', [table(['head'] * columns, [[''] * columns] * 20)])
+        dark = photograph(html, tmp_path)[:, 330:350].min((1, 2)) < 215
+        assert dark.sum() > 200 if shadow else dark.sum() < 50  # the head's letters
+
+
 class TestCharts:
     @pytest.mark.parametrize('steps, ticks', [([4], '4'), ([1, 2], '1 2')])
     def test_draw_lines__whole_numbers_along_x_from_zero_along_y(self, steps, ticks):
@@ -254,6 +265,33 @@ class TestGallery:
         assert 'x="96.0" y="30.0" width="96.0" height="30.0"' in svg
         assert embed(path).startswith('data:image/jpeg;base64,')
         assert len(svg) < 300_000
+
+    @pytest.mark.parametrize(
+        'runs, wide, narrow', [(1, 2, 2), (2, 3, 3), (3, 4, 2), (4, 5, 3), (5, 3, 3), (9, 5, 3)]
+    )
+    def test_gallery__no_picture_alone_beside_a_large_blank(self, tmp_path, runs, wide, narrow):
+        path = tmp_path / 'a.png'
+        cv2.imwrite(str(path), np.zeros((9, 9, 3), np.uint8))
+        names = {str(number): 'run' for number in range(runs)}
+        html = gallery([Example(path, (9, 9), [], {key: [] for key in names})], names)
+        assert f'style="--wide:{wide};--narrow:{narrow}"' in html
+
+    def test_place_labels__none_hides_another(self):
+        boxes = [(20, 20, 60, 60), (22, 20, 62, 60), (24, 22, 60, 62), (70, 0, 96, 30)]
+        labels = place_labels(boxes, [40, 40, 36, 30], 8, (96, 96))
+        assert labels == [
+            (20, 12, False, True),  # above
+            (22, 60, False, False),  # below: the first is above
+            (24, 22, False, False),  # within: both others are taken
+            (96, 30, True, False),  # below, and ending with its box: the image ends
+        ]
+
+    def test_place_labels__stay_within_the_image_if_they_can(self):
+        assert place_labels([(60, 9, 96.001, 30)], [40], 8, (96, 96)) == [(96, 1, True, True)]
+        assert place_labels([(20, 9, 30, 30)], [25], 8, (30, 30)) == [(30, 1, True, True)]
+        assert place_labels([(2, 2, 9, 9)], [25], 8, (30, 9)) == [(2, 1, False, False)]
+        crowd = place_labels([(0, 0, 9, 9)] * 5, [9] * 5, 8, (40, 40))
+        assert len(crowd) == 5  # more than have room
 
     def test_most_different__over_all_detectors(self):
         truths = [Detection((0, 0, 9, 9), 'a', 1.0)]

@@ -15,12 +15,14 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 
 from ..files.whole import write_bytes, write_text
+from ..reports.labels import place_labels
 from ..reports.page import page, paragraph, section
 from .views import ImageView
 
 CELL = 2.1  # inches
 UNRELATED = 2**0.5  # root mean square difference of unrelated standardised maps
-LABEL_SHARE = 0.08  # of the image's height, above a box
+CELL_POINTS = 118  # of an image's longer side, about
+LINE, LETTER = 7.6, 3.1  # points of a label: its height, and of a letter
 BOX_COLOUR, LABEL_COLOUR = '#46e08a', '#10131a'
 LEGEND = (
     "Colours: the three directions in which the teacher's map varies most inside the subspace, "
@@ -119,11 +121,15 @@ def _students(view: ImageView) -> list[str]:
 
 
 def _draw_detections(axes: Axes, image: np.ndarray, detections: Sequence) -> None:
-    axes.imshow(image)
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0))
+    detections = sorted(detections, key=lambda found: -found[2])
+    texts = [drawable(f'{name} {score:.2f}') for _, name, score in detections]
+    point = max(height, width) / CELL_POINTS
+    boxes, widths = [box for box, *_ in detections], [LETTER * point * len(it) for it in texts]
+    labels = place_labels(boxes, widths, LINE * point, (width, height))
     label_box = dict(facecolor=BOX_COLOUR, edgecolor='none', pad=0.6)
-    for (x1, y1, x2, y2), name, score in detections:
+    for (x1, y1, x2, y2), text, label in reversed(list(zip(boxes, texts, labels))):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=BOX_COLOUR))
-        label = drawable(f'{name} {score:.2f}')
-        text = axes.text(x1, y1, label, fontsize=6, color=LABEL_COLOUR)
-        room = y1 > LABEL_SHARE * image.shape[0]
-        text.set(va='bottom' if room else 'top', clip_on=True, bbox=label_box)
+        text = axes.text(label.x, label.y, text, fontsize=6, color=LABEL_COLOUR, bbox=label_box)
+        text.set(va='top', ha='right' if label.at_right else 'left', clip_on=True)

@@ -1,6 +1,6 @@
 """Reports as one HTML file that needs nothing but itself.
 
-``page``, ``charts``, ``detections`` and ``gallery`` are what every report is made of. The others
-make tools/report.py: ``runs`` reads work directories, ``evaluation`` tests their checkpoints,
-``config_diff`` compares their configs, ``comparison`` puts it together.
+``page``, ``charts``, ``detections``, ``labels`` and ``gallery`` are what every report is made of.
+The others make tools/report.py: ``runs`` reads work directories, ``evaluation`` tests their
+checkpoints, ``config_diff`` compares their configs, ``comparison`` puts it together.
 """

@@ -109,7 +109,7 @@ def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
     drawings = []
     ap = {run.name: run.ap_line for run in runs if run.history.val}
     if ap:
-        drawings.append((draw_lines('ap', ap, 'epoch', 'AP on val'), 'AP after each epoch.'))
+        drawings.append((draw_lines('ap', ap, 'epoch', 'AP on val'), 'AP at each validation.'))
 
     def add(key: str, caption: str, **axes) -> None:
         lines = {run.name: run.history.series(key) for run in runs}

@@ -6,13 +6,17 @@ import base64
 import mimetypes
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import ceil
 from pathlib import Path
 
 import cv2
 
-from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Detection, Example
+from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Box, Detection, Example
+from .labels import Label, place_labels
 
 CANVAS = 192  # most units across a drawing, so that lines and labels suit images of any size
+LINE, GAP, LETTER = 8.0, 1.5, 4.2  # units of a label: its height, to its box, of a letter
+MOST_COLUMNS = 5, 3  # of pictures side by side, on a wide page and on a phone's
 MAX_BYTES = 200_000  # of an image file that goes into the page as it is
 MAX_SIDE = 640  # pixels of one that does not
 SHOWN_BY_BROWSERS = ('image/png', 'image/jpeg', 'image/webp')
@@ -39,10 +43,17 @@ def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
             f'<div>{draw_example(example, key)}{escape(caption)}</div>' for caption, key in cells
         )
         name = escape(example.path.name)
+        wide, narrow = (_columns(len(cells), most) for most in MOST_COLUMNS)
         figures.append(
-            f'<figure><div class="row">{pictures}</div><figcaption>{name}</figcaption></figure>'
+            f'<figure><div class="row" style="--wide:{wide};--narrow:{narrow}">{pictures}</div>'
+            f'<figcaption>{name}</figcaption></figure>'
         )
     return f'<div class="examples">{"".join(figures)}</div>'
+
+
+def _columns(count: int, most: int) -> int:
+    """Columns of a grid whose rows are as equal as they can be."""
+    return ceil(count / ceil(count / most))
 
 
 def legend(examples: Sequence[Example], detectors: str) -> str:
@@ -77,18 +88,20 @@ def draw_example(example: Example, key: str | None = None) -> str:
     scale = min(1.0, CANVAS / example.size[0])
     width, height = (side * scale for side in example.size)
     if key is None:
-        boxes = [_draw_box(truth, 'truth', scale, width) for truth in example.truths]
+        shown, classes = example.truths, ['truth'] * len(example.truths)
     else:
-        boxes = [
-            _draw_box(found, 'right' if found.right else 'wrong', scale, width)
-            for found in reversed(example.found[key])  # the surest on top
-        ]
+        shown = sorted(example.found[key], key=lambda found: -found.score)
+        classes = ['right' if found.right else 'wrong' for found in shown]
+    boxes = [tuple(side * scale for side in detection.box) for detection in shown]
+    scores = ['' if key is None else f' {detection.score:.2f}' for detection in shown]
+    widths = [LETTER * len(it.name + score) for it, score in zip(shown, scores)]
+    labels = place_labels(boxes, widths, LINE, (width, height))
+    drawn = [_draw_label(*it) for it in zip(shown, scores, classes, labels)]
+    drawn += [_draw_box(*it) for it in zip(boxes, classes)]
+    drawn = ''.join(reversed(drawn))  # the surest on top, and labels over boxes
     picture = f'<image width="{width:g}" height="{height:g}" href="{embed(example.path)}"/>'
     size = '' if scale == 1 else ' fine'
-    return (
-        f'<svg class="boxes{size}" viewBox="0 0 {width:g} {height:g}">{picture}{"".join(boxes)}'
-        '</svg>'
-    )
+    return f'<svg class="boxes{size}" viewBox="0 0 {width:g} {height:g}">{picture}{drawn}</svg>'
 
 
 def embed(path: Path) -> str:
@@ -104,15 +117,16 @@ def embed(path: Path) -> str:
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def _draw_box(detection: Detection, css_class: str, scale: float, image_width: float) -> str:
-    x1, y1, x2, y2 = (side * scale for side in detection.box)
-    above = y1 >= 10  # units: room for the label
-    right = x1 > image_width / 2  # so that it ends within the image
+def _draw_box(box: Box, css_class: str) -> str:
+    x1, y1, x2, y2 = box
     place = f'x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}"'
-    score = '' if css_class == 'truth' else f'<tspan class="score"> {detection.score:.2f}</tspan>'
+    return f'<g class="{css_class}"><rect class="halo" {place}/><rect {place}/></g>'
+
+
+def _draw_label(detection: Detection, score: str, css_class: str, label: Label) -> str:
+    y = label.y + LINE - GAP if label.above else label.y + GAP
     return (
-        f'<g class="{css_class}"><rect class="halo" {place}/><rect {place}/>'
-        f'<text x="{x2 if right else x1:.1f}" y="{y1 - 1.5 if above else y2 + 1.5:.1f}"'
-        f'{"" if above else " class=below"}{" text-anchor=end" if right else ""}>'
-        f'{escape(detection.name)}{score}</text></g>'
+        f'<g class="{css_class}"><text x="{label.x:.1f}" y="{y:.1f}"'
+        f'{"" if label.above else " class=below"}{" text-anchor=end" if label.at_right else ""}>'
+        f'{escape(detection.name)}<tspan class="score">{score}</tspan></text></g>'
     )

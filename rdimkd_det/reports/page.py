@@ -11,10 +11,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 CSS = """
 :root { color-scheme: light dark; --text: #1d2330; --soft: #5c6475; --page: #ffffff;
-  --card: #f5f6f9; --line: #dde1ea; --accent: #2f7fe0; --up: #147a43; --down: #b3402f; }
+  --card: #f5f6f9; --line: #dde1ea; --accent: #2f7fe0; --up: #147a43; --down: #b3402f;
+  --shade: #10131a4d; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6e9f0; --soft: #9aa3b5; --page: #14171e; --card: #1d212b; --line: #313747;
-    --accent: #6aa8f7; --up: #4cd58d; --down: #ff8d7c; } }
+    --accent: #6aa8f7; --up: #4cd58d; --down: #ff8d7c; --shade: #e6e9f040; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 3rem; background: var(--page);
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
@@ -23,7 +24,13 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
 h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 0.3rem; }
 p { margin: 0.4rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: 0.88rem; }
-.scroll { overflow-x: auto; } .wide img { min-width: 36rem; }
+/* A shadow at an edge behind which there is more: the page's colour moves along and covers it. */
+.scroll { overflow-x: auto; background:
+    linear-gradient(to right, var(--page) 1rem, transparent) left / 2rem 100% no-repeat local,
+    linear-gradient(to left, var(--page) 1rem, transparent) right / 2rem 100% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) left / 1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
+.wide img { min-width: 36rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
@@ -35,9 +42,8 @@ tr.mean td { border-top: 1px solid var(--soft); }
 .charts svg { width: 100%; height: auto; display: block; }
 figure { margin: 0; background: var(--card); border-radius: 8px; padding: 0.9rem; min-width: 0; }
 .examples { display: grid; gap: 1rem; max-width: 54rem; }
-.row { display: grid; gap: 0.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(max(5rem, 22%), 1fr)); }
-.row div { font-size: 0.8rem; color: var(--soft); }
+.row { display: grid; gap: 0.5rem; grid-template-columns: repeat(var(--wide), 1fr); }
+.row div { min-width: 0; overflow-wrap: anywhere; font-size: 0.8rem; color: var(--soft); }
 .boxes { display: block; width: 100%; border-radius: 4px; }
 .boxes rect { fill: none; stroke-width: 1; }
 .boxes rect.halo { stroke: #10131a; stroke-width: 2; stroke-dasharray: none; }
@@ -62,7 +68,11 @@ img { max-width: 100%; height: auto; border-radius: 4px; }
   th { font-size: 0.72rem; }
   td:first-child, td:last-child, th:last-child { white-space: normal; }
   figure { padding: 0.6rem; }
-  .row { gap: 0.3rem; }
+  .row { gap: 0.3rem; grid-template-columns: repeat(var(--narrow), 1fr); }
+  tr.change td { font-size: 0.75rem; }
+  .wide { display: flex; }
+  .wide::after { content: ''; flex: 0 0 1.2rem; position: sticky; right: 0;
+    background: linear-gradient(to left, var(--shade), transparent); }
   .boxes text { font-size: 12px; }
   .boxes.fine text { font-size: 18px; }
   .boxes .score { display: none; }
