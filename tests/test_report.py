@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -213,6 +215,16 @@ class TestComparison:
         assert '<td>0.300</td>' in html
         assert '<td class="up">+0.040</td>' in html
 
+    def test_scores_table__says_what_the_scores_are_of(self):
+        logged, evaluated, iterations, nothing = (make_run(name, {8: {}}) for name in 'abcd')
+        evaluated = replace(evaluated, checkpoint=Path('epoch_9.pth'))
+        iterations.config.train_cfg = dict(type='IterBasedTrainLoop')
+        nothing.history.val.clear()
+        runs = [logged, evaluated, iterations, nothing]
+        html = scores_table(runs, {'b': Evaluation({'AP': 0.1}, {}, {})})
+        cells = ['epoch 8', 'epoch 9', 'iteration 8', '\u2013']
+        assert re.findall(r'<td>[a-d]</td><td>([^<]+)</td>', html) == cells
+
     def test_classes_table__greatest_change_first_and_the_rest_folded(self):
         base = {f'c{number:02}': 0.5 for number in range(12)}
         other = {**base, 'c07': 0.3, 'c03': 0.6}
@@ -224,7 +236,7 @@ class TestComparison:
     def test_comparison_page__without_evaluation_or_second_run(self):
         html = comparison_page([make_run('<b>')], {}, [], ['No AP: <why>'], {'date': 'today'})
         assert '&lt;why&gt;' in html
-        assert 'Configs' not in html
+        assert 'Where the configs differ' not in html
         assert '<b>' not in html
 
     def test_table__escapes_and_colours(self):

@@ -13,7 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .page import equal_columns
+
 LINE_COLOURS = ('#2f7fe0', '#d97706', '#12a594', '#c2559d', '#8b7cf6')
+MOST_COLUMNS = 3  # of charts side by side
 MOST_MARKED = 30  # points of a line, each of which gets a mark
 TEXT_COLOUR = '#123457'  # becomes the page's own, light or dark
 STYLE = {
@@ -85,7 +88,8 @@ def charts(drawings: Sequence[tuple[str, str]]) -> str:
         f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
         for svg, caption in drawings
     ]
-    return f'<div class="charts">{"".join(figures)}</div>'
+    columns = equal_columns(len(figures), MOST_COLUMNS)
+    return f'<div class="charts" style="--wide:{columns}">{"".join(figures)}</div>'
 
 
 def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:

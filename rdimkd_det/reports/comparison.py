@@ -16,6 +16,10 @@ from .runs import TrainedRun
 COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
 SHOWN_CLASSES = 10
 MINUS = '\u2212'
+SCORES = (
+    "COCO AP, from 0 to 1, on each run's own val data. Objects are small below 32 x 32 pixels and "
+    'large above 96 x 96. A dash: there are no such objects, or it was not measured.'
+)
 SHARE = dict(ylim=(0, 1))
 
 
@@ -42,18 +46,18 @@ def comparison_page(
     names = [run.name for run in runs]
     sections = [
         *map(paragraph, remarks),
-        section('Results', scores_table(runs, evaluations)),
+        section('Results', scores_table(runs, evaluations), paragraph(SCORES)),
         section('Training', charts(training_charts(runs))),
     ]
     if evaluations:
-        sections.append(section('By class', classes_table(evaluations)))
+        sections.append(section('AP by class', classes_table(evaluations)))
     if examples:
         shown = {name: name for name in evaluations}
         sections.append(
             section('Detections', paragraph(legend(examples, 'the runs')), gallery(examples, shown))
         )
     if len(runs) > 1:
-        sections.append(section('Configs', settings_list(runs)))
+        sections.append(section('Where the configs differ', settings_list(runs)))
     sections.append(section('How this was made', definitions(facts)))
     return page(' and '.join(names) if len(names) < 3 else f'{len(names)} runs', sections)
 
@@ -63,14 +67,21 @@ def scores_table(runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluatio
     scores = [_scores(run, evaluations.get(run.name)) for run in runs]
     rows, classes = [], []
     for run, own in zip(runs, scores):
-        step = str(max(run.history.val, default='-'))
-        rows.append((run.name, step, *(_score(own.get(name)) for name in COLUMNS)))
+        when = _when(run, evaluations.get(run.name))
+        rows.append((run.name, when, *(_score(own.get(name)) for name in COLUMNS)))
         classes.append('')
         if own is not scores[0]:
             changes = [_change(own.get(name), scores[0].get(name)) for name in COLUMNS]
             rows.append((f'over {runs[0].name}', '', *changes))
             classes.append('change')
-    return table(('', 'epoch', *COLUMNS), rows, classes)
+    return table(('', 'after', *COLUMNS), rows, classes)
+
+
+def _when(run: TrainedRun, evaluation: Evaluation | None) -> str:
+    """After which epoch or iteration the scores are of: e.g. 'epoch 6'."""
+    if evaluation is not None and run.checkpoint is not None:
+        return run.checkpoint.stem.replace('_', ' ')
+    return f'{run.step_name} {max(run.history.val)}' if run.history.val else '\u2013'
 
 
 def _scores(run: TrainedRun, evaluation: Evaluation | None) -> dict[str, float]:
@@ -109,7 +120,8 @@ def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
     drawings = []
     ap = {run.name: run.ap_line for run in runs if run.history.val}
     if ap:
-        drawings.append((draw_lines('ap', ap, 'epoch', 'AP on val'), 'AP at each validation.'))
+        steps = ' or '.join(dict.fromkeys(run.step_name for run in runs if run.name in ap))
+        drawings.append((draw_lines('ap', ap, steps, 'AP on val'), 'AP at each validation.'))
 
     def add(key: str, caption: str, **axes) -> None:
         lines = {run.name: run.history.series(key) for run in runs}

@@ -6,13 +6,13 @@ import base64
 import mimetypes
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import ceil
 from pathlib import Path
 
 import cv2
 
 from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Box, Detection, Example
 from .labels import Label, place_labels
+from .page import equal_columns
 
 CANVAS = 192  # most units across a drawing, so that lines and labels suit images of any size
 LINE, GAP, LETTER = 8.0, 1.5, 4.2  # units of a label: its height, to its box, of a letter
@@ -43,17 +43,12 @@ def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
             f'<div>{draw_example(example, key)}{escape(caption)}</div>' for caption, key in cells
         )
         name = escape(example.path.name)
-        wide, narrow = (_columns(len(cells), most) for most in MOST_COLUMNS)
+        wide, narrow = (equal_columns(len(cells), most) for most in MOST_COLUMNS)
         figures.append(
             f'<figure><div class="row" style="--wide:{wide};--narrow:{narrow}">{pictures}</div>'
             f'<figcaption>{name}</figcaption></figure>'
         )
     return f'<div class="examples">{"".join(figures)}</div>'
-
-
-def _columns(count: int, most: int) -> int:
-    """Columns of a grid whose rows are as equal as they can be."""
-    return ceil(count / ceil(count / most))
 
 
 def legend(examples: Sequence[Example], detectors: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from itertools import zip_longest
+from math import ceil
 
 # Nothing may be fetched, even if a drawing asked for it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -38,7 +39,9 @@ th { color: var(--soft); font-size: 0.85rem; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.rdimkd td { font-weight: 600; }
 tr.mean td { border-top: 1px solid var(--soft); }
-.charts { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
+.charts { display: grid; gap: 1.2rem; grid-template-columns: repeat(var(--wide), minmax(0, 1fr)); }
+@media (max-width: 60rem) {
+  .charts { grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); } }
 .charts svg { width: 100%; height: auto; display: block; }
 figure { margin: 0; background: var(--card); border-radius: 8px; padding: 0.9rem; min-width: 0; }
 .examples { display: grid; gap: 1rem; max-width: 54rem; }
@@ -139,6 +142,11 @@ def table(
 
 def _direction(cell: str) -> str:
     return {'+': ' class="up"', '\u2212': ' class="down"'}.get(cell[:1], '')
+
+
+def equal_columns(count: int, most: int) -> int:
+    """Columns of a grid, at most so many, whose rows are as equal as they can be."""
+    return ceil(count / max(1, ceil(count / most)))
 
 
 def folded(summary: str, content: str) -> str:

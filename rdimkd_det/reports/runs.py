@@ -33,8 +33,15 @@ class TrainedRun:
     checkpoint: Path | None
 
     @property
+    def step_name(self) -> str:
+        """str: What validations are counted in: 'epoch' or 'iteration'."""
+        loop = self.config.get('train_cfg') or {}
+        by_iter = loop.get('type') == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
+        return 'iteration' if by_iter else 'epoch'
+
+    @property
     def ap_line(self) -> tuple[list[int], list[float]]:
-        """tuple[list[int], list[float]]: Validated epochs, and the AP of each."""
+        """tuple[list[int], list[float]]: Validated epochs or iterations, and the AP of each."""
         epochs = sorted(self.history.val)
         return epochs, [self.history.metrics(epoch)['ap'] for epoch in epochs]
 
