@@ -25,11 +25,14 @@ CELL_POINTS = 118  # of an image's longer side, about
 LINE, LETTER = 7.6, 3.1  # points of a label: its height, and of a letter
 BOX_COLOUR, LABEL_COLOUR = '#46e08a', '#10131a'
 LEGEND = (
-    "Colours: the three directions in which the teacher's map varies most inside the subspace, "
-    'each standardised, in the same colours for all. Difference: root mean square over the '
-    'directions, from 0 (black) to 1.4 (bright), where student and teacher are unrelated. The '
-    "number is the share of the teacher's variance in the subspace that the student explains on "
-    'this image; where that has no variance, as in a map of one position, there is no number.'
+    'The first row shows what each detects. Each row below is a level of the feature maps (its tap '
+    "and stride): the teacher's map, and each student's beside its difference from that.",
+    "Colours are the three directions in which the teacher's map varies most inside the subspace, "
+    'each standardised: where student and teacher have equal colours they agree. The difference '
+    'is the root mean square over all directions, from 0 (black) to 1.4 (bright), where they are '
+    'unrelated.',
+    "The percentage is the share of the teacher's variance in the subspace that the student "
+    'explains on this image; a map that does not vary, as one of a single position, has none.',
 )
 
 
@@ -43,7 +46,7 @@ def write_pictures(views: Sequence[ImageView], out: Path) -> None:
     if out.suffix == '.png':
         write_bytes(out, render(views))
         return
-    sections = [paragraph(LEGEND)]
+    sections = [*map(paragraph, LEGEND)]
     for view in views:
         picture = base64.b64encode(render([view], named=False)).decode()
         name = escape(str(view.path), quote=True)
