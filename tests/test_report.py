@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,6 +264,12 @@ class TestCharts:
         texts = re.findall(r'<text [^>]*>([^<]+)</text>', svg)
         assert texts[: texts.index('x')] == ticks.split()
         assert '0.00' in texts
+
+    def test_draw_lines__names_that_the_font_lacks_or_takes_for_formulas(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            svg = draw_lines('a', {'图 $x_1$': ([1, 2], [1, 2])}, 'x', 'y')
+        assert '>图 $x_1$</text>' in svg
 
 
 class TestGallery:

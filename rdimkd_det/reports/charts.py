@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import cycle
@@ -55,7 +56,8 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
     def draw(on) -> None:
         for (label, (x, y)), colour in zip(lines.items(), cycle(LINE_COLOURS)):
             marker = 'o' if len(x) <= MOST_MARKED else None
-            on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=label)
+            plain = label.replace('$', r'\$')  # no formula
+            on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=plain)
         on.set(xlabel=xlabel, ylabel=ylabel, **axes)
         on.xaxis.set_major_locator(whole_numbers())
         if 'yscale' not in axes and 'ylim' not in axes:
@@ -102,7 +104,9 @@ def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
     Returns:
         str: An ``<svg>`` element.
     """
-    with mpl.rc_context({**STYLE, 'svg.hashsalt': name}):
+    with mpl.rc_context({**STYLE, 'svg.hashsalt': name}), warnings.catch_warnings():
+        # Letters come from the reader's browser, not from matplotlib's font.
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
         figure = Figure(figsize=(4.2, 3.1), layout='constrained')
         axes = figure.add_subplot()
         draw(axes)
