@@ -476,12 +476,25 @@ def test_preflight__not_finite(preflight, trained, tmp_path, side):
     assert expected[side] in found(done, 'error')['Not finite'][0]
 
 
-def test_preflight__no_object_of_its_classes(preflight):
-    def change(cfg):
-        cfg.train_dataloader.dataset.metainfo = dict(classes=('Red', 'Green', 'Blue'))
+def test_preflight__no_object_of_its_classes(preflight, trained, tmp_path):
+    annotations = json.loads((trained.data / 'annotations.json').read_text())
+    empty = tmp_path / 'empty.json'
+    empty.write_text(json.dumps({**annotations, 'annotations': []}))
+    done = preflight('--cfg-options', f'train_dataloader.dataset.ann_file={empty}')
+    text, mend = found(done, 'error')['Training data']
+    assert text == 'no object in 8 of 24 images' and 'metainfo.classes' in mend
 
-    text, mend = found(preflight(change=change), 'error')['Training data']
-    assert text.startswith('no object in ') and 'metainfo.classes' in mend
+
+def test_preflight__a_class_in_another_spelling(preflight):
+    def change(cfg):
+        cfg.train_dataloader.dataset.metainfo = dict(classes=('red', 'green', 'Blue'))
+
+    done = preflight('--samples', 0, change=change)
+    assert done.status == 0
+    text, mend = found(done, 'warning')['Classes']
+    assert text.startswith('Blue: not among the categories of ')
+    assert text.endswith("annotations.json (red, green, blue); did you mean 'blue'?")
+    assert mend.startswith('write metainfo.classes as the file does')
 
 
 def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):

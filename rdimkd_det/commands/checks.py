@@ -22,6 +22,7 @@ from ..files.whole import try_writing
 from ..guard.saving import missing_to_resume
 from ..inheritance import matching_weights, weights_to_inherit
 from ..names import check_options, explain
+from ..preflight.categories import check_any_category
 from ..values import is_whole
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
@@ -169,19 +170,20 @@ def _checkpoints_in(init_cfg: object) -> list[str]:
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that annotation files on this machine's disk are there.
+    """Check that annotation files on this machine's disk are there, and know the classes.
 
     Args:
         cfg (Config): The run's config.
         splits (Sequence[str]): Of 'train', 'val' and 'test'.
 
     Raises:
-        ConfigError: One is missing; says how to get the data.
+        ConfigError: One is missing, and says how to get the data; or no class is in any of them.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
         for leaf in leaf_datasets(dataset):
             _check_annotations(split, leaf)
+        check_any_category(split, dataset)
 
 
 def _check_annotations(split: str, dataset: Mapping) -> None:

@@ -30,24 +30,35 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        try:
-            classes = _classes_of(dataset)
-        except Exception as error:  # of a data set that the Runner would refuse, too
-            raise ConfigError(
-                f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
-            ) from error
+        classes = classes_of(next(leaf_datasets(dataset), {}), split)
         if classes:
             return classes
     return None
 
 
-def _classes_of(dataset: object) -> tuple[str, ...] | None:
-    dataset = next(leaf_datasets(dataset), {})
+def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
+    """Class names of a data set without wrappers; None where it names none.
+
+    Args:
+        dataset (Mapping): Its config.
+        split (str): 'train', 'val' or 'test', for the message.
+
+    Raises:
+        ConfigError: What names them is something else.
+    """
     kind = dataset.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not hasattr(kind, '_load_metainfo'):
         return None
-    return _names(kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))))
+    metainfo = copy.deepcopy(dataset.get('metainfo'))
+    if isinstance(metainfo, Mapping):  # other strings would be looked for as files, and logged
+        metainfo = {key: metainfo[key] for key in ('classes', 'CLASSES') if key in metainfo}
+    try:
+        return _names(kind._load_metainfo(metainfo))
+    except Exception as error:  # of a data set that the Runner would refuse, too
+        raise ConfigError(
+            f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
+        ) from error
 
 
 def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | None:
@@ -88,6 +99,6 @@ def num_classes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def listed(names: Sequence[str], limit: int = 3) -> str:
+def listed(names: Sequence, limit: int = 3) -> str:
     """The first of some names."""
-    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
+    return ', '.join(map(str, names[:limit])) + (', ...' if len(names) > limit else '')

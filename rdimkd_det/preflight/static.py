@@ -15,6 +15,7 @@ from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import teacher_entries
 from ..losses import RdimKDLoss
 from ..projections import Projection
+from .categories import check_categories
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
 from .inputs import InputFormat
 from .report import Report, Table
@@ -39,6 +40,7 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     model = distilled_student(model)
     data = data_classes(cfg)
     check_student_classes(model, data, report)
+    check_categories(cfg, report)
     if cfg.get('load_from') and not cfg.get('resume'):
         check_load_from(cfg.load_from, model, report)
     table = Table(f'Levels, of an image of {PROBE_SIZE}x{PROBE_SIZE}', LEVEL_COLUMNS)

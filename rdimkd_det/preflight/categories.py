@@ -1,0 +1,128 @@
+"""Whether the classes of a data set are categories of its annotation file.
+
+MMDetection's ``CocoDataset`` drops the classes that are not, without a word, and gives the others
+their labels in the order of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+
+from ..errors import ConfigError
+from ..files.annotations import category_names
+from ..files.configs import leaf_datasets
+from ..names import did_you_mean
+from .classes import classes_of, listed
+from .report import Report
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What a data set and its annotation file call the same things.
+
+    Attributes:
+        path (str): The annotation file.
+        classes (tuple[str, ...]): Of the data set.
+        categories (list): Names in the file, in its order.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    categories: list
+
+    @property
+    def missing(self) -> list[str]:
+        """The classes that are no category, in their order."""
+        return [name for name in self.classes if name not in self.categories]
+
+    @property
+    def hint(self) -> str:
+        """What one of them probably meant, e.g. a name that differs in a capital or a space."""
+        others = {_plain(name): str(name) for name in self.categories}
+        for name in self.missing:
+            if _plain(name) in others:
+                return f"; did you mean '{others[_plain(name)]}'?"
+        return did_you_mean(self.missing[0], map(str, self.categories))
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The classes in the order in which they get their labels."""
+        return tuple(name for name in self.categories if name in self.classes)
+
+
+def _plain(name: object) -> str:
+    return re.sub(r'[\W_]+', '', str(name)).casefold()
+
+
+def namings(split: str, dataset: object) -> Iterator[Naming]:
+    """Of all data sets below the wrappers that take their labels from a COCO file at hand."""
+    for leaf in leaf_datasets(dataset):
+        kind, file = leaf.get('type'), leaf.get('ann_file')
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if getattr(kind, 'load_data_list', None) is not CocoDataset.load_data_list:
+            continue
+        if not isinstance(file, str):
+            continue
+        path = os.path.join(leaf.get('data_root') or '', file)
+        classes, categories = classes_of(leaf, split), category_names(path)
+        if classes and categories:
+            yield Naming(path, classes, categories)
+
+
+def check_any_category(split: str, dataset: object) -> None:
+    """Check that a data set has a class that is a category.
+
+    Args:
+        split (str): 'train', 'val' or 'test', for the message.
+        dataset (object): Its config.
+
+    Raises:
+        ConfigError: None is, in any of its files: all boxes would be dropped.
+    """
+    found = list(namings(split, dataset))
+    if found and not any(naming.labelled for naming in found):
+        naming = found[0]
+        raise ConfigError(
+            f'{split} data: no class of the data set ({listed(naming.classes, SHOWN)}) is a '
+            f'category of {naming.path} ({listed(naming.categories, SHOWN)})'
+            f'{naming.hint or "."} Write the names in {split}_dataloader.dataset.metainfo.classes '
+            f'as they are in the file.'
+        )
+
+
+def check_categories(cfg: Config, report: Report) -> None:
+    """Report on classes that are no category of an annotation file, or come in another order."""
+    for split in ('train', 'val'):
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+        for naming in namings(split, dataset):
+            _check_naming(naming, report)
+
+
+def _check_naming(naming: Naming, report: Report) -> None:
+    missing, categories = naming.missing, listed(naming.categories, SHOWN)
+    labelled = naming.labelled
+    if missing:
+        report.warning(
+            'Classes',
+            f'{listed(missing, SHOWN)}: not among the categories of {naming.path} ({categories})'
+            f'{naming.hint}',
+            'write metainfo.classes as the file does: it loses the boxes of a class that is not '
+            'there, and the classes after it get the labels before theirs',
+        )
+    elif labelled != naming.classes:
+        report.warning(
+            'Classes',
+            f'the data set has {listed(naming.classes, SHOWN)}, and {naming.path} {categories}: '
+            f'in another order',
+            f'set metainfo.classes={labelled}: labels follow the file, and each class would be '
+            f'called by the name of another',
+        )
