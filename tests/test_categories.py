@@ -137,3 +137,18 @@ def test_check_data__files_of_other_formats_are_left_alone(tmp_path):
     cfg = of_classes(tmp_path, 'zebra')
     cfg.train_dataloader.dataset.type = 'Objects365V1Dataset'  # whose labels are by its own list
     check_data(cfg, ['train'])
+
+
+def test_check_data__one_name_without_a_comma(tmp_path, monkeypatch):
+    cfg = of_classes(tmp_path, 'red')
+    cfg.train_dataloader.dataset.metainfo = dict(classes='red')
+    with pytest.raises(ConfigError) as refused:
+        check_data(cfg, ['train'])
+    assert str(refused.value) == (
+        "train data: metainfo.classes must be a tuple or list of names, got 'red'; "
+        "write ('red',), with a comma."
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'red').write_text('green\nblue\n')  # mmengine reads such a file
+    check_data(cfg, ['train'])
+    assert findings(cfg) == []

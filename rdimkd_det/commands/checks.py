@@ -23,6 +23,7 @@ from ..guard.saving import missing_to_resume
 from ..inheritance import matching_weights, weights_to_inherit
 from ..names import check_options, explain
 from ..preflight.categories import check_any_category
+from ..preflight.classes import check_class_names
 from ..values import is_whole
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
@@ -177,12 +178,14 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         splits (Sequence[str]): Of 'train', 'val' and 'test'.
 
     Raises:
-        ConfigError: One is missing, and says how to get the data; or no class is in any of them.
+        ConfigError: One is missing, and says how to get the data; no class is in any of them, or
+            they are no list of names.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
         for leaf in leaf_datasets(dataset):
             _check_annotations(split, leaf)
+            check_class_names(split, leaf)
         check_any_category(split, dataset)
 
 

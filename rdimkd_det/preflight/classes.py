@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -59,6 +60,25 @@ def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
         raise ConfigError(
             f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
         ) from error
+
+
+def check_class_names(split: str, dataset: Mapping) -> None:
+    """Check that ``metainfo.classes`` is no single name, which the host would take for its letters.
+
+    Args:
+        split (str): 'train', 'val' or 'test', for the message.
+        dataset (Mapping): Config of a data set without wrappers.
+
+    Raises:
+        ConfigError: It is a string, and no file that lists the names, as mmengine would read.
+    """
+    metainfo = dataset.get('metainfo')
+    names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
+    if isinstance(names, str) and '://' not in names and not Path(names).is_file():
+        raise ConfigError(
+            f'{split} data: metainfo.classes must be a tuple or list of names, got {names!r}; '
+            f'write ({names!r},), with a comma.'
+        )
 
 
 def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | None:
