@@ -594,7 +594,7 @@ IN_PIPELINE = 'train_dataloader.dataset.pipeline.1'
         ('train_dataloader.num_workers=-1', 'num_workers option should be non-negative'),
         (f'{IN_PIPELINE}.type=Resizee', "did you mean 'Resize'?"),
         (f'{IN_PIPELINE}.scale=abc', 'Scale must be a number or tuple of int'),
-        ('train_dataloader.dataset.ann_file=broken.json', 'JSONDecodeError'),
+        ('train_dataloader.dataset.ann_file=broken.json', 'broken.json are cut off or damaged: '),
     ],
 )
 def test_mistake__one_line_as_of_training(preflight, trained, option, expected):

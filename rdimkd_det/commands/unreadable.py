@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError, named_file
 from ..files.configs import mappings
+from .annotations import annotation_mistake
 
 
 @contextmanager
@@ -21,19 +22,30 @@ def files_named(cfg: Config) -> Iterator[None]:
         cfg (Config): The run's config, which says where annotations are.
 
     Raises:
-        ConfigError: In place of the operating system's errors, and of JSON's about annotations.
+        ConfigError: In place of the operating system's errors, and of all about annotations.
     """
     try:
         yield
     except json.JSONDecodeError as error:
         for path in _annotation_files(cfg._cfg_dict.to_dict()):
             if path.is_file() and path.read_text(errors='replace') == error.doc:
-                raise ConfigError(f'annotations {path} are cut off or damaged: {error}.') from error
+                raise ConfigError(f'annotations {path} {_damage(error)}.') from error
         raise
     except OSError as error:
         if named_file(error) is None:
             raise
         raise ConfigError(named_file(error)) from error
+    except Exception as error:
+        mistake = annotation_mistake(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def _damage(error: json.JSONDecodeError) -> str:
+    if error.doc.startswith('\ufeff'):
+        return 'begin with a byte order mark; save the file as UTF-8 without one'
+    return f'are cut off or damaged: {error}'
 
 
 def _annotation_files(cfg: Mapping) -> Iterator[Path]:
