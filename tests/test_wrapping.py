@@ -98,6 +98,37 @@ def test_save_config__gives_the_same_training(student, teacher, tmp_path, capsys
     assert len(path.read_text().splitlines()) < 40
 
 
+def test_save_config__overwrites_when_told_and_never_what_it_reads(tmp_path, capsys):
+    teacher = write_teacher(tmp_path)
+    student, other = tmp_path / 'student.py', tmp_path / 'other one.py'
+    Config(dict(model=fcos())).dump(student)
+    other.write_text('kept = 1')
+    kept = {path: path.read_bytes() for path in (student, tmp_path / 'teacher.py', other)}
+
+    def save(path, *options):
+        arguments = (student, teacher['config'], teacher['checkpoint'], '--dim', 8)
+        call_tool('distill.py', *arguments, '--save-config', path, *options)
+
+    (tmp_path / 'link.py').symlink_to(student)
+    for path, options, told in (
+        (student, ['--force'], "is the student's config, which the new one would stand on; give"),
+        (tmp_path / 'link.py', ['--force'], "is the student's config, which"),
+        (teacher['config'], ['--force'], "is the teacher's config, which"),
+        (other, [], 'is there already; give another name, or --force to overwrite it.\n'),
+    ):
+        with pytest.raises(SystemExit, match='2'):
+            save(path, *options)
+        error = capsys.readouterr().err
+        assert error.startswith(f'distill.py: --save-config {path} {told}')
+        assert error.count('\n') == 1
+        assert {path: path.read_bytes() for path in kept} == kept
+    save(other, '--force')
+    assert capsys.readouterr().out == (
+        f"wrote {other}; train with: python tools/train.py '{other}'\n"
+    )
+    assert Config.fromfile(other).model.type == 'RdimKDDistiller'
+
+
 def test_distill__trains(tmp_path):
     data = write_data(tmp_path / 'data')
     teacher = write_teacher(tmp_path)

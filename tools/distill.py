@@ -1,9 +1,10 @@
 """Distil any detector into any other, with two configs and a checkpoint, none to write."""
 
 import argparse
+import shlex
 from pathlib import Path
 
-from rdimkd_det import distill_config
+from rdimkd_det import ConfigError, distill_config
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.projections import PROJECTIONS
 from rdimkd_det.wrapping import write_config
@@ -31,12 +32,30 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--save-config', metavar='F', help='write the config to F instead of training'
     )
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite what --save-config finds at F'
+    )
     cli.add_common_arguments(parser)
     cli.add_training_arguments(parser)
     args = parser.parse_args()
     if args.save_config:
-        cli.check_out_file(Path(args.save_config), '--save-config', folder_is_made=True)
+        check_saved_config(Path(args.save_config), args)
     return args
+
+
+def check_saved_config(path: Path, args: argparse.Namespace) -> None:
+    """Check that the new config can be written, and takes nothing from the user."""
+    cli.check_out_file(path, '--save-config', folder_is_made=True)
+    for who, read in (('student', args.config), ('teacher', args.teacher)):
+        if path.exists() and Path(read).exists() and path.samefile(read):
+            raise ConfigError(
+                f"--save-config {path} is the {who}'s config, which the new one would stand on; "
+                f'give another name.'
+            )
+    if path.exists() and not args.force:
+        raise ConfigError(
+            f'--save-config {path} is there already; give another name, or --force to overwrite it.'
+        )
 
 
 def main() -> None:
@@ -56,7 +75,8 @@ def main() -> None:
     )
     if args.save_config:
         write_config(args.save_config, args.config, cfg)
-        print(f'wrote {args.save_config}; train with: python tools/train.py {args.save_config}')
+        command = shlex.join(['python', 'tools/train.py', args.save_config])
+        print(f'wrote {args.save_config}; train with: {command}')
         return
     launch.train(cfg, args)
 
