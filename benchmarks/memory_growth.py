@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
@@ -16,6 +16,7 @@ from rdimkd_det.benchmark.preparation import prepare
 from rdimkd_det.benchmark.steps import DISTILLED, LOSS, MONITORED, PLAIN, TEACHER, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.commands import cli
+from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.stopwatch import peak_memory
 
 PIECES = (PLAIN, DISTILLED, MONITORED, f'{TEACHER}as configured', LOSS)
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('--inputs', nargs='+', type=numbers, required=True, metavar='NxHxW')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, default={})
     args = parser.parse_args()
     MMLogger.get_instance('benchmark').setLevel('ERROR')
     cfg = cli.read_config_file(args.config)

@@ -12,7 +12,7 @@ import time
 from itertools import chain, islice, repeat
 
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 from torch import nn
@@ -23,6 +23,7 @@ from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.cache.teacher import CachedTeacher
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_data, check_model
+from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.distiller import distilled_student
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('--steps', type=int, default=15, help='of each kind. Defaults to 15')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, default={})
     args = parser.parse_args()
     if args.steps < 1:
         raise ConfigError('--steps must be 1 or more.')

@@ -1,5 +1,6 @@
 """The command lines, at work and with every mistake that a user can make."""
 
+import argparse
 import errno
 import json
 import pickle
@@ -9,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from runs import (
     call_tool,
@@ -25,6 +26,7 @@ from runs import (
 )
 
 from rdimkd_det.acceleration import accelerate
+from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.files import checkpoints
 
 
@@ -473,6 +475,42 @@ def test_train__reads_the_teacher_for_the_run_once_and_keeps_nothing(files, tmp_
     read = [call.kwargs for call in read.call_args_list if 'teacher.pth' in str(call.args[0])]
     assert len(read) == 1 + shared
     assert not checkpoints._kept
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    'typed, value',
+    [
+        ('data/my data/', 'data/my data/'),
+        ('"data/my  data (old)/"', 'data/my  data (old)/'),
+        (' 0.5 ', 0.5),
+        ('1e-3', 0.001),
+        ('None', None),
+        ('true', True),
+        ('1 000', '1 000'),
+        ('1,2, 3', [1, 2, 3]),
+        ('[a, b]', ['a', 'b']),
+        ("['red', 'light green' , b]", ['red', 'light green', 'b']),
+        ('( big ship, [1, ( x y ,2)] )', ('big ship', [1, ('x y', 2)])),
+        ('[]', []),
+        ("('ship',)", ('ship',)),
+    ],
+)
+def test_options__spaces_inside_of_a_value_are_kept(typed, value):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction)
+    options = parser.parse_args(['--cfg-options', 'a.b=x=y', f'c={typed}']).cfg_options
+    assert options == {'a.b': 'x=y', 'c': value}
+    if ' ' not in typed:
+        assert value == DictAction._parse_iterable(typed)
+
+
+def test_options__a_path_with_a_space_is_the_one_that_was_typed(refused, files):
+    root = 'train_dataloader.dataset.data_root=no such data/'
+    line = refused('train.py', files / 'plain.py', '--cfg-options', root)
+    assert line.startswith('train.py: train data: no such data/annotations.json does not exist.')
 
 
 # Files that cannot be read or written

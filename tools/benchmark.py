@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from rivals import L2, MGD, PKD, L2WithAdapter
@@ -22,6 +22,7 @@ from rdimkd_det.benchmark.steps import compare_with_floor, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.benchmark.tables import print_report
 from rdimkd_det.commands import cli
+from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.stopwatch import describe_device, measure
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument(
         '--json', type=Path, metavar='F', help='also write the numbers to this file'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, default={},
                         help='override settings of the config')  # fmt: skip
     args = parser.parse_args()
     if min(*args.shape, args.batch, args.rounds) < 1:

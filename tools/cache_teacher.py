@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.registry import init_default_scope
@@ -34,6 +34,7 @@ from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.commands.hook_options import distill_hooks
+from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.files.configs import teacher_entries
@@ -52,7 +53,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shard-mb', type=float, default=128, help='size of a shard in MB. Defaults to 128'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='overrides')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=OptionsAction, default={}, help='overrides'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.set_defaults(work_dir=None)

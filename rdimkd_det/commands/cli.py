@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import distributed
 
 from ..errors import (
@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..files.data import read_data_files_safely
 from ..files.whole import try_writing
+from .options import OptionsAction
 
 
 def run(main: Callable[[], None]) -> None:
@@ -83,7 +84,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         help='override settings of the config, e.g. model.losses.neck.loss_weight=2 '
         'optim_wrapper.optimizer.lr=0.01; lists as key="[a,b]"',
