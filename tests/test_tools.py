@@ -214,6 +214,17 @@ def test_mistake__no_such_config(refused, tool):
     assert refused(tool, 'no/such.py', *checkpoint) == f'{tool}: config no/such.py not found.'
 
 
+def test_config__of_mmdetection(refused):
+    name = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    root = 'train_dataloader.dataset.data_root=nowhere'
+    line = refused('train.py', name, '--cfg-options', root)
+    assert line.startswith(
+        'train.py: train data: nowhere/annotations/instances_train2017.json does'
+    )
+    line = refused('train.py', 'mmdet::retinanet/none.py')
+    assert line.startswith('train.py: config mmdet::retinanet/none.py cannot be read: FileNotFound')
+
+
 def test_mistake__config_that_fails(refused, tmp_path):
     (tmp_path / 'broken.py').write_text('model = dict(\n')
     line = refused('train.py', tmp_path / 'broken.py')

@@ -20,6 +20,7 @@ from ..errors import (
     last_line,
     named_file,
 )
+from ..files.configs import open_config
 from ..files.data import read_data_files_safely
 from ..files.whole import try_writing
 from .options import OptionsAction
@@ -167,13 +168,16 @@ def apply_options(cfg: Config, options: Mapping) -> None:
 def read_config_file(path: str) -> Config:
     """Read the config file of a command line.
 
+    Args:
+        path (str): It, or ``'mmdet::...'`` for a file that ships with MMDetection.
+
     Raises:
         ConfigError: The file is missing or cannot be read as a config.
     """
-    if not Path(path).is_file():
+    if '::' not in path and not Path(path).is_file():
         raise ConfigError(f'config {path} not found.')
     try:
-        return Config.fromfile(path)
+        return open_config(path)
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}'
         raise ConfigError(f'config {path} cannot be read: {message}') from error

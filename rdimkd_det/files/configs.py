@@ -34,11 +34,20 @@ def read_config(config: str | dict, who: str) -> Config:
         raise ConfigError(f'{who}: config must be a path or a config with a model, got {config!r}.')
     name = str(config)
     try:
-        # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
-        return get_config(name) if '::' in name else Config.fromfile(name)
+        return open_config(name)
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}'
         raise UnreadableConfigError(f'{who}: config {name} cannot be read: {message}') from error
+
+
+def open_config(name: str) -> Config:
+    """Read a config file; raises whatever it raises.
+
+    Args:
+        name (str): Path, or ``'mmdet::...'``.
+    """
+    # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
+    return get_config(name) if '::' in name else Config.fromfile(name)
 
 
 def mappings(node: object) -> Iterator[Mapping]:
