@@ -225,6 +225,19 @@ def test_config__of_mmdetection(refused):
     assert line.startswith('train.py: config mmdet::retinanet/none.py cannot be read: FileNotFound')
 
 
+def test_mistake__two_bases_with_hooks(refused, tmp_path):
+    for name in ('student', 'distill'):
+        (tmp_path / f'{name}.py').write_text("custom_hooks = [dict(type='EMAHook')]\n")
+    (tmp_path / 'both.py').write_text("_base_ = ['student.py', 'distill.py']\n")
+    line = refused('train.py', tmp_path / 'both.py')
+    assert 'Duplicate key is not allowed among bases' in line
+    assert line.endswith(
+        "; in place of the base distill.py write custom_imports=dict(imports=['rdimkd_det'], "
+        'allow_failed_imports=False) and custom_hooks=[*_base_.custom_hooks, '
+        "dict(type='DistillHook')], as docs/config.md shows."
+    )
+
+
 def test_mistake__config_that_fails(refused, tmp_path):
     (tmp_path / 'broken.py').write_text('model = dict(\n')
     line = refused('train.py', tmp_path / 'broken.py')

@@ -179,5 +179,17 @@ def read_config_file(path: str) -> Config:
     try:
         return open_config(path)
     except Exception as error:  # a config is Python: anything can go wrong in it
-        message = f'{type(error).__name__}: {error}'
+        message = f'{type(error).__name__}: {error}{_cure(error)}'
         raise ConfigError(f'config {path} cannot be read: {message}') from error
+
+
+def _cure(error: Exception) -> str:
+    """What to do about two bases of which each has hooks, most often a student's and ours."""
+    text = str(error)
+    if 'Duplicate key is not allowed among bases' not in text or 'custom_hooks' not in text:
+        return ''
+    return (
+        "; in place of the base distill.py write custom_imports=dict(imports=['rdimkd_det'], "
+        "allow_failed_imports=False) and custom_hooks=[*_base_.custom_hooks, dict(type='"
+        "DistillHook')], as docs/config.md shows."
+    )
