@@ -81,8 +81,9 @@ def find_module(network: nn.Module, tap: str) -> nn.Module:
         module = None
     if module is None or module is network:
         available = [name for name, child in network.named_children() if child is not None]
+        name = getattr(network, 'called', type(network).__name__)
         raise ConfigError(
-            f"tap '{tap}': {type(network).__name__} has no such module; it has "
+            f"tap '{tap}': {name} has no such module; it has "
             f'{", ".join(repr(name) for name in available)}.'
         )
     return module

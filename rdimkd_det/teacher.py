@@ -30,6 +30,8 @@ class FeatureExtractor(nn.Module):
         with_neck (bool): Whether the neck is wanted.
     """
 
+    called = 'the teacher'  # in messages
+
     def __init__(self, model: ConfigDict, with_neck: bool) -> None:
         super().__init__()
         self.backbone = MODELS.build(model['backbone'])
