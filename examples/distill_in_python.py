@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rdimkd_det import RdimKDDistiller, fit_projections
+from rdimkd_det import ConfigError, RdimKDDistiller, fit_projections
+from rdimkd_det.commands import cli
 from rdimkd_det.datasets.digits import DigitsOptions, make_digits
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'digits'
@@ -35,6 +36,13 @@ def main() -> None:
     parser.add_argument('--max-iters', type=int, default=188, help='iterations (188: an epoch)')
     parser.add_argument('--out', type=Path, default=Path('student.pth'), help='checkpoint to write')
     args = parser.parse_args()
+    if args.teacher is not None and not args.teacher.is_file():
+        raise ConfigError(f'--teacher {args.teacher} not found.')
+    if args.data.exists() and not (args.data / 'annotations/train.json').is_file():
+        raise ConfigError(
+            f'--data {args.data} has no annotations/train.json, as the digits have; give their '
+            f'directory, or one that is not there yet, to make them in.'
+        )
 
     register_all_modules(init_default_scope=True)
     torch.manual_seed(0)
@@ -102,4 +110,4 @@ def endless(loader: DataLoader) -> Iterator[dict]:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)  # a mistake ends with one line

@@ -237,6 +237,19 @@ def test_example__in_python(tmp_path, capsys):
     student.load_state_dict(load(out)['state_dict'], strict=True)
 
 
+def test_example__mistakes_come_before_the_work(tmp_path, capsys):
+    (tmp_path / 'mine').mkdir()
+    for arguments, told in (
+        (['--teacher', 'no.pth', '--data', tmp_path / 'new'], '--teacher no.pth not found.'),
+        (['--data', tmp_path / 'mine'], f'--data {tmp_path}/mine has no annotations/train.json, '),
+    ):
+        with pytest.raises(SystemExit, match='2'):
+            call_tool('../examples/distill_in_python.py', *arguments)
+        error = capsys.readouterr().err
+        assert error.startswith(f'distill_in_python.py: {told}') and error.count('\n') == 1
+        assert [path.name for path in tmp_path.rglob('*')] == ['mine']
+
+
 # Code blocks
 
 
