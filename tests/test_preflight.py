@@ -17,7 +17,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
-from runs import CLASSES, call_tool, distilled, fcos, load, run_config, train, write_data
+from runs import CLASSES, call_tool, distilled, fcos, load, run_config, run_tool, train, write_data
 from torch import nn
 
 from rdimkd_det.commands import launch
@@ -125,6 +125,14 @@ def test_preflight__all_is_well(preflight, trained):
     assert len(done.out.splitlines()) <= 40 and '\x1b' not in done.out
     assert done.out.splitlines()[-1] == 'All is well.'
     assert done.err == ''
+
+
+@pytest.mark.slow
+def test_preflight__as_a_process_says_nothing_else(config):
+    """PyTorch would warn of meshgrid; and with other detectors log of its profiler."""
+    done = run_tool('preflight.py', config())
+    assert done.returncode == 0 and done.stderr == ''
+    assert done.stdout.startswith('RdimKD preflight of ')
 
 
 def test_preflight__swapped_channels(preflight, tmp_path):

@@ -42,6 +42,8 @@ def run(main: Callable[[], None]) -> None:
     # OneDL's mmdet 3.5.1 warns of an optional package at each import.
     warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'mmdet\.')
+    # mmdet does not say which indexing it wants of torch.meshgrid, and gets it.
+    warnings.filterwarnings('ignore', message='torch.meshgrid: in an upcoming release')
     interrupted = None
     try:
         main()
