@@ -4,6 +4,7 @@ Fixtures return functions: ``small_config(name, **options)``, ``random_batch(...
 ``teacher_files(tmp_path, config)``. Code outside of pytest imports them from ``detectors``.
 """
 
+import signal
 from functools import lru_cache
 from unittest import mock
 
@@ -32,6 +33,15 @@ def config_texts_are_formatted_once():
 def seeded():
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_given_back():
+    """A training that an exception ends keeps them until the next one comes."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -422,6 +422,22 @@ def test_resume__plain_as_distilled_without_adapters(config, files):
     assert 'of 12: nothing is left to train' in log
 
 
+def test_signal__after_a_training_that_failed_is_not_kept(config):
+    """Ctrl-C in a notebook, say: no hook is told of an exception."""
+
+    class Fail(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            raise Stop
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(Stop):
+        start(config(), Fail())
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, capsys):
     run = config(**{'default_hooks.checkpoint.max_keep_ckpts': 1})
     fsync, sizes = os.fsync, []
