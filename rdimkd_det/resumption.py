@@ -30,9 +30,9 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher
         for tap, loss in part.items():
-            where = f"at '{part.name}_{tap}'".replace("'_", "'")
-            facts[f'projection {where}'] = _kind(loss.projections[0])
-            facts[f'normalize {where}'] = str(loss.normalize)
+            where = f'{part.name}_{tap}'.strip('_')
+            facts[f"projection at '{where}'"] = _kind(loss.projections[0])
+            facts[f"normalize at '{where}'"] = str(loss.normalize)
     return facts
 
 

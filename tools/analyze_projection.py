@@ -1,7 +1,6 @@
 """Show how many directions of the teacher's feature maps hold which share of their variance."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -52,8 +51,7 @@ def main() -> None:
 
 def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
     """Cumulative shares of variance (C,) of each level, by descending eigenvalue."""
-    live = without_cache(cfg) if isinstance(cfg.get('model'), Mapping) else cfg
-    model = distilled_student(check_model(live, training=False)).to(get_device())
+    model = distilled_student(check_model(without_cache(cfg), training=False)).to(get_device())
     check_data(cfg, ['train'])
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batches = calibration_batches(loader, num_images, seed=0)

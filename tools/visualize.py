@@ -1,7 +1,6 @@
 """Draw the feature maps of teacher and students in the subspace, and their detections."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from mmcv.transforms import Compose
@@ -56,7 +55,7 @@ def main() -> None:
 
 def build_viewer(cfg: Config, args: argparse.Namespace) -> Viewer:
     """Load the students and the teacher."""
-    cfg = without_cache(cfg) if isinstance(cfg.get('model'), Mapping) else cfg
+    cfg = without_cache(cfg)
     check_model(cfg, training=False)
     device = get_device()
     distilled = trained_student(cfg.model, args.checkpoint, who='student').to(device)

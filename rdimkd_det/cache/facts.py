@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from ..errors import ConfigError
-from ..files.checkpoints import hub_path
+from ..files.checkpoints import local_path
 from ..files.whole import sha256_of
 from .images import as_json, type_name
 from .store import TeacherCache
@@ -59,8 +59,7 @@ def checkpoint_facts(checkpoint: str) -> dict:
         checkpoint (str): Path or URL.
     """
     name = Path(urlparse(checkpoint).path).name
-    is_url = checkpoint.startswith(('http://', 'https://'))
-    path = hub_path(checkpoint) if is_url else Path(checkpoint).expanduser()
+    path = local_path(checkpoint)
     return {'checkpoint': name, 'weights': sha256_of(path) if path.is_file() else None}
 
 

@@ -33,10 +33,12 @@ PADDING_SIDE = 1024
 
 
 def without_cache(cfg: Config) -> Config:
-    """The config of the same training with the live teacher."""
+    """The config of the same training with the live teacher; one without a model as it is."""
     cfg = copy.deepcopy(cfg)
-    for _, teacher in teacher_entries(cfg.model.get('teacher')):
-        teacher.pop('cache', None)
+    model = cfg.get('model')
+    if isinstance(model, Mapping):
+        for _, teacher in teacher_entries(model.get('teacher')):
+            teacher.pop('cache', None)
     return cfg
 
 

@@ -220,14 +220,23 @@ def fingerprint(checkpoint: str) -> str | None:
         str | None: Hexadecimal; None where the file is not on this machine, or is older than
         torch 1.6's format, which has checksums. Only the file's table of contents is read.
     """
-    is_url = checkpoint.startswith(('http://', 'https://'))
-    path = hub_path(checkpoint) if is_url else Path(checkpoint).expanduser()
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(local_path(checkpoint)) as file:
             parts = [(part.filename, part.file_size, part.CRC) for part in file.infolist()]
     except (OSError, zipfile.BadZipFile):
         return None
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def local_path(checkpoint: str) -> Path:
+    """Where a checkpoint lies on this machine, if it does.
+
+    Args:
+        checkpoint (str): Path or URL.
+    """
+    if checkpoint.startswith(('http://', 'https://')):
+        return hub_path(checkpoint)
+    return Path(checkpoint).expanduser()
 
 
 def hub_path(url: str) -> Path:

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.annotations import category_names
 from ..files.configs import leaf_datasets
 from ..names import did_you_mean
-from .classes import classes_of, listed
+from .classes import classes_of, dataset_type, listed
 from .report import Report
 
 SHOWN = 10
@@ -66,8 +65,7 @@ def _plain(name: object) -> str:
 def namings(split: str, dataset: object) -> Iterator[Naming]:
     """Of all data sets below the wrappers that take their labels from a COCO file at hand."""
     for leaf in leaf_datasets(dataset):
-        kind, file = leaf.get('type'), leaf.get('ann_file')
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        kind, file = dataset_type(leaf), leaf.get('ann_file')
         if getattr(kind, 'load_data_list', None) is not CocoDataset.load_data_list:
             continue
         if not isinstance(file, str):

@@ -47,8 +47,7 @@ def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
     Raises:
         ConfigError: What names them is something else.
     """
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    kind = dataset_type(dataset)
     if not hasattr(kind, '_load_metainfo'):
         return None
     metainfo = copy.deepcopy(dataset.get('metainfo'))
@@ -60,6 +59,12 @@ def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
         raise ConfigError(
             f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
         ) from error
+
+
+def dataset_type(dataset: Mapping) -> type | None:
+    """The class of a data set; None if its config names none that there is."""
+    kind = dataset.get('type')
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
 
 
 def check_class_names(split: str, dataset: Mapping) -> None:
