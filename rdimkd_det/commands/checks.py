@@ -16,7 +16,7 @@ from torch import nn
 from ..distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
-from ..files.configs import leaf_datasets
+from ..files.configs import annotation_path, leaf_datasets
 from ..files.weights import load_strictly
 from ..files.whole import try_writing
 from ..guard.saving import missing_to_resume
@@ -190,12 +190,12 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def _check_annotations(split: str, dataset: Mapping) -> None:
-    if not isinstance(dataset.get('ann_file'), str):
+    path = annotation_path(dataset)
+    if path is None:
         return
     root = dataset.get('data_root') or ''
     if not isinstance(root, str):
         raise ConfigError(f'{split} data: data_root must be a path, got {root!r}.')
-    path = os.path.join(root, dataset['ann_file'])
     if path and '://' not in path and not os.path.exists(path):
         raise ConfigError(
             f'{split} data: {path} does not exist. {_how_to_get(path)} Or set '

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import ConfigError, named_file
-from ..files.configs import mappings
+from ..files.configs import annotation_path, mappings
 from .annotations import annotation_mistake
 
 
@@ -51,5 +51,6 @@ def _damage(error: json.JSONDecodeError) -> str:
 def _annotation_files(cfg: Mapping) -> Iterator[Path]:
     """Of data sets, relative to their root, and of metrics."""
     for node in mappings(cfg):
-        if isinstance(node.get('ann_file'), str):
-            yield Path(str(node.get('data_root') or ''), node['ann_file'])
+        path = annotation_path(node)
+        if path is not None:
+            yield Path(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -76,6 +77,16 @@ def leaf_datasets(dataset: object) -> Iterator[Mapping]:
         yield dataset
     for each in wrapped if isinstance(wrapped, (list, tuple)) else ():
         yield from leaf_datasets(each)
+
+
+def annotation_path(entry: Mapping) -> str | None:
+    """The annotation file of a data set or a metric, below its root; None where it names none.
+
+    Args:
+        entry (Mapping): Its config.
+    """
+    file = entry.get('ann_file')
+    return os.path.join(str(entry.get('data_root') or ''), file) if isinstance(file, str) else None
 
 
 def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:

@@ -6,7 +6,6 @@ their labels in the order of the file.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.annotations import category_names
-from ..files.configs import leaf_datasets
+from ..files.configs import annotation_path, leaf_datasets
 from ..names import did_you_mean
 from .classes import classes_of, dataset_type, listed
 from .report import Report
@@ -65,12 +64,10 @@ def _plain(name: object) -> str:
 def namings(split: str, dataset: object) -> Iterator[Naming]:
     """Of all data sets below the wrappers that take their labels from a COCO file at hand."""
     for leaf in leaf_datasets(dataset):
-        kind, file = dataset_type(leaf), leaf.get('ann_file')
-        if getattr(kind, 'load_data_list', None) is not CocoDataset.load_data_list:
+        loads = getattr(dataset_type(leaf), 'load_data_list', None)
+        path = annotation_path(leaf)
+        if loads is not CocoDataset.load_data_list or path is None:
             continue
-        if not isinstance(file, str):
-            continue
-        path = os.path.join(leaf.get('data_root') or '', file)
         classes, categories = classes_of(leaf, split), category_names(path)
         if classes and categories:
             yield Naming(path, classes, categories)
