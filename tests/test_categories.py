@@ -7,9 +7,11 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 from runs import fcos, run_config, write_data
+from torch import nn
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands.checks import check_data
+from rdimkd_det.commands.launch import report_before_training
 from rdimkd_det.files import annotations
 from rdimkd_det.files.annotations import category_names
 from rdimkd_det.preflight.categories import check_categories
@@ -94,6 +96,12 @@ def test_check_categories__in_another_order(tmp_path):
     file = f'{tmp_path}/data/annotations.json'
     assert text == f'the data set has blue, red, and {file} red, green, blue: in another order'
     assert mend.startswith("set metainfo.classes=('red', 'blue'): labels follow the file")
+
+
+def test_report_before_training__of_a_plain_model(tmp_path):
+    report = report_before_training(of_classes(tmp_path, 'red', 'Green', 'blue'), nn.Identity())
+    assert [finding.text.split(':')[0] for finding in report.findings] == 2 * ['Green']
+    assert report_before_training(of_classes(tmp_path, 'red', 'blue'), nn.Identity()) is None
 
 
 def test_check_categories__is_true_of_mmdetection(tmp_path):

@@ -545,6 +545,17 @@ def test_preflight__other_images_sizes_of_the_teacher(preflight, tmp_path):
     assert "the student's images are resized to (40, 32), the teacher's to (80, 64)" in text
 
 
+def test_preflight__validation_data_in_a_wrapper(preflight):
+    def change(cfg):
+        wrapped = dict(type='ConcatDataset', datasets=[cfg.val_dataloader.dataset])
+        cfg.val_dataloader.dataset = wrapped
+
+    plain = preflight('--samples', 0, '--eval-teacher')
+    wrapped = preflight('--samples', 0, '--eval-teacher', change=change)
+    assert wrapped.status == 0, wrapped.out
+    assert wrapped.report['figures']['teacher_ap'] == plain.report['figures']['teacher_ap']
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     'args, expected',

@@ -178,9 +178,14 @@ def test_tools__train_resume_and_test(files, tmp_path):
         for key in ('bboxes', 'scores', 'labels'):
             torch.testing.assert_close(one['pred_instances'][key], other['pred_instances'][key])
 
+    # Flipped images as well, of a data set in a wrapper.
+    cfg = Config.fromfile(files / 'distilled.py')
+    wrapped = dict(type='ConcatDataset', datasets=[cfg.test_dataloader.dataset])
+    cfg.test_dataloader.dataset = wrapped
+    cfg.dump(tmp_path / 'wrapped.py')
     call_tool(
         'test.py',
-        files / 'distilled.py',
+        tmp_path / 'wrapped.py',
         work_dir / 'epoch_2.pth',
         '--work-dir',
         tmp_path / 'tta',

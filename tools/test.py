@@ -10,6 +10,7 @@ from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.mistakes import told_in_one_line
 from rdimkd_det.commands.unreadable import files_named
+from rdimkd_det.files.configs import leaf_datasets
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,20 +56,19 @@ def main() -> None:
 
 def add_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; with horizontal flips if the config has none."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    datasets = list(leaf_datasets(cfg.test_dataloader.dataset))
     if 'tta_pipeline' not in cfg:
         meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
         pack = dict(type='PackDetInputs', meta_keys=(*meta_keys, 'flip', 'flip_direction'))
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = deepcopy(dataset.pipeline[:-1])
+        cfg.tta_pipeline = deepcopy(datasets[0].pipeline[:-1])
         cfg.tta_pipeline.append(dict(type='TestTimeAug', transforms=[flips, [pack]]))
     if 'tta_model' not in cfg:
         nms = dict(type='nms', iou_threshold=0.5)
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
 
 
 if __name__ == '__main__':

@@ -42,7 +42,7 @@ def entry_key(metainfo: Mapping) -> str:
     return f'{metainfo["img_id"]}:{Path(metainfo["img_path"]).name}{flip}'
 
 
-def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
+def cacheable_datasets(dataset: Mapping) -> Iterator[Mapping]:
     """Configs of the data sets below repeating and concatenating wrappers.
 
     Raises:
@@ -51,9 +51,9 @@ def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
         for part in dataset['datasets']:
-            yield from leaf_datasets(part)
+            yield from cacheable_datasets(part)
     elif kind in WRAPPERS:
-        yield from leaf_datasets(dataset['dataset'])
+        yield from cacheable_datasets(dataset['dataset'])
     elif not dataset.keys() & {'dataset', 'datasets'}:
         yield dataset
     else:
@@ -81,9 +81,8 @@ def image_pipeline(cfg: Config) -> dict:
             f'default_scope={scope!r}',
             f"set default_scope='mmdet' and write '{scope}.' before the names of {scope}",
         )
-    pipelines = [
-        _transforms(leaf['pipeline']) for leaf in leaf_datasets(cfg.train_dataloader['dataset'])
-    ]
+    datasets = cacheable_datasets(cfg.train_dataloader['dataset'])
+    pipelines = [_transforms(dataset['pipeline']) for dataset in datasets]
     for pipeline in pipelines[1:]:
         if pipeline != pipelines[0]:
             _refuse('ConcatDataset', 'give the data sets in it the same pipeline')

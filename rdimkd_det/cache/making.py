@@ -23,7 +23,7 @@ from ..distillation import Distillation
 from ..errors import ConfigError
 from ..files.configs import teacher_entries
 from .facts import checkpoint_facts, model_facts, projection_facts
-from .images import entry_key, image_pipeline, leaf_datasets, unaugmented
+from .images import cacheable_datasets, entry_key, image_pipeline, unaugmented
 from .store import LevelArrays, TeacherCache, split_levels
 
 # Images that the size of an entry is measured on.
@@ -54,7 +54,7 @@ def cache_images(cfg: Config, flip: bool) -> Dataset:
     """
     parts = []
     for flipped in (False, True) if flip else (False,):
-        for leaf in leaf_datasets(cfg.train_dataloader.dataset):
+        for leaf in cacheable_datasets(cfg.train_dataloader.dataset):
             pipeline = unaugmented(leaf['pipeline'], flipped)
             parts.append(DATASETS.build(ConfigDict({**leaf, 'pipeline': pipeline})))
         if not flipped:

@@ -26,7 +26,7 @@ from ..guard import (
     latest_checkpoint,
     raise_when_log_fails,
 )
-from ..preflight import Report, static_report
+from ..preflight import Report, data_report, static_report
 from .checks import (
     check_checkpoint,
     check_data,
@@ -191,5 +191,8 @@ def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) 
 
 
 def report_before_training(cfg: Config, model: nn.Module) -> Report | None:
-    """The static part of preflight; None for a plain model."""
-    return static_report(cfg, model) if isinstance(model, RdimKDDistiller) else None
+    """The static part of preflight; of a plain model what is odd about its data, else None."""
+    if isinstance(model, RdimKDDistiller):
+        return static_report(cfg, model)
+    report = data_report(cfg)
+    return report if report.findings else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from ..files.whole import written_whole
 from .summary import Outcome, mean_and_error
 from .table import DIM, DIMS, WEIGHTS
 
@@ -44,7 +45,8 @@ def draw(outcomes: Mapping[str, Outcome], path: Path) -> None:
         for axes in (dims, weights, epochs):
             if axes.has_data():
                 axes.legend(fontsize=8)
-        figure.savefig(path, metadata={'Date': None})
+        with written_whole(path) as file:
+            figure.savefig(file, format=path.suffix[1:], metadata={'Date': None})
         plt.close(figure)
 
 

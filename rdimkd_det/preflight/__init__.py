@@ -1,6 +1,6 @@
 """Preflight: what a distilled training will do, told before it starts."""
 
 from .report import Report
-from .run import preflight, static_report
+from .run import data_report, preflight, static_report
 
-__all__ = ['Report', 'preflight', 'static_report']
+__all__ = ['Report', 'data_report', 'preflight', 'static_report']

@@ -13,6 +13,7 @@ from ..distiller import RdimKDDistiller, distilled_student
 from ..errors import ConfigError, TrainingStoppedError
 from ..names import explain
 from ..random_state import preserved_random_state
+from .categories import check_categories
 from .classes import data_classes, label_map, teacher_classes
 from .detector import build_detector
 from .input_check import check_teacher_input
@@ -33,6 +34,17 @@ def static_report(cfg: Config, model: nn.Module) -> Report:
     report = Report(f'RdimKD preflight of {cfg.filename or "the config"}')
     with preserved_random_state():
         check_static(cfg, model, report)
+    return report
+
+
+def data_report(cfg: Config) -> Report:
+    """What is odd about a training's data, whatever its model; no finding where nothing is.
+
+    Args:
+        cfg (Config): The run's config.
+    """
+    report = Report(f'Data of {cfg.filename or "the config"}')
+    check_categories(cfg, report)
     return report
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..bridge import InputBridge
 from ..distillation import Distillation
-from ..files.configs import UnreadableConfigError, read_config
+from ..files.configs import UnreadableConfigError, leaf_datasets, read_config
 from ..progress import watched
 from .detector import at_size_of, relabelled
 from .inputs import InputFormat
@@ -150,8 +150,8 @@ def average_precision(
     """
     settings = deepcopy(cfg.val_dataloader)
     if pipeline is not None:
-        dataset = _innermost(settings['dataset'])
-        dataset['pipeline'] = _with_data_of(dataset['pipeline'], pipeline)
+        for leaf in leaf_datasets(settings['dataset']):
+            leaf['pipeline'] = _with_data_of(leaf['pipeline'], pipeline)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(settings, seed=0)
         evaluator = Evaluator(_of_boxes(cfg.val_evaluator))
@@ -196,8 +196,8 @@ def teacher_pipeline(config: str | dict) -> list | None:
         return None
     for split in ('val', 'test'):
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        if dataset is not None:
-            return deepcopy(_innermost(dataset).get('pipeline'))
+        for leaf in leaf_datasets(dataset):
+            return deepcopy(leaf.get('pipeline'))
     return None
 
 
@@ -214,15 +214,9 @@ def _concerns_data(step: Mapping) -> bool:
     return any(word in str(step['type']) for word in ('Annotations', 'Pack'))
 
 
-def _innermost(dataset: Mapping) -> Mapping:
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
-
-
 def _difference(cfg: Config, own_pipeline: list | None, part: Distillation) -> str:
     """What differs between the two ways to the teacher, beyond the bridge."""
-    student_pipeline = _innermost(cfg.val_dataloader['dataset'])['pipeline']
+    student_pipeline = next(leaf_datasets(cfg.val_dataloader['dataset']))['pipeline']
     scales = [_scales(pipeline or ()) for pipeline in (student_pipeline, own_pipeline)]
     if own_pipeline is not None and scales[0] != scales[1]:
         return f"the student's images are resized to {scales[0]}, the teacher's to {scales[1]}"
