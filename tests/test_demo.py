@@ -128,6 +128,14 @@ class TestHistory:
         write_part(tmp_path, '20260101_000000', [train_line(10), {'time': 1.0, 'step': 1}])
         assert read_history(tmp_path).metrics() == {'ap': 0.0, 'ap50': 0.0, 'ap75': 0.0}
 
+    def test_ap_line__where_there_are_objects(self, tmp_path):
+        of_voc = {'pascal_voc/mAP': 0.5, 'step': 3}
+        lines = [train_line(10), val_line(1, 0.2), val_line(2, -1.0), of_voc, val_line(4, 0.3)]
+        write_part(tmp_path, '20260101_000000', lines)
+        history = read_history(tmp_path)
+        assert history.ap_line == ([1, 4], [0.2, 0.3])
+        assert history.metrics(3) == {}
+
     def test_read_history__nothing_there(self, tmp_path):
         history = read_history(tmp_path / 'none')
         assert (history.iterations, history.metrics(), history.seconds(0)) == (0, None, 0.0)

@@ -271,6 +271,10 @@ class TestCharts:
             svg = draw_lines('a', {'图 $x_1$': ([1, 2], [1, 2])}, 'x', 'y')
         assert '>图 $x_1$</text>' in svg
 
+    def test_draw_lines__name_with_an_underscore_in_front(self):
+        svg = draw_lines('a', {'_base': ([1, 2], [1, 2])}, 'x', 'y')
+        assert '>\u200b_base</text>' in svg
+
 
 class TestGallery:
     def test_draw_example__large_image_is_made_smaller_with_its_boxes(self, tmp_path):

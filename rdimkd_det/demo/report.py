@@ -15,7 +15,7 @@ from ..reports.detections import Example
 from ..reports.gallery import gallery, legend
 from ..reports.page import definitions, page, paragraph, section, table
 from ..trainings import Run
-from ..trainings.history import History, read_history
+from ..trainings.history import read_history
 from ..trainings.state import read_json, write_json
 from .detections import choose_examples
 from .figures import draw_ap
@@ -120,7 +120,7 @@ def _charts(runs: Sequence[Run]) -> str:
     histories = [(run, read_history(run.work_dir)) for run in runs]
     (teacher, teacher_history), *students = histories
     lines = {
-        kind: [_ap_line(history) for run, history in students if run.kind == kind]
+        kind: [history.ap_line for run, history in students if run.kind == kind]
         for kind in ('plain', 'rdimkd')
     }
     distilled = next(history for run, history in students if run.kind == 'rdimkd')
@@ -134,11 +134,6 @@ def _charts(runs: Sequence[Run]) -> str:
             (losses, f'Distillation loss of {of_seed} at each level of the FPN.'),
         ]
     )
-
-
-def _ap_line(history: History) -> tuple[list[int], list[float]]:
-    epochs = sorted(history.val)
-    return epochs, [history.metrics(epoch)['ap'] for epoch in epochs]
 
 
 def _level_title(loss_name: str) -> str:

@@ -24,7 +24,7 @@ def keep_result(plan: Plan, run: Run) -> None:
         'title': experiment.title,
         'seed': run.seed,
         **history.metrics(run.epochs),
-        'ap_by_epoch': [history.metrics(epoch)['ap'] for epoch in sorted(history.val)],
+        'ap_by_epoch': history.ap_line[1],
         'seconds': round(history.seconds(run.iterations), 1),
         'base': experiment.base,
         'changes': experiment.changes,

@@ -18,6 +18,7 @@ from .page import equal_columns
 
 LINE_COLOURS = ('#2f7fe0', '#d97706', '#12a594', '#c2559d', '#8b7cf6')
 MOST_COLUMNS = 3  # of charts side by side
+ZERO_WIDTH_SPACE = '\u200b'
 MOST_MARKED = 30  # points of a line, each of which gets a mark
 TEXT_COLOUR = '#123457'  # becomes the page's own, light or dark
 STYLE = {
@@ -57,6 +58,8 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
         for (label, (x, y)), colour in zip(lines.items(), cycle(LINE_COLOURS)):
             marker = 'o' if len(x) <= MOST_MARKED else None
             plain = label.replace('$', r'\$')  # no formula
+            if plain.startswith('_'):  # matplotlib would leave it out of the legend
+                plain = ZERO_WIDTH_SPACE + plain
             on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=plain)
         on.set(xlabel=xlabel, ylabel=ylabel, **axes)
         on.xaxis.set_major_locator(whole_numbers())

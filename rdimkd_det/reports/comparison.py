@@ -87,8 +87,7 @@ def _when(run: TrainedRun, evaluation: Evaluation | None) -> str:
 def _scores(run: TrainedRun, evaluation: Evaluation | None) -> dict[str, float]:
     if evaluation is not None:
         return evaluation.scores
-    logged = run.history.metrics() or {}
-    return {name: logged[name.lower()] for name in ('AP', 'AP50', 'AP75') if name.lower() in logged}
+    return {name.upper(): score for name, score in (run.history.metrics() or {}).items()}
 
 
 def classes_table(evaluations: Mapping[str, Evaluation]) -> str:
@@ -118,7 +117,8 @@ def classes_table(evaluations: Mapping[str, Evaluation]) -> str:
 def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
     """Charts with captions: AP, loss, distillation losses, explained shares, learning rate."""
     drawings = []
-    ap = {run.name: run.ap_line for run in runs if run.history.val}
+    ap = {run.name: run.history.ap_line for run in runs}
+    ap = {name: line for name, line in ap.items() if line[0]}
     if ap:
         steps = ' or '.join(dict.fromkeys(run.step_name for run in runs if run.name in ap))
         drawings.append((draw_lines('ap', ap, steps, 'AP on val'), 'AP at each validation.'))

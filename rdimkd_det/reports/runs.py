@@ -39,12 +39,6 @@ class TrainedRun:
         by_iter = loop.get('type') == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
         return 'iteration' if by_iter else 'epoch'
 
-    @property
-    def ap_line(self) -> tuple[list[int], list[float]]:
-        """tuple[list[int], list[float]]: Validated epochs or iterations, and the AP of each."""
-        epochs = sorted(self.history.val)
-        return epochs, [self.history.metrics(epoch)['ap'] for epoch in epochs]
-
 
 def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
     """Read work directories, each with a name of its own.

@@ -34,13 +34,24 @@ class History:
             epoch (int, optional): Defaults to the last validated one.
 
         Returns:
-            dict[str, float] | None: With the keys 'ap', 'ap50', 'ap75'; None if not validated.
+            dict[str, float] | None: With the keys 'ap', 'ap50', 'ap75', where CocoMetric had
+            objects to measure them on; None if not validated.
         """
         epoch = max(self.val, default=None) if epoch is None else epoch
         if epoch not in self.val:
             return None
-        # Without a single detection mmdet logs no metric at all.
-        return {name: self.val[epoch].get(key, 0.0) for name, key in AP_KEYS.items()}
+        line = self.val[epoch]
+        if not any('/' in key for key in line):  # without a single detection mmdet logs no metric
+            return dict.fromkeys(AP_KEYS, 0.0)
+        # Without objects of that kind AP is -1.
+        return {name: line[key] for name, key in AP_KEYS.items() if line.get(key, -1) >= 0}
+
+    @property
+    def ap_line(self) -> tuple[list[int], list[float]]:
+        """tuple[list[int], list[float]]: Validated epochs or iterations, and the AP of each."""
+        points = [(step, self.metrics(step)) for step in sorted(self.val)]
+        points = [(step, metrics['ap']) for step, metrics in points if 'ap' in metrics]
+        return [step for step, _ in points], [ap for _, ap in points]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Iterations and values of one logged scalar."""

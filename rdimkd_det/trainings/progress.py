@@ -29,9 +29,9 @@ class Status:
         self.step = self.run.iterations if ended else training.step()
         self.epoch = min(self.step // self.run.epoch_length + 1, self.run.epochs)
         history = read_history(self.run.work_dir)
-        metrics = history.metrics()
+        ap = (history.metrics() or {}).get('ap')
         self.num_validated = len(history.val)
-        self.ap = '' if metrics is None else f'AP {metrics["ap"]:.3f}'
+        self.ap = '' if ap is None else f'AP {ap:.3f}'
         pace = training.pace(self.step) or history.pace or self.run.guessed_pace
         self.seconds_left = pace * (self.run.iterations - self.step)
 
