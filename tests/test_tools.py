@@ -289,6 +289,20 @@ def test_mistake__no_model_to_look_at(files, config, tmp_path, capsys, tool, mod
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    'tool', ['train.py', 'preflight.py', 'analyze_projection.py', 'cache_teacher.py']
+)
+def test_mistake__no_training_data(config, tmp_path, capsys, tool):
+    for_testing_only = dict(train_dataloader=None, train_cfg=None, optim_wrapper=None)
+    path, out = config(lambda cfg: cfg.update(for_testing_only)), tmp_path / 'x.png'
+    with pytest.raises(SystemExit) as stopped:
+        call_tool(tool, path, *([] if tool in ('train.py', 'preflight.py') else ['--out', out]))
+    assert stopped.value.code == 2
+    assert one_line(tool, capsys.readouterr().err) == (
+        f'{tool}: config {path} has no train data; give it a train_dataloader with a dataset.'
+    )
+
+
 def of_loss(**changes):
     return lambda cfg: cfg['model']['losses']['neck'].update(changes)
 

@@ -78,8 +78,8 @@ def main() -> None:
     if args.verify:
         verify(directories)
         return
-    image_pipeline(cfg)
     check_data(cfg, ['train'])
+    image_pipeline(cfg)
     live = without_cache(cfg)
     check_model(live, training=False)
     for directory in directories:

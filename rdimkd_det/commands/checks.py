@@ -179,10 +179,16 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
     Raises:
         ConfigError: One is missing, and says how to get the data; no class is in any of them, or
-            they are no list of names.
+            they are no list of names; or there are no data but for validation, which may be left
+            out.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+        if dataset is None and split != 'val':
+            raise ConfigError(
+                f'config {cfg.filename} has no {split} data; give it a {split}_dataloader with a '
+                f'dataset.'
+            )
         for leaf in leaf_datasets(dataset):
             _check_annotations(split, leaf)
             check_class_names(split, leaf)
