@@ -11,6 +11,9 @@ _base_ = ['mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py']
 custom_imports = dict(imports=['rdimkd_det'], allow_failed_imports=False)
 custom_hooks = [*_base_.custom_hooks, dict(type='DistillHook')]
 
+# The learning rate is for 8 x 32 images; MMDetection's config inherits the 16 of other detectors.
+auto_scale_lr = dict(base_batch_size=256)
+
 model = dict(
     _delete_=True,
     type='RdimKDDistiller',

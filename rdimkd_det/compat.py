@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,13 +53,37 @@ def _installed(package: str) -> bool:
 
 
 def allow_config_prefix() -> None:
-    """Let ``_base_ = ['rdimkd_det::_base_/distill.py']`` find the configs that are installed.
+    """Let ``_base_ = ['rdimkd_det::_base_/distill.py']`` find this package's configs.
 
-    mmengine (0.10.7, OneDL 0.10.12) asserts that such a prefix is one of OpenMMLab's packages.
+    mmengine (0.10.7, OneDL 0.10.12) asserts that such a prefix is one of OpenMMLab's packages; it
+    looks in site-packages, where ``pip install -e`` puts nothing; and it would look for the classes
+    in registries of the prefix's name, while this package's are in MMDetection's.
     """
+    from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
 
     MODULE2PACKAGE.setdefault('rdimkd_det', 'rdimkd_det')
+    find = Config._get_cfg_path
+
+    @wraps(find)
+    def get_cfg_path(path: str, filename: str) -> tuple[str, str | None]:
+        own = own_config(path)
+        return find(path, filename) if own is None else (own, 'mmdet')
+
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def own_config(name: str) -> str | None:
+    """Path of a config of this package, installed or in its repository; None for any other.
+
+    Args:
+        name (str): E.g. 'rdimkd_det::_base_/distill.py'.
+    """
+    prefix, _, path = name.partition('::')
+    if prefix != 'rdimkd_det':
+        return None
+    installed = Path(__file__).parent / '.mim'
+    return str((installed if installed.is_dir() else installed.parents[1]) / 'configs' / path)
 
 
 def allow_checkpoint_types() -> None:

@@ -18,6 +18,8 @@ from .signatures import parameters, refused_option
 
 # What an exception's line is cut to.
 LONGEST = 400
+# The key by which mmengine knows an entry of a base `mmdet::...` or `rdimkd_det::...`.
+SCOPE = '_scope_'
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -56,7 +58,7 @@ def check_options(
 
 
 def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Check that a config entry has no other keys than the known ones.
+    """Check that a config entry has no other keys than the known ones, and its scope.
 
     Args:
         where (str): Its place in the config.
@@ -66,7 +68,7 @@ def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
     Raises:
         ConfigError: One is unknown; suggests the nearest, or lists them.
     """
-    for name in sorted(set(names) - set(known), key=str):
+    for name in sorted(set(names) - {SCOPE, *known}, key=str):
         hint = did_you_mean(name, known) or f'; it has {", ".join(known)}.'
         raise ConfigError(f"{where} has no option '{name}'{hint}")
 

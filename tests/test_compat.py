@@ -5,10 +5,13 @@ from importlib.metadata import PackageNotFoundError
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 
-from rdimkd_det import compat
+from rdimkd_det import DistillHook, RdimKDDistiller, compat
+from rdimkd_det.commands.hook_options import check_hook_options, distill_hooks
+from rdimkd_det.files.configs import open_config
+from rdimkd_det.names import check_options
 
 
 @pytest.fixture
@@ -49,6 +52,23 @@ def test_distribution__not_one(installed, names, message):
     installed(*names)
     with pytest.raises(ImportError, match=message):
         compat.check_distribution()
+
+
+def test_config_prefix__a_recipe_as_base(tmp_path):
+    """Its classes are looked for in MMDetection's registries, and nothing is said of it."""
+    (tmp_path / 'mine.py').write_text("_base_ = ['rdimkd_det::rdimkd_fcos_r50_r18.py']\n")
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.model.type == 'RdimKDDistiller' and cfg.model['_scope_'] == 'mmdet'
+    check_options('model', cfg.model, RdimKDDistiller)
+    check_hook_options(cfg)
+    assert [type(hook) for hook in distill_hooks(cfg)] == [DistillHook]
+    plain = open_config('rdimkd_det::rdimkd_fcos_r50_r18.py')
+    assert plain.model.losses == cfg.model.losses
+
+
+def test_config_prefix__no_such_config():
+    with pytest.raises(FileNotFoundError, match=r'configs/none\.py'):
+        open_config('rdimkd_det::none.py')
 
 
 def test_checkpoint_types__mmengine_run(tmp_path):

@@ -1,5 +1,6 @@
 """Every config that the project ships loads, builds and survives a dump."""
 
+import re
 from functools import cache
 
 import pytest
@@ -61,6 +62,15 @@ def test_config__builds(name):
         assert model.distill.active and not model.distill.teacher.built
         assert len(model.distill.describe()) >= 3
         assert [hook['type'] for hook in config.custom_hooks].count('DistillHook') == 1
+
+
+@pytest.mark.parametrize('name', [recipe(name) for name in FILES if name in DISTILLED])
+def test_config__scales_the_learning_rate_from_its_own_batch(name):
+    """MMDetection writes GPUs and images each into a config's name where they are not 8 and 2."""
+    bases = (CONFIGS / name).read_text().partition('_base_ = [')[2].partition(']')[0]
+    written = re.search(r'_(\d+)xb(\d+)', bases)
+    expected = int(written[1]) * int(written[2]) if written else 16
+    assert read(name).auto_scale_lr.base_batch_size == expected
 
 
 # mmengine formats what it dumps, which takes seconds: the recipes are all of one shape.

@@ -38,6 +38,11 @@ def files(tmp_path_factory):
     teacher = write_teacher(folder / 'teacher')
     config = run_config(data, folder / 'unused', distilled(fcos(), teacher), max_epochs=1)
     config.dump(folder / 'distilled.py')
+    based = {key: value for key, value in config.items() if not key.startswith('custom_')}
+    Config(based).dump(folder / 'without_hook.py')
+    (folder / 'based.py').write_text(
+        "_base_ = ['without_hook.py', 'rdimkd_det::_base_/distill.py']\n"
+    )
     run_config(data, folder / 'unused', fcos(), max_epochs=1).dump(folder / 'plain.py')
     return folder
 
@@ -115,7 +120,7 @@ def test_tools__train_resume_and_test(files, tmp_path):
     work_dir = tmp_path / 'run'
     done = run_tool(
         'train.py',
-        files / 'distilled.py',
+        files / 'based.py',
         '--work-dir',
         work_dir,
         '--cfg-options',

@@ -7,8 +7,9 @@ if [ $# -lt 3 ]; then
 fi
 config=$1 checkpoint=$2 processes=$3
 shift 3
+# shellcheck disable=SC2086  # TORCHRUN_ARGS holds several words
 exec python3 -m torch.distributed.run \
   --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
   --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-  --nproc_per_node="$processes" \
+  --nproc_per_node="$processes" ${TORCHRUN_ARGS:-} \
   "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

@@ -26,7 +26,7 @@ def check_hook_options(cfg: Config) -> None:
         saves = isinstance(kind, type) and issubclass(kind, CheckpointHook)
         # It hands on what it does not know, at the first checkpoint.
         passed_to = Runner.save_checkpoint if saves else None
-        check_options(where, entry, kind, ('type', 'priority', '_scope_'), passed_to)
+        check_options(where, entry, kind, ('type', 'priority'), passed_to)
         if saves:
             _check_checkpoint_hook(where, entry)
         if 'switch_pipeline' in entry:

@@ -35,7 +35,7 @@ def check_schedulers(cfg: Config) -> None:
         kind = check_type(entry, where, PARAM_SCHEDULERS, registered(PARAM_SCHEDULERS))
         known, takes_others = options_of(kind)
         if not takes_others:
-            known += ['type', '_scope_', 'convert_to_iter_based', 'epoch_length']
+            known += ['type', 'convert_to_iter_based', 'epoch_length']
             check_names(f'{where} ({kind.__name__})', entry, known)
 
 

@@ -56,7 +56,7 @@ def check_top_level(cfg: Config) -> None:
         entry = cfg.get(name)
         if isinstance(entry, Mapping) and 'type' in entry:
             kind = check_type(entry, name, LOOPS, registered(LOOPS))
-            check_options(name, entry, kind, ('type', '_scope_', 'by_epoch'))
+            check_options(name, entry, kind, ('type', 'by_epoch'))
 
 
 def check_loops_whole(cfg: Config) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 
+from ..compat import own_config
 from ..errors import ConfigError
 
 
@@ -48,7 +49,8 @@ def open_config(name: str) -> Config:
         name (str): Path, or ``'mmdet::...'``.
     """
     # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
-    return get_config(name) if '::' in name else Config.fromfile(name)
+    own = own_config(name)
+    return get_config(name) if '::' in name and own is None else Config.fromfile(own or name)
 
 
 def mappings(node: object) -> Iterator[Mapping]:
