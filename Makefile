@@ -10,7 +10,7 @@ help:
 	@echo 'make results run the experiments on digits that have no result yet; tables in docs/results.md'
 	@echo 'make test    all tests; ARGS="-k losses" for some'
 	@echo 'make smoke   a quick representative set of the tests'
-	@echo 'make lint    ruff; make format mends what it can'
+	@echo 'make lint    ruff; make format fixes what it can'
 	@echo 'make setup   only make the environment, $(VENV)'
 	@echo 'STACK=onedl  with each: the OneDL distribution, in .venv-onedl'
 	@echo 'PYTHON=python3.x  the Python to make the environment with'

@@ -157,7 +157,7 @@ def _with_harmless(
         if _agree(_maps_of_noise(network, taps, chosen), expected):
             left_out = [step.__name__.strip('_') for step in steps if step not in chosen]
             if left_out:
-                print_log(f'RdimKD: this teacher does not bear {left_out[0]}', 'current')
+                print_log(f'RdimKD: this teacher does not support {left_out[0]}', 'current')
             return network
         network = build()  # a step changes a network in place
     print_log('RdimKD: this teacher runs as it is, neither fused nor in channels_last', 'current')

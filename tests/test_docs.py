@@ -120,7 +120,7 @@ def test_commands__are_found():
     texts = [command.text for command in ALL_COMMANDS]
     assert len(texts) > 30
     assert 'make demo' in texts and 'make demo ARGS="--seeds 0 1 2"' in texts
-    assert 'python tools/train.py my_distilled.py' in texts
+    assert 'python tools/train.py my_distilled.py --auto-scale-lr' in texts
     assert any(text.startswith('tools/dist_train.sh') for text in texts)
 
 
