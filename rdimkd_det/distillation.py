@@ -166,8 +166,8 @@ class Distillation(nn.Module):
         Args:
             student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
             teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
-            task_loss (Callable, optional): Gives the student's own loss, 0-dim; called once in a
-                training with ``loss_weight='auto'``.
+            task_loss (Callable, optional): Gives the student's own loss, 0-dim; called with
+                ``loss_weight='auto'`` until a batch has told the weight.
 
         Returns:
             dict[str, Tensor]: 'loss_rdimkd_<tap>_s<stride>': 0-dim loss.
@@ -187,11 +187,9 @@ class Distillation(nn.Module):
             student_feats, teacher_maps = zip(*feats)
             if loss.needs_auto_weight and task_loss is not None:
                 distances = loss.distances(student_feats, teacher_maps)
-                balance = gradient_balance(task_loss(), sum(distances.values()), maps)
-                loss.auto_weight.copy_(loss.auto_share * balance)
-                weight = float(loss.auto_weight)
-                print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
-            losses.update(loss(student_feats, teacher_maps))
+                losses.update(_set_auto_weight(tap, loss, distances, maps, task_loss()))
+            else:
+                losses.update(loss(student_feats, teacher_maps))
             compared.append((loss, student_feats, teacher_maps))
         self._show(compared)
         self.finite.note(losses)
@@ -301,6 +299,23 @@ def build_distillation(
     if len({part.name for part in parts}) < len(parts):
         raise ConfigError('RdimKDDistiller: the names of the teachers must differ.')
     return SeveralTeachers(parts)
+
+
+def _set_auto_weight(
+    tap: str,
+    loss: RdimKDLoss,
+    distances: Mapping[str, Tensor],
+    maps: Sequence[Tensor],
+    task: Tensor,
+) -> Mapping[str, Tensor]:
+    """Set the weight 'auto' by a batch; returns the batch's losses, times the weight."""
+    balance = gradient_balance(task, sum(distances.values()), maps)
+    loss.auto_weight.copy_(loss.auto_share * balance)
+    if loss.needs_auto_weight:  # the batch is not finite; the next one may tell
+        return distances
+    weight = float(loss.auto_weight)
+    print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
+    return loss.weighted(distances)
 
 
 def _key(tap: str) -> str:

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from functools import partial
 
 from mmdet.registry import HOOKS
-from mmengine.dist import broadcast
+from mmengine.dist import broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch.utils.data import DataLoader
 
-from .calibration import calibration_batches, default_calibration_images, fit_projections
+from .calibration import (
+    batch_size,
+    calibration_batches,
+    default_calibration_images,
+    fit_projections,
+)
 from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
@@ -21,7 +26,7 @@ from .errors import ConfigError
 from .files.checkpoints import forget_kept_checkpoints
 from .finite import FiniteCheck, stop_if_broken
 from .guard import StepSkipper, deferred_checks, guard, last_finite
-from .inheritance import inherit_weights, weights_to_inherit
+from .inheritance import inherit_from_teacher
 from .monitoring import Monitor, weights_in_force
 from .random_state import preserved_random_state
 from .resumption import KEY, check_same_training, training_facts
@@ -83,6 +88,7 @@ class DistillHook(Hook):
         self._to_stop_at: list[FiniteCheck] = []
         self._say_what_is_kept: Callable[[], str] = str
         self._facts: dict[str, str] = {}
+        self._resumed = False
         # Before any data loader has started its workers.
         name_unreadable_images()
 
@@ -110,8 +116,9 @@ class DistillHook(Hook):
             if not all(loss.fitted for part in parts for _, loss in part.items()):
                 self.fit(model, runner.train_dataloader)
         self._facts = training_facts(model.distill)
-        if model.distill.inherit and not runner._resume:
-            self._inherit(runner, model)
+        if not self._resumed:
+            for path, count in inherit_from_teacher(model).items():
+                runner.logger.info("RdimKD: '%s' starts from the teacher: %d tensors", path, count)
         forget_kept_checkpoints()
         _broadcast(model.distill)
         _update_averaged_models(runner, model.distill)
@@ -177,9 +184,15 @@ class DistillHook(Hook):
     def _time(self, runner: Runner) -> float:
         return runner.iter / self._unit(runner)
 
-    def _unit(self, runner: Runner) -> int:
+    def _unit(self, runner: Runner) -> float:
         """Iterations in the schedule's unit of time."""
-        return len(runner.train_dataloader) if self.schedule.by_epoch else 1
+        if not self.schedule.by_epoch:
+            return 1
+        loader = runner.train_dataloader
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return len(loader)
+        # An infinite sampler's length is the data set's, in however many processes.
+        return len(loader.dataset) / (batch_size(loader) * get_world_size())
 
     def fit(self, model: RdimKDDistiller, dataloader: DataLoader) -> None:
         """Fit the projections of a student on training images; random states are left alone.
@@ -192,11 +205,6 @@ class DistillHook(Hook):
         print_log(f'RdimKD: fitting the projections on {num_images} training images', 'current')
         with preserved_random_state():
             fit_projections(model, calibration_batches(dataloader, num_images, self.seed))
-
-    def _inherit(self, runner: Runner, model: RdimKDDistiller) -> None:
-        weights = weights_to_inherit(model.distill.parts[0].teacher.checkpoint)
-        for path, count in inherit_weights(model, weights, model.distill.inherit).items():
-            runner.logger.info("RdimKD: '%s' starts from the teacher: %d tensors", path, count)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Store the state beside the student's.
@@ -223,6 +231,7 @@ class DistillHook(Hook):
         """
         if not runner._resume:  # testing, or training anew from given weights
             return
+        self._resumed = True
         if 'distill' not in checkpoint:
             runner.logger.warning(
                 'RdimKD: the checkpoint holds no distillation state; the projections are fitted '

@@ -88,5 +88,23 @@ def inherit_weights(
     return {path: len(own) for path, own in found.items()}
 
 
+def inherit_from_teacher(model: nn.Module) -> dict[str, int]:
+    """Let a distilled student start as its ``inherit`` says, from its (first) teacher.
+
+    Args:
+        model (nn.Module): The distilled student, changed in place.
+
+    Returns:
+        dict[str, int]: As :func:`inherit_weights`.
+
+    Raises:
+        ConfigError: As :func:`weights_to_inherit` and :func:`matching_weights`.
+    """
+    if not model.distill.inherit:
+        return {}
+    weights = weights_to_inherit(model.distill.parts[0].teacher.checkpoint)
+    return inherit_weights(model, weights, model.distill.inherit)
+
+
 def _shape(tensor: Tensor | None) -> str:
     return 'nothing' if tensor is None else str(tuple(tensor.shape))

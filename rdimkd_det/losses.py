@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +190,10 @@ class RdimKDLoss(nn.Module):
                 "RdimKDLoss: loss_weight='auto' compares with the task's gradient, which only "
                 'RdimKDDistiller sees; give a number.'
             )
-        distances = self.distances(student_feats, teacher_feats)
+        return self.weighted(self.distances(student_feats, teacher_feats))
+
+    def weighted(self, distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`distances` gives, each level times its weight."""
         common = self.auto_weight * self.factor if self.auto else self.factor
         return {
             name: weight * common * distance

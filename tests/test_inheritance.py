@@ -42,7 +42,8 @@ def test_inherit__in_a_training_and_not_again_when_resumed(tmp_path):
     model = distilled(fcos(), teacher, loss_weight=0)
     model.inherit = ['bbox_head']
     still = {'optim_wrapper.optimizer.lr': 0.0}
-    train(run_config(data, tmp_path / 'run', model, max_epochs=1, **still))
+    # As a job does that is always started with `resume`.
+    train(run_config(data, tmp_path / 'run', model, max_epochs=1, resume=True, **still))
     expected = load(tmp_path / 'teacher.pth')['state_dict']
     checkpoint = load(tmp_path / 'run/epoch_1.pth')
     key = 'bbox_head.conv_cls.weight'

@@ -324,6 +324,15 @@ def test_prepare__takes_what_fits(trained, config):
     torch.testing.assert_close(fitting, {key: weights[key] for key in fitting}, rtol=0, atol=0)
 
 
+def test_prepare__inherits_as_the_training_will(trained, config):
+    cfg = Config.fromfile(config(lambda cfg: cfg.model.update(inherit=['bbox_head.conv_cls'])))
+    model = distilled_student(MODELS.build(cfg.model))
+    weights = load(cfg.model.teacher.checkpoint)['state_dict']
+    prepare(cfg, model, load_samples(cfg, 4)[1])
+    key = 'bbox_head.conv_cls.weight'
+    assert torch.equal(model.state_dict()[key], weights[key])
+
+
 # Classes
 
 

@@ -1,8 +1,12 @@
 """The factor on the loss weights over a training."""
 
-import pytest
+from types import SimpleNamespace
 
-from rdimkd_det import ConfigError
+import pytest
+from mmengine.dataset import InfiniteSampler
+from torch.utils.data import DataLoader
+
+from rdimkd_det import ConfigError, DistillHook, hooks
 from rdimkd_det.schedule import Schedule, build_schedule
 
 
@@ -28,6 +32,20 @@ def test_stopped__only_for_good():
     assert [Schedule(stop=3).stopped(time) for time in (0, 2.9, 3, 5)] == [False, False, True, True]
     assert not Schedule(decay='linear').stopped(100)
     assert not Schedule(warmup=5).stopped(0)
+
+
+def test_apply_schedule__an_epoch_is_a_pass_over_the_data_in_several_processes(monkeypatch):
+    """Of 24 images, by 3 in each of 2 processes, 4 iterations; an endless sampler says 8."""
+    monkeypatch.setattr(hooks, 'get_world_size', lambda: 2)
+    loader = DataLoader(range(24), batch_size=3, sampler=InfiniteSampler(range(24)))
+    assert len(loader) == 8
+    runner = SimpleNamespace(train_loop=None, train_dataloader=loader, max_iters=100)
+    factors = []
+    distill = SimpleNamespace(parts=[SimpleNamespace(set_factor=factors.append)])
+    hook = DistillHook(schedule=dict(warmup=4))
+    for runner.iter in (2, 8, 16):
+        hook._apply_schedule(runner, distill)
+    assert factors == [0.125, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,18 @@ def test_tools__train_resume_and_test(files, tmp_path):
     assert len(averaged[0]['pred_instances']['scores']) > len(found[0]['pred_instances']['scores'])
 
 
+def test_train__resume_with_nothing_there_is_a_first_start(files, tmp_path):
+    model = MODELS.build(fcos())
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.25)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'start.pth')
+    options = [f'load_from={tmp_path}/start.pth', 'optim_wrapper.optimizer.lr=0']
+    work_dir = ['--work-dir', tmp_path / 'run']
+    call_tool('train.py', files / 'plain.py', *work_dir, '--resume', '--cfg-options', *options)
+    weights = load(tmp_path / 'run/epoch_1.pth')['state_dict']
+    assert weights['bbox_head.conv_cls.weight'].eq(0.25).all()
+
+
 def test_train__auto_scale_lr_needs_base_batch_size(refused, files):
     line = refused('train.py', files / 'distilled.py', '--auto-scale-lr')
     assert 'base_batch_size' in line

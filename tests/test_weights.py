@@ -24,8 +24,9 @@ def teacher(files):
     return write_teacher(files / 'teacher')
 
 
-def losses_of(model):
-    data = model.data_preprocessor(random_batch(num_classes=3), training=True)
+def losses_of(model, data=None):
+    if data is None:
+        data = model.data_preprocessor(random_batch(num_classes=3), training=True)
     return model(**data, mode='loss')
 
 
@@ -75,6 +76,29 @@ def test_auto__balances_gradients_at_the_tap_once(teacher):
     assert (norm(sum(distilling)) / norm(task)).item() == pytest.approx(0.5, rel=1e-4)
     losses_of(model)
     assert model.distill.losses.neck.auto_weight.item() == weight
+
+
+def test_gradient_balance__of_a_batch_that_is_not_finite():
+    maps = torch.ones(2, 3, requires_grad=True)
+    assert gradient_balance(maps.sum() * torch.inf, maps.sum(), [maps]).isnan()
+
+
+def test_gradient_balance__of_gradients_too_small_for_half_precision():
+    maps = torch.ones(2, 3, dtype=torch.float16, requires_grad=True)
+    total = maps.float().sum()
+    assert gradient_balance(3e-8 * total, 1e-8 * total, [maps]).item() == pytest.approx(3, rel=0.1)
+
+
+def test_auto__waits_for_a_batch_that_is_finite(teacher):
+    loss = dict(projection=RANDOM, loss_weight='auto')
+    model = MODELS.build(distilled(fcos(), teacher, **loss)).train()
+    data = model.data_preprocessor(random_batch(num_classes=3), training=True)
+    broken = dict(data, inputs=data['inputs'] * torch.nan)
+    model.distill.finite.deferred = True
+    assert losses_of(model, broken)['loss_rdimkd_neck_s8'].isnan()
+    assert model.distill.losses.neck.needs_auto_weight
+    losses_of(model)
+    assert 0 < model.distill.losses.neck.auto_weight.item() != 1
 
 
 def test_auto__kept_when_resumed(files, teacher, tmp_path):

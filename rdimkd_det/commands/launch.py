@@ -154,10 +154,11 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     damaged = []
-    if args.resume is not None:
-        cfg.resume, cfg.load_from = True, args.resume
-        if args.resume == 'auto':
-            cfg.load_from, damaged = latest_checkpoint(cfg.work_dir)
+    resumed = args.resume
+    if args.resume == 'auto':
+        resumed, damaged = latest_checkpoint(cfg.work_dir)
+    if resumed is not None:  # else it is the first start, from wherever the config says
+        cfg.resume, cfg.load_from = True, resumed
     with checkpoints_kept(who='teacher'):
         report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
@@ -181,11 +182,11 @@ def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) 
     raise_when_log_fails(runner.logger)
     if report is not None:
         report.log(runner.logger)
-    resumed = [runner._load_from]
-    broadcast_object_list(resumed)  # the first rank's choice, should a disk be late for another
-    runner._load_from = resumed[0]
+    start = [runner._resume, runner._load_from]
+    broadcast_object_list(start)  # the first rank's choice, should a disk be late for another
+    runner._resume, runner._load_from = start
     for newer in damaged:
-        runner.logger.warning('%s is cut off or damaged; going on from %s', newer, resumed[0])
+        runner.logger.warning('%s is cut off or damaged; going on from %s', newer, start[1])
     guard(runner)
     runner.train()
 

@@ -24,6 +24,7 @@ from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
+from ..inheritance import inherit_from_teacher
 from ..progress import watched
 from .report import Report, Table
 
@@ -48,6 +49,7 @@ def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> Non
         weights = load_checkpoint_safely(cfg.load_from, who='model')
         # As the Runner does: what has another shape is left out.
         load_state_dict(model, weights, logger='silent')
+    inherit_from_teacher(model)
     fit_projections(model, deepcopy(batches))
     model.train()
 
