@@ -310,6 +310,8 @@ def test_mistakes__of_the_config(files, refused, changed, tmp_path):
     assert 'nowhere.pth does not exist' in refused(*out, config=changed(forget_the_weights))
     assert '--out DIR is missing' in refused(config=changed(forget_the_cache))
     assert '8 images have the img_id and file name' in refused(*out, config=changed(double))
+    off = changed(lambda config: config.model.losses.neck.update(loss_weight=0))
+    assert 'no loss has a weight, nothing is to be stored' in refused(*out, config=off)
     assert not (tmp_path / 'new').exists()
 
 
@@ -337,6 +339,16 @@ def test_several_teachers__each_has_its_directory(files, changed, tmp_path):
     assert read_config(str(path), 'test').model.teacher[0].name == 'a'
     for name in 'ab':
         assert TeacherCache(tmp_path / 'both' / name).missing_shards() == []
+
+
+def test_several_teachers__one_without_weight_has_nothing_to_store(files, changed, tmp_path):
+    def another(config):
+        teacher = {k: v for k, v in config.model.teacher.items() if k != 'cache'}
+        off = {tap: dict(loss, loss_weight=0) for tap, loss in config.model.losses.items()}
+        config.model.teacher = [dict(teacher, name='a'), dict(teacher, name='off', losses=off)]
+
+    call_tool('cache_teacher.py', changed(another), '--out', tmp_path / 'both')
+    assert [path.name for path in (tmp_path / 'both').iterdir()] == ['a']
 
 
 def test_fit__with_the_hooks_default_number_of_images(changed, tmp_path):

@@ -87,11 +87,18 @@ def main() -> None:
     start_processes(args)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()
-    for part in model.distill.parts:
+    caches = [
+        (part, directory)
+        for part, directory in zip(model.distill.parts, directories)
+        if part.wanted
+    ]
+    if not caches:
+        raise ConfigError(f'config {args.config}: no loss has a weight, nothing is to be stored.')
+    for part, _ in caches:
         part.prepare(live)
-    if not all((directory / 'cache.json').is_file() for directory in directories):
+    if not all((directory / 'cache.json').is_file() for _, directory in caches):
         fit(cfg, model)
-    for part, directory in zip(model.distill.parts, directories):
+    for part, directory in caches:
         make(cfg, model.data_preprocessor, part, directory, args)
 
 
