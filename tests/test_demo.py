@@ -114,6 +114,29 @@ class TestHistory:
         assert sorted(history.train) == [10, 15]
         assert history.val == {}
 
+    @pytest.mark.parametrize('logged_step', [lambda iteration: iteration, lambda iteration: 0])
+    @pytest.mark.parametrize('by_epoch', [False, True])
+    def test_read_history__of_an_iteration_based_loop(self, tmp_path, logged_step, by_epoch):
+        """Validations are logged with their iteration, or with epoch 0 as LoggerHook's default."""
+
+        def line(iteration):
+            whole = train_line(iteration, epoch_length=1000)
+            return whole if by_epoch else {k: v for k, v in whole.items() if k != 'epoch'}
+
+        def val(iteration, ap):
+            return val_line(logged_step(iteration), ap)
+
+        first = [line(5), line(10), val(10, 0.2), line(15), line(20), val(20, 0.9), line(25)]
+        write_part(tmp_path, '20260101_000000', first)
+        assert read_history(tmp_path).ap_line == ([10, 20], [0.2, 0.9])
+        # A validation at the checkpoint's own iteration came before what is trained anew.
+        write_part(tmp_path, '20260101_000500', [val(10, 0.3), line(15)])
+        assert read_history(tmp_path).ap_line[0] == [10]
+        write_part(tmp_path, '20260101_001000', [line(15), line(20), val(20, 0.4)])
+        history = read_history(tmp_path)
+        assert history.ap_line == ([10, 20], [0.3, 0.4])
+        assert sorted(history.train) == [5, 10, 15, 20]
+
     def test_seconds__counts_each_iteration_once(self, tmp_path):
         write_part(tmp_path, '20260101_000000', [train_line(5), train_line(10), train_line(15)])
         write_part(tmp_path, '20260101_000500', [train_line(15)])

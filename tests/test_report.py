@@ -88,6 +88,19 @@ class TestReportTool:
         with pytest.raises(TypeError):
             evaluation.evaluate(run, CONSOLE)
 
+    def test_report__of_an_iteration_based_loop(self, tmp_path, capsys):
+        cfg = run_config(write_data(tmp_path / 'data'), tmp_path / 'run', fcos())
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=1)
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+        cfg.log_processor = dict(by_epoch=False)
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=1)
+        train(cfg)
+        (run,) = read_runs([tmp_path / 'run'])
+        assert sorted(run.history.val) == [1, 2]
+        call_tool('report.py', tmp_path / 'run', '--no-eval', '--out', tmp_path / 'report.html')
+        html = (tmp_path / 'report.html').read_text()
+        assert '<td>iteration 2</td>' in html and 'AP at each validation' in html
+
     def test_evaluate__nothing_detected_is_zero_where_there_are_objects(self, tmp_path):
         data = write_data(tmp_path / 'data')  # of 33 x 29 pixels at most, which is small
         content = json.loads((data / 'annotations.json').read_text())

@@ -16,7 +16,8 @@ class History:
 
     Args:
         train (dict[int, dict]): Iteration to the scalars logged there.
-        val (dict[int, dict]): Epoch to the metrics of its validation.
+        val (dict[int, dict]): Epoch, or iteration where the training counts those, to the metrics
+            of its validation; 'iter' is the last iteration known to have come before it.
     """
 
     train: dict[int, dict] = field(default_factory=dict)
@@ -31,7 +32,7 @@ class History:
         """AP, AP50 and AP75 in [0, 1].
 
         Args:
-            epoch (int, optional): Defaults to the last validated one.
+            epoch (int, optional): Epoch or iteration. Defaults to the last validated one.
 
         Returns:
             dict[str, float] | None: With the keys 'ap', 'ap50', 'ap75', where CocoMetric had
@@ -110,11 +111,19 @@ def _add_part(history: History, lines: list[dict]) -> None:
     train = [line for line in lines if 'loss' in line]
     if train:  # it went on from a checkpoint before its first line: what came after is void
         first = min(line['step'] for line in train)
-        epoch = min(line['epoch'] for line in train)
         history.train = {step: line for step, line in history.train.items() if step < first}
-        history.val = {step: line for step, line in history.val.items() if step < epoch}
+        history.val = {step: line for step, line in history.val.items() if line['iter'] < first}
+    by_iter = not any('epoch' in line for line in train)  # log_processor=dict(by_epoch=False)
     for line in lines:
-        (history.train if 'loss' in line else history.val)[line['step']] = line
+        step, iterations = line['step'], history.iterations
+        if 'loss' in line:
+            history.train[step] = line
+        elif step > 0:
+            history.val[step] = {**line, 'iter': step if train and by_iter else iterations}
+        elif train and iterations > 0:
+            # mmengine (0.10.7, OneDL 0.10.12): an IterBasedTrainLoop never leaves epoch 0, in which
+            # LoggerHook counts unless it has log_metric_by_epoch=False.
+            history.val[iterations] = {**line, 'iter': iterations}
 
 
 def _lines(path: Path) -> Iterator[dict]:
