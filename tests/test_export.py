@@ -122,6 +122,21 @@ def test_export__result_is_that_of_these_weights(work_dir, tmp_path):
     assert found == [{'coco/bbox_mAP': 0.25}, {'coco/bbox_mAP': 0.625}]
 
 
+def test_export__in_the_middle_of_an_epoch_claims_no_result(work_dir, tmp_path):
+    """Its `meta.epoch` is that of the validation before, whose weights were others."""
+    content = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    shutil.copytree(work_dir, tmp_path / 'work')
+    for iteration, has_metrics in ((2, True), (3, False)):  # an epoch is of 2 iterations
+        content['meta']['iter'] = iteration
+        torch.save(content, tmp_path / 'work' / f'iter_{iteration}.pth')
+        meta = read_student(str(tmp_path / 'work' / f'iter_{iteration}.pth')).meta
+        assert ('metrics' in meta) is has_metrics
+    content['meta']['iter'] = 2
+    del content['message_hub']  # how long an epoch was is not known
+    torch.save(content, tmp_path / 'work' / 'unknown.pth')
+    assert 'metrics' not in read_student(str(tmp_path / 'work' / 'unknown.pth')).meta
+
+
 def test_export__result_as_mmengine_logs_it(work_dir):
     names = [f'coco/bbox_mAP{suffix}' for suffix in ('', '_50', '_75', '_l', '_m', '_s')]
     (best,) = work_dir.glob('best_*.pth')

@@ -42,7 +42,8 @@ def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict
     """The validation's result for these very weights, if the training recorded one.
 
     A checkpoint is written before its validation, whose result stands in the ``scalars.json`` of
-    its run; the best one is written after, and holds the result.
+    its run; the best one is written after, and holds the result. One that was written in the middle
+    of an epoch has none.
 
     Args:
         checkpoint (Path): File of the checkpoint.
@@ -59,9 +60,9 @@ def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict
             for name, values in scalars.items()
             if name.startswith('val/') and '/' in name[4:] and isinstance(values, HistoryBuffer)
         }
-    train_cfg = config.get('train_cfg') or {}
-    by_iter = train_cfg.get('type') == 'IterBasedTrainLoop' or train_cfg.get('by_epoch') is False
-    time = content.get('meta', {}).get('iter' if by_iter else 'epoch')
+    time = _validated_at(content, config)
+    if time is None:
+        return {}
     found = {}
     for log in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
         for entry in _entries(log):
@@ -69,6 +70,20 @@ def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict
             if metrics and entry.get('step') == time:
                 found = metrics
     return found
+
+
+def _validated_at(content: Mapping, config: Config) -> int | None:
+    """The epoch or iteration under which a validation of a checkpoint's weights is logged."""
+    train_cfg, meta = config.get('train_cfg') or {}, content.get('meta', {})
+    if train_cfg.get('type') == 'IterBasedTrainLoop' or train_cfg.get('by_epoch') is False:
+        return meta.get('iter')
+    info = (content.get('message_hub') or {}).get('runtime_info') or {}
+    known = [meta.get('epoch'), meta.get('iter'), info.get('max_epochs'), info.get('max_iters')]
+    if not all(isinstance(number, int) for number in known):
+        return None
+    epoch, iteration, max_epochs, max_iters = known
+    # All epochs are of one length: at the end of one, as much of both is done.
+    return epoch if iteration * max_epochs == epoch * max_iters else None
 
 
 def _entries(log: Path) -> Iterator[dict]:
