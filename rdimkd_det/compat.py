@@ -149,12 +149,28 @@ def show_student_in_config() -> None:
 
 
 @cache
-def make_positional_encoding_contiguous() -> None:
+def mend_detectors() -> None:
+    """Let detectors run that fail in mmdet itself.
+
+    Not done at import, since it imports all of mmdet's models.
+    """
+    _make_positional_encoding_contiguous()
+    _let_ssd_predict()
+
+
+def _let_ssd_predict() -> None:
+    """Let SSD predict: mmdet (3.3.0, OneDL 3.5.1) asks for a ``loss_cls`` that its head lacks."""
+    from mmdet.models.dense_heads import SSDHead
+
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = None
+
+
+def _make_positional_encoding_contiguous() -> None:
     """Let the DETR family run on current PyTorch.
 
     The detectors of mmdet (3.3.0, OneDL 3.5.1) call ``view`` on a permuted positional encoding,
-    and torch 2.13 lays out its strides so that this fails. Not done at import, since it imports
-    all of mmdet's models.
+    and torch 2.13 lays out its strides so that this fails.
     """
     from mmdet.models.layers import SinePositionalEncoding
 

@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .compat import make_positional_encoding_contiguous
+from .compat import mend_detectors
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
@@ -58,7 +58,7 @@ class RdimKDDistiller:
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student comes this way
             return super().__new__(cls)
         _check_arguments(student, teacher, losses)
-        make_positional_encoding_contiguous()
+        mend_detectors()
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)

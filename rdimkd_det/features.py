@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, log2
 
@@ -12,9 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .names import explain
 
-# Large enough to tell the strides up to 256 apart, small enough to cost next to nothing.
-PROBE_SIZE = 256
+# The first is large enough to tell strides up to 256 apart, and costs next to nothing. The extra
+# layers of SSD have no padding, so that nothing of a small image is left for the last of them.
+PROBE_SIZES = (256, 384, 512)
+
+
+class ProbeError(ConfigError):
+    """A network refuses blank images of every size."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,13 @@ class Level:
         index (int): Position in what the tapped module returns.
         stride (int): Input pixels per position.
         channels (int): Channels of the map.
+        image (int): Side of the image on which that was measured, in pixels.
     """
 
     index: int
     stride: int
     channels: int
+    image: int = field(default=PROBE_SIZES[0], compare=False)
 
 
 @contextmanager
@@ -101,16 +109,14 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
         dict[str, list[Level]]: The levels of each tap.
 
     Raises:
+        ProbeError: The network takes none of these images.
         ConfigError: A tap is missing, never runs, or gives no feature map.
     """
     modes = [(module, module.training) for module in network.modules()]
-    parameter = next(network.parameters())
-    image = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device)
     for module, _ in modes:
         module.training = False
     try:
-        with record_outputs(network, taps) as outputs:
-            getattr(network, 'extract_feat', network)(image)
+        size, outputs = _outputs_of_blank(network, taps)
     finally:
         for module, training in modes:
             module.training = training
@@ -122,11 +128,28 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
             )
     return {
         tap: [
-            Level(index, round(PROBE_SIZE / maps.shape[2]), maps.shape[1])
+            Level(index, round(size / maps.shape[2]), maps.shape[1], size)
             for index, maps in enumerate(outputs[tap])
         ]
         for tap in taps
     }
+
+
+def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dict]:
+    """The smallest image that a network takes, its side in pixels, and what the taps give there."""
+    device = next(network.parameters()).device
+    for size in PROBE_SIZES:
+        try:
+            with record_outputs(network, taps) as outputs:
+                image = torch.zeros(1, 3, size, size, device=device)
+                getattr(network, 'extract_feat', network)(image)
+                return size, outputs
+        except RuntimeError as error:
+            reason = error
+    raise ProbeError(
+        f'{getattr(network, "called", type(network).__name__)}: no features can be extracted from '
+        f'blank images of {", ".join(map(str, PROBE_SIZES))} pixels: {explain(reason)}'
+    ) from reason
 
 
 def match_levels(

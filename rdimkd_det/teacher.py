@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .bridge import InputBridge
 from .errors import ConfigError
-from .features import Level, probe_levels, record_outputs
+from .features import Level, ProbeError, probe_levels, record_outputs
 from .files.checkpoints import load_checkpoint_safely
 from .files.configs import read_detector_config
 from .files.weights import load_strictly
@@ -145,7 +145,7 @@ class Teacher:
         try:
             with torch.device('meta'):
                 return probe_levels(self._build_network(), self.taps)
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError, ProbeError):
             # Swin reads numbers off tensors while it is built, deformable convolution has no
             # kernel for shapes alone: those are built for real, and dropped.
             return probe_levels(self._build_network(), self.taps)

@@ -32,6 +32,7 @@ FAMILIES = {
     'deformable-detr': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     'solov2': 'solov2/solov2_r50_fpn_1x_coco.py',
     'yolov3-mobilenetv2': 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+    'ssd': 'ssd/ssd300_coco.py',
 }
 # Student and teacher: each family once on either side, mostly across families.
 PAIRS = list(zip(FAMILIES, [*list(FAMILIES)[1:], next(iter(FAMILIES))]))
@@ -40,6 +41,8 @@ SMALLER = {
     'deformable-detr': dict(channels=256),  # as wide as its transformer
     'cascade-rcnn-resnext': dict(backbone=dict(depth=50, groups=8)),
 }
+# Its extra layers have no padding: nothing of a smaller image would be left for the last one.
+LARGER_IMAGES = {'ssd': [(300, 300), (300, 300)]}
 WITH_MASKS = ('mask-rcnn-swin', 'solov2')
 
 
@@ -50,9 +53,10 @@ def config_of(family):
     return config
 
 
-def batch(with_masks):
-    data = random_batch(size=[(96, 128), (128, 112)], num_classes=80)
-    if not with_masks:
+def batch(student, teacher):
+    size = LARGER_IMAGES.get(student) or LARGER_IMAGES.get(teacher) or [(96, 128), (128, 112)]
+    data = random_batch(size=size, num_classes=80)
+    if student not in WITH_MASKS:
         return data
     for image, sample in zip(data['inputs'], data['data_samples']):
         height, width = image.shape[1:]
@@ -80,8 +84,7 @@ def test_pair__trains_one_step(student, teacher, tmp_path):
     model.train()
     for clock in ('iter', 'epoch'):  # YOLOX and TOOD read them, as a Runner sets them
         MessageHub.get_instance('families').update_info(clock, 0)
-    with_masks = student in WITH_MASKS
-    data = model.data_preprocessor(batch(with_masks), training=True)
+    data = model.data_preprocessor(batch(student, teacher), training=True)
     losses = model(**data, mode='loss')
     total, log_vars = model.parse_losses(losses)
     total.backward()
@@ -96,7 +99,7 @@ def test_pair__trains_one_step(student, teacher, tmp_path):
     model.eval()
     with torch.no_grad():
         predictions = model(
-            **model.data_preprocessor(batch(with_masks), training=False), mode='predict'
+            **model.data_preprocessor(batch(student, teacher), training=False), mode='predict'
         )
     assert len(predictions) == 2 and 'pred_instances' in predictions[0]
 

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from detectors import CONFIGS
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from torch import nn
 
 from rdimkd_det import ConfigError
@@ -127,6 +129,24 @@ def test_probe__leaves_no_trace(detector):
     assert [module.training for module in detector.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_probe__network_that_takes_no_small_image():
+    """SSD300's extra layers have no padding: of 256 pixels the last one gets none."""
+    network = MODELS.build(Config.fromfile(CONFIGS / 'ssd/ssd300_coco.py').model)
+    found = probe_levels(network, ['neck'])['neck']
+    assert [level.stride for level in found][:4] == [8, 16, 32, 64]
+    assert [level.channels for level in found] == [512, 1024, 512, 256, 256, 256]
+    assert {level.image for level in found} == {384}
+
+
+def test_probe__network_that_takes_no_image():
+    class Picky(nn.Conv2d):
+        def extract_feat(self, images):
+            raise RuntimeError('no blank images, please')
+
+    with pytest.raises(ConfigError, match=r'Picky: no features .* no blank images, please'):
+        probe_levels(Picky(3, 8, 1), ['neck'][:0])
 
 
 def test_probe__tap_without_maps(detector):

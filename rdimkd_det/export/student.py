@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from ..compat import mend_detectors
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.configs import mappings
@@ -56,6 +57,7 @@ class Student:
         """
         try:
             init_default_scope(self.config.get('default_scope') or 'mmdet')
+            mend_detectors()
             model = MODELS.build(copy.deepcopy(self.config.model))
         except Exception as error:  # every class has its own way to refuse its arguments
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from mmengine.config import Config
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
-from ..features import PROBE_SIZE
+from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import teacher_entries
 from ..losses import RdimKDLoss
@@ -43,7 +44,8 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     check_categories(cfg, report)
     if cfg.get('load_from') and not cfg.get('resume'):
         check_load_from(cfg.load_from, model, report)
-    table = Table(f'Levels, of an image of {PROBE_SIZE}x{PROBE_SIZE}', LEVEL_COLUMNS)
+    image = probed_image(model)
+    table = Table(f'Levels, of an image of {image}x{image}', LEVEL_COLUMNS)
     for entry, part in teachers(cfg, model):
         if is_live(part):
             check_weights(part, report)
@@ -53,7 +55,7 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
             why = f'its maps come from {part.bridge}' if part.wanted else 'no loss has a weight'
             report.ok(topic('Teacher weights', part), f'not loaded: {why}')
         for tap, loss in part.items():
-            table.rows += level_rows(part, tap, loss)
+            table.rows += level_rows(part, tap, loss, image)
     report.tables.append(table)
 
 
@@ -193,14 +195,20 @@ def _described(preprocessor: nn.Module) -> str:
     return f'{InputFormat.of(preprocessor)}, {padding}'
 
 
-def level_rows(part: Distillation, tap: str, loss: RdimKDLoss) -> list[tuple[str, ...]]:
+def probed_image(model: RdimKDDistiller) -> int:
+    """Side of an image that student and teachers take, in pixels."""
+    pairs = [pair for part in model.distill.parts for pair in chain(*part.level_pairs.values())]
+    return max(level.image for pair in pairs for level in pair)
+
+
+def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> list[tuple[str, ...]]:
     """Rows of the table of levels, as strings."""
     return [
         (
             name,
             str(student.stride),
-            _shape(student.channels, student.stride),
-            _shape(teacher.channels, teacher.stride),
+            _shape(student, image),
+            _shape(teacher, image),
             '-' if student.channels == teacher.channels else '1x1 conv',
             loss.resize or '-',
             str(directions(projection)),
@@ -217,6 +225,6 @@ def directions(projection: Projection) -> int | float:
     return projection.basis.shape[1] or projection.dim
 
 
-def _shape(channels: int, stride: int) -> str:
-    size = -(-PROBE_SIZE // stride)
-    return f'{channels}x{size}x{size}'
+def _shape(level: Level, image: int) -> str:
+    size = -(-image // level.stride)
+    return f'{level.channels}x{size}x{size}'
