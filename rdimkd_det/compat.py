@@ -138,10 +138,12 @@ def show_student_in_config() -> None:
     """
     from mmengine.config import ConfigDict
 
+    from .names import type_name
+
     raise_key_error = ConfigDict.__missing__
 
     def __missing__(self: ConfigDict, name: str) -> object:
-        if self.get('type') == 'RdimKDDistiller' and name in (self.get('student') or ()):
+        if type_name(self) == 'RdimKDDistiller' and name in (self.get('student') or ()):
             return self['student'][name]
         return raise_key_error(self, name)
 

@@ -18,6 +18,8 @@ from .signatures import parameters, refused_option
 
 # What an exception's line is cut to.
 LONGEST = 400
+# Packages whose names are told apart without a scope: their registries are mmdet's and above.
+PACKAGES = ('mmdet', 'mmcv', 'mmengine', 'rdimkd_det')
 # The key by which mmengine knows an entry of a base `mmdet::...` or `rdimkd_det::...`.
 SCOPE = '_scope_'
 
@@ -103,6 +105,23 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
         hint = did_you_mean(name, known) or listed
         raise ConfigError(f"{where}: unknown type '{name}'{hint}")
     return found
+
+
+def type_name(entry: Mapping) -> str:
+    """The name of a config entry's type, which is a registered name, a dotted path or a class.
+
+    Nothing is imported for it, so that it may be asked of a stranger's config.
+
+    Returns:
+        str: E.g. 'Resize', or 'theirs.Resize' of a package that is none of :data:`PACKAGES`.
+    """
+    kind = entry.get('type')
+    path = f'{kind.__module__}.{kind.__name__}' if hasattr(kind, '__name__') else str(kind)
+    package, _, rest = path.partition('.')
+    if not rest:  # no scope before the name
+        package = entry.get(SCOPE) or 'mmdet'
+    name = path.rpartition('.')[2]
+    return name if package in PACKAGES else f'{package}.{name}'
 
 
 def explain(error: Exception) -> str:

@@ -125,6 +125,10 @@ def test_student_in_config__of_a_distilled_model():
     assert config.type == 'RdimKDDistiller'
 
 
+def test_student_in_config__of_a_type_with_a_scope():
+    assert ConfigDict(distilled(), type='mmdet.RdimKDDistiller').backbone.type == 'ResNet'
+
+
 def test_student_in_config__only_what_the_student_has():
     with pytest.raises(AttributeError, match='neck'):
         _ = distilled().neck

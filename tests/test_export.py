@@ -179,11 +179,12 @@ def test_export__of_a_plain_training(tmp_path, capsys):
     assert 'distillation' not in load(path)['meta']
 
 
-def test_plain_config__keeps_other_hooks_and_imports():
+@pytest.mark.parametrize('scope', ['', 'mmdet.', 'rdimkd_det.'])
+def test_plain_config__keeps_other_hooks_and_imports(scope):
     config = Config(
         dict(
             model=dict(type='RdimKDDistiller', student=dict(type='FCOS')),
-            custom_hooks=[dict(type='DistillHook'), dict(type='NumClassCheckHook')],
+            custom_hooks=[dict(type=f'{scope}DistillHook'), dict(type='NumClassCheckHook')],
             custom_imports=dict(imports=['rdimkd_det', 'mine'], allow_failed_imports=False),
         )
     )

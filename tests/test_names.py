@@ -9,7 +9,8 @@ from mmengine.runner import Runner
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from rdimkd_det.names import explain
+from rdimkd_det import DistillHook
+from rdimkd_det.names import explain, type_name
 
 HEAD = dict(type='FCOSHead', num_classes=3, in_channels=4)
 WEIGHTS = [torch.nn.Parameter(torch.zeros(1))]
@@ -65,3 +66,21 @@ def test_explain__whole_config_is_cut():
 def test_explain__file():
     line = explained(Path('/no/such/file.json').read_text)
     assert line == "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file.json'"
+
+
+@pytest.mark.parametrize(
+    'entry, name',
+    [
+        ({'type': 'DistillHook'}, 'DistillHook'),
+        ({'type': 'mmdet.DistillHook'}, 'DistillHook'),
+        ({'type': 'rdimkd_det.DistillHook'}, 'DistillHook'),
+        ({'type': 'rdimkd_det.hooks.DistillHook'}, 'DistillHook'),
+        ({'type': DistillHook}, 'DistillHook'),
+        ({'type': 'DistillHook', '_scope_': 'mmdet'}, 'DistillHook'),
+        ({'type': 'theirs.DistillHook'}, 'theirs.DistillHook'),
+        ({'type': 'DistillHook', '_scope_': 'theirs'}, 'theirs.DistillHook'),
+        ({}, 'None'),
+    ],
+)
+def test_type_name__however_it_is_written(entry, name):
+    assert type_name(entry) == name

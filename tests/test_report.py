@@ -232,7 +232,7 @@ class TestComparison:
     def test_scores_table__says_what_the_scores_are_of(self):
         logged, evaluated, iterations, nothing = (make_run(name, {8: {}}) for name in 'abcd')
         evaluated = replace(evaluated, checkpoint=Path('epoch_9.pth'))
-        iterations.config.train_cfg = dict(type='IterBasedTrainLoop')
+        iterations.config.train_cfg = dict(type='mmengine.IterBasedTrainLoop')
         nothing.history.val.clear()
         runs = [logged, evaluated, iterations, nothing]
         html = scores_table(runs, {'b': Evaluation({'AP': 0.1}, {}, {})})

@@ -25,7 +25,9 @@ from runs import (
     write_teacher,
 )
 
+from rdimkd_det import RdimKDDistiller
 from rdimkd_det.acceleration import accelerate
+from rdimkd_det.commands.checks import check_model
 from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.files import checkpoints
 
@@ -366,6 +368,17 @@ def tapped_at(tap):
 )
 def test_mistake__in_config(refused, config, change, expected):
     assert expected in refused('train.py', config(change))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'rdimkd_det'])
+def test_check_model__types_with_a_scope(config, scope):
+    def add_scope(cfg):
+        cfg['model']['type'] = f'{scope}.RdimKDDistiller'
+        cfg['custom_hooks'][0]['type'] = f'{scope}.DistillHook'
+
+    assert isinstance(
+        check_model(Config.fromfile(config(add_scope)), training=True), RdimKDDistiller
+    )
 
 
 def test_mistake__teacher_checkpoint_truncated(refused, config, files, tmp_path):

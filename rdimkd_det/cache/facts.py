@@ -10,7 +10,8 @@ from urllib.parse import urlparse
 from ..errors import ConfigError
 from ..files.checkpoints import local_path
 from ..files.whole import sha256_of
-from .images import as_json, type_name
+from ..names import type_name
+from .images import as_json
 from .store import TeacherCache
 
 

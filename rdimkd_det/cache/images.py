@@ -9,8 +9,10 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import ConfigError
+from ..names import PACKAGES, type_name
 
-# Both tables are closed: what is not in them may draw random numbers, or mix images.
+# Both tables are closed: what is not in them may draw random numbers, or mix images. Another
+# package's Resize may do anything.
 MAKES_THE_IMAGE = ('LoadImageFromFile', 'Resize', 'FixScaleResize', 'FixShapeResize', 'Pad')
 LEAVES_THE_IMAGE = (
     'LoadAnnotations',
@@ -21,8 +23,6 @@ LEAVES_THE_IMAGE = (
 WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
 SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 PREPROCESSORS = ('DetDataPreprocessor', 'BoxInstDataPreprocessor')
-# Whose classes the tables name; another package's Resize may do anything.
-PACKAGES = ('mmdet', 'mmcv', 'mmengine', 'rdimkd_det')
 META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
 # Where a file lies or how it is fetched changes no pixel.
 IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
@@ -104,21 +104,6 @@ def unaugmented(pipeline: list, flip: bool) -> list[dict]:
         if type_name(step) == 'RandomFlip':
             step['prob'] = float(flip)
     return kept
-
-
-def type_name(entry: Mapping) -> str:
-    """The name of a config entry's type, which is a registered name, a dotted path or a class.
-
-    Returns:
-        str: E.g. 'Resize', or 'theirs.Resize' of a package that is none of :data:`PACKAGES`.
-    """
-    kind = entry.get('type')
-    path = f'{kind.__module__}.{kind.__name__}' if hasattr(kind, '__name__') else str(kind)
-    package, _, rest = path.partition('.')
-    if not rest:  # no scope before the name
-        package = entry.get('_scope_') or 'mmdet'
-    name = path.rpartition('.')[2]
-    return name if package in PACKAGES else f'{package}.{name}'
 
 
 def as_json(value: object) -> object:

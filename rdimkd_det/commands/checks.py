@@ -21,7 +21,7 @@ from ..files.weights import load_strictly
 from ..files.whole import try_writing
 from ..guard.saving import missing_to_resume
 from ..inheritance import matching_weights, weights_to_inherit
-from ..names import check_options, explain
+from ..names import check_options, explain, type_name
 from ..preflight.categories import check_any_category
 from ..preflight.classes import check_class_names
 from ..values import is_whole
@@ -67,7 +67,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     model = cfg.get('model')
     if not isinstance(model, Mapping) or 'type' not in model:
         raise ConfigError(f'config {cfg.filename} has no model with a type.')
-    distilled = model['type'] in ('RdimKDDistiller', RdimKDDistiller)
+    distilled = type_name(model) == 'RdimKDDistiller'
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     if distilled:
         check_options('model', model, RdimKDDistiller)

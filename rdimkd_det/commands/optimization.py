@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import ConfigError
-from ..names import check_names, check_type, registered
+from ..names import check_names, check_type, registered, type_name
 from ..signatures import options_of
 
 
@@ -57,8 +57,8 @@ def check_precision(cfg: Config) -> None:
     Raises:
         ConfigError: There is none.
     """
-    kind = (cfg.get('optim_wrapper') or {}).get('type')
-    if getattr(kind, '__name__', kind) == 'AmpOptimWrapper' and get_device() == 'cpu':
+    wrapper = cfg.get('optim_wrapper') or {}
+    if type_name(wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise ConfigError(
             'optim_wrapper.type=AmpOptimWrapper (mixed precision, --amp) needs a GPU; on a CPU add '
             '--cfg-options optim_wrapper.type=OptimWrapper.'

@@ -10,7 +10,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
-from ..files.configs import teacher_entries
+from ..files.configs import counts_iterations, teacher_entries
+from ..names import type_name
 
 
 def distillation_of(config: Config) -> dict:
@@ -18,7 +19,7 @@ def distillation_of(config: Config) -> dict:
     model = config.model
     if 'student' not in model:
         return {}
-    hooks = [hook for hook in config.get('custom_hooks') or [] if hook.type == 'DistillHook']
+    hooks = [hook for hook in config.get('custom_hooks') or [] if type_name(hook) == 'DistillHook']
     return {
         'teachers': [{**entry, **_names(entry)} for _, entry in teacher_entries(model.teacher)],
         'losses': model.losses,
@@ -74,8 +75,8 @@ def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict
 
 def _validated_at(content: Mapping, config: Config) -> int | None:
     """The epoch or iteration under which a validation of a checkpoint's weights is logged."""
-    train_cfg, meta = config.get('train_cfg') or {}, content.get('meta', {})
-    if train_cfg.get('type') == 'IterBasedTrainLoop' or train_cfg.get('by_epoch') is False:
+    meta = content.get('meta', {})
+    if counts_iterations(config):
         return meta.get('iter')
     info = (content.get('message_hub') or {}).get('runtime_info') or {}
     known = [meta.get('epoch'), meta.get('iter'), info.get('max_epochs'), info.get('max_iters')]

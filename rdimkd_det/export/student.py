@@ -26,7 +26,7 @@ from ..files.literal_configs import parse_config
 from ..files.weights import load_strictly
 from ..files.whole import told_if_unwritable, written_whole
 from ..inference import student_config
-from ..names import explain
+from ..names import explain, type_name
 from ..version import __version__
 from .provenance import distillation_of, plain_data, recorded_metrics
 
@@ -126,7 +126,7 @@ def plain_config(config: Config) -> Config:
         raise ConfigError(f'config {config.filename or "of the checkpoint"} has no model.')
     plain.model = student_config(plain.model)
     hooks = plain.get('custom_hooks') or []
-    plain.custom_hooks = [hook for hook in hooks if hook.get('type') != 'DistillHook']
+    plain.custom_hooks = [hook for hook in hooks if type_name(hook) != 'DistillHook']
     imports = plain.pop('custom_imports', None) or {}
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else names

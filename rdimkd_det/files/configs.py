@@ -12,6 +12,7 @@ from mmengine.hub import get_config
 
 from ..compat import own_config
 from ..errors import ConfigError
+from ..names import type_name
 
 
 class UnreadableConfigError(ConfigError):
@@ -102,6 +103,16 @@ def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
         return [('', teacher)]
     entries = [entry if isinstance(entry, Mapping) else {} for entry in teacher or ()]
     return [(entry.get('name', f't{n}'), entry) for n, entry in enumerate(entries)]
+
+
+def counts_iterations(config: Config) -> bool:
+    """Whether a training counts iterations, and not epochs.
+
+    Args:
+        config (Config): Its config.
+    """
+    loop = config.get('train_cfg') or {}
+    return type_name(loop) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
 
 
 def read_detector_config(config: str | dict) -> ConfigDict:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import ConfigError
-from ..files.configs import read_config
+from ..files.configs import counts_iterations, read_config
 from ..guard import newest_or_none
 from ..trainings.history import History, list_parts, read_history
 
@@ -35,9 +35,7 @@ class TrainedRun:
     @property
     def step_name(self) -> str:
         """str: What validations are counted in: 'epoch' or 'iteration'."""
-        loop = self.config.get('train_cfg') or {}
-        by_iter = loop.get('type') == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
-        return 'iteration' if by_iter else 'epoch'
+        return 'iteration' if counts_iterations(self.config) else 'epoch'
 
 
 def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
