@@ -441,6 +441,31 @@ def test_output__inside_or_typed_is_fine(files, tmp_path):
     assert (tmp_path / 'checkpoints/work/epoch_1.pth').exists()
 
 
+def test_output__below_work_dirs_is_fine(tmp_path, monkeypatch):
+    """Where MMDetection's own Cityscapes configs write."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'work_dirs').mkdir()
+    (tmp_path / 'work_dirs/link').symlink_to(tmp_path / 'elsewhere')
+
+    def check(option, path):
+        cfg = dict(work_dir='runs/mine', val_evaluator=[dict(type='CocoMetric', **{option: path})])
+        check_outputs(Config(cfg), given={})
+
+    check('outfile_prefix', './work_dirs/cityscapes_metric/instance')
+    for path in (
+        'work_dirs',  # a prefix: the file would lie beside
+        'work_dirs/../results',
+        'work_dirs_of_others/results',
+        'work_dirs/link/results',
+        '/work_dirs/results',
+    ):
+        with pytest.raises(ConfigError, match='outside of the work directory'):
+            check('outfile_prefix', path)
+    with pytest.raises(ConfigError, match='outside of the work directory'):
+        check('test_out_dir', '../../work_dirs/other')  # it is taken from the work directory
+
+
 @pytest.mark.parametrize(
     'name, value',
     [('tracking_uri', 'https://runs.example.org'), ('repo', 'aim://10.0.0.1:53800')],

@@ -1,4 +1,4 @@
-"""Where a config wants files written: below its work directory, or nowhere."""
+"""Where a config wants files written: below its work directory or work_dirs, or nowhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ PATHS = {
 PATHS_BELOW = {
     'config_save_file', 'filename_tmpl', 'img_save_dir', 'scalar_save_file', 'test_out_dir',
 }  # fmt: skip
+# Where MMDetection keeps all runs, in the current directory. Its own configs name folders there,
+# e.g. './work_dirs/cityscapes_metric/instance'.
+ALL_RUNS = 'work_dirs'
 # Of MLflow and Aim: servers that are reported to, and no files.
 SERVERS = ('http://', 'https://', 'aim://')
 
 
 def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
-    """Check that a config asks for no file outside of its work directory.
+    """Check that a config asks for no file outside of its work directory and of :data:`ALL_RUNS`.
 
     Args:
         cfg (Config): The run's config, with its ``work_dir``.
@@ -35,18 +38,21 @@ def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
     Raises:
         ConfigError: It does; names the option and the path.
     """
-    work_dir = os.path.realpath(cfg.work_dir)
+    work_dir, all_runs = os.path.realpath(cfg.work_dir), os.path.realpath(ALL_RUNS)
     for place, path in _outputs(cfg._cfg_dict.to_dict()):
         name = place.rsplit('.', 1)[-1]
         if name in ('tracking_uri', 'repo') and path.startswith(SERVERS):
             continue
-        target = _target(path, start=work_dir if name in PATHS_BELOW else os.curdir)
+        of_work_dir = name in PATHS_BELOW
+        target = _target(path, start=work_dir if of_work_dir else os.curdir)
+        allowed = (work_dir,) if of_work_dir else (work_dir, all_runs)
+        inside = target == work_dir or target.startswith(tuple(it + os.sep for it in allowed))
         typed = any(f'{place}.'.startswith(f'{option}.') for option in given)
-        if not typed and target != work_dir and not target.startswith(work_dir + os.sep):
+        if not typed and not inside:
             raise ConfigError(
                 f'config {cfg.filename}: {place}={path!r} lies outside of the work directory '
-                f'{cfg.work_dir}, where everything of a run is written; drop it, or allow it '
-                f'by typing --cfg-options {place}={path}.'
+                f'{cfg.work_dir} and of ./{ALL_RUNS}, where everything of a run is written; drop '
+                f'it, or allow it by typing --cfg-options {place}={path}.'
             )
 
 
