@@ -69,6 +69,15 @@ class RdimKDDistiller:
     def __init__(self, *args, **kwargs) -> None:
         """The detector is built already; Python calls this after ``__new__`` all the same."""
 
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """For pickle and deepcopy: pickle finds a class by name, which finds none made at run time.
+
+        The teacher's weights are not in a pickle; they are loaded when they are wanted.
+        """
+        _, _, *state = super().__reduce_ex__(protocol)
+        student_class = type(self).__bases__[-1]
+        return (_new_distilling, (student_class,), *state)
+
     def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         """The student's losses, and those of distillation.
 
@@ -192,6 +201,13 @@ def _distilling_class(detector_class: type) -> type:
     return types.new_class(
         name, (RdimKDDistiller, detector_class), exec_body=lambda space: space.update(attributes)
     )
+
+
+def _new_distilling(student_class: type) -> nn.Module:
+    """An empty instance, which pickle fills, in another process too."""
+    mend_detectors()
+    distilling_class = _distilling_class(student_class)
+    return distilling_class.__new__(distilling_class)
 
 
 def _hide_distillation(module: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:

@@ -47,7 +47,8 @@ class Teacher:
     """A detector whose feature maps are matched.
 
     It is a plain object, so that no ``state_dict``, parameter list, optimizer, DDP or EMA copy of
-    the student that owns it ever sees its weights; a deepcopy shares it.
+    the student that owns it ever sees its weights; a deepcopy shares it, a pickle holds its config
+    and the name of its checkpoint.
 
     Args:
         config (str | dict): Path of the detector's config file, ``'mmdet::...'`` for one that
@@ -96,6 +97,10 @@ class Teacher:
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
+
+    def __getstate__(self) -> dict:
+        # Its weights are in a file already; the next call builds them from there.
+        return {**vars(self), '_network': None, '_dtype': None, '_stream': None}
 
     @property
     def built(self) -> bool:

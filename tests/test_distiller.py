@@ -1,6 +1,7 @@
 """The student that distils is the student, and nothing of the teacher is in it."""
 
 import copy
+import pickle
 import random
 from pathlib import Path
 
@@ -141,6 +142,33 @@ def test_teacher__shared_by_deepcopy_which_still_distils(build):
     flat_sum(losses).backward()
     assert twin.backbone.conv1.weight.grad is not None
     assert model.backbone.conv1.weight.grad is None
+
+
+def test_pickle__still_distils_and_leaves_the_teacher_out(build, tmp_path):
+    torch.manual_seed(3)
+    model = build()
+    expected = batch_losses(model)
+    torch.save(model, tmp_path / 'model.pth')  # with pickle's protocol 2
+    for again in (
+        pickle.loads(pickle.dumps(model)),
+        torch.load(tmp_path / 'model.pth', weights_only=False),
+    ):
+        assert type(again) is type(model)
+        assert model.distill.teacher.built and not again.distill.teacher.built
+        assert_equal(again.state_dict(), model.state_dict())
+        assert not [key for key in again.state_dict() if 'distill' in key]
+        again.load_state_dict(model.state_dict())
+        losses = batch_losses(again)
+        assert again.distill.teacher.built and losses.keys() == expected.keys()
+        assert flat_sum(losses).item() == flat_sum(expected).item()
+
+
+def test_pickle__of_a_student_whose_teacher_is_gone(teacher):
+    model = MODELS.build(distilled(fcos(), dict(teacher, config='gone.py')))
+    again = pickle.loads(pickle.dumps(model))
+    assert_equal(again.state_dict(), model.state_dict())
+    with pytest.raises(ConfigError, match=r'gone\.py'):
+        batch_losses(again)
 
 
 def test_teacher__built_in_training_only(build, teacher):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import threading
 from pathlib import Path
 from unittest import mock
@@ -264,6 +265,15 @@ def test_schedule__frees_the_index_at_its_end(same_size):
     config = cached_run(same_size, 'stopped')
     config.custom_hooks[0].schedule = dict(stop=1)
     assert not train(config).model.distill.teacher.built
+
+
+def test_pickle__still_reads_the_cache(same_size):
+    cached = MODELS.build(cached_run(same_size).model).train()
+    batch = next(iter(loader_of(same_size)))
+    expected = losses_and_gradients(cached, batch)[0]
+    again = pickle.loads(pickle.dumps(cached))
+    assert cached.distill.teacher.built and not again.distill.teacher.built
+    torch.testing.assert_close(losses_and_gradients(again, batch)[0], expected, rtol=0, atol=0)
 
 
 def test_build__without_the_cache_for_testing_only(same_size):

@@ -109,6 +109,10 @@ class TeacherCache:
         self._verified: set[str] = set()
         self._shapes: dict[tuple, tuple] = {}
 
+    def __getstate__(self) -> dict:
+        # The index is as long as the data set, and read again when it is wanted.
+        return {**vars(self), 'entries': None, '_verified': set()}
+
     @classmethod
     def create(cls, directory: Path, about: Mapping, arrays: Sequence[LevelArrays]) -> TeacherCache:
         """Prepare a cache without shards; ``cache.json`` is written last.

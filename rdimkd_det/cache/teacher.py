@@ -61,11 +61,19 @@ class CachedTeacher:
         self.given_checkpoint = checkpoint
         self.checkpoint = str(checkpoint or self.cache.about['facts']['checkpoint'])
         check_facts(self.cache, projections)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix='teacher cache')
+        self._threads = _reading_threads()
         self._reading: BatchReading | None = None
 
     def __deepcopy__(self, memo: dict) -> CachedTeacher:
         return self
+
+    def __getstate__(self) -> dict:
+        return {
+            key: value for key, value in vars(self).items() if key not in ('_threads', '_reading')
+        }
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _threads=_reading_threads(), _reading=None)
 
     @property
     def built(self) -> bool:
@@ -220,6 +228,10 @@ class KeyBridge:
 
     def __repr__(self) -> str:
         return f'cache {self.cache.directory}, {self.cache.about["num_entries"]} entries'
+
+
+def _reading_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix='teacher cache')
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
