@@ -12,7 +12,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 from torch.distributed import init_process_group
 
@@ -153,12 +153,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
                 f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.'
             )
         cfg.auto_scale_lr.enable = True
-    damaged = []
-    resumed = args.resume
-    if args.resume == 'auto':
-        resumed, damaged = latest_checkpoint(cfg.work_dir)
-    if resumed is not None:  # else it is the first start, from wherever the config says
-        cfg.resume, cfg.load_from = True, resumed
+    damaged = _resume(cfg, args.resume)
     with checkpoints_kept(who='teacher'):
         report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
@@ -169,6 +164,22 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         killed_workers_explained(cfg.work_dir),
     ):
         run_training(runner, report, damaged)
+
+
+def _resume(cfg: Config, checkpoint: str | None) -> list[str]:
+    """Let a run go on from a checkpoint, if --resume is given; returns damaged ones passed over.
+
+    Where 'auto' finds none it is a first start, from wherever the config says.
+    """
+    damaged = []
+    if checkpoint == 'auto':
+        checkpoint, damaged = latest_checkpoint(cfg.work_dir)
+        noted = find_latest_checkpoint(cfg.work_dir) if checkpoint is None else None
+        if noted is not None and Path(noted).is_file():
+            checkpoint = noted  # the checks say why it will not do
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, checkpoint
+    return damaged
 
 
 def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) -> None:
