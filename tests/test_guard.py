@@ -37,8 +37,9 @@ from runs import (
 import rdimkd_det.files.whole
 from rdimkd_det import ConfigError
 from rdimkd_det.distiller import distilled_student
-from rdimkd_det.guard import latest_checkpoint
+from rdimkd_det.guard import guard, latest_checkpoint
 from rdimkd_det.guard.saving import is_whole
+from rdimkd_det.guard.signals import StopRequest
 
 EPOCHS, BATCHES = 3, 4  # iterations: 12
 
@@ -126,7 +127,9 @@ def in_child(function, *args):
     process = multiprocessing.get_context('fork').Process(target=run)
     process.start()
     process.join(timeout=120)
-    return process.exitcode
+    status = process.exitcode
+    process.kill()  # one that hangs
+    return status
 
 
 def start(config, *hooks, resume=False):
@@ -601,6 +604,70 @@ def test_signal__command_line(config):
     assert 'Traceback' not in errors
     assert 'stopping after this iteration, with a checkpoint; again to stop at once' in errors
     assert latest_checkpoint(run.work_dir)[0].endswith('interrupted.pth')
+
+
+@pytest.fixture
+def listening():
+    request = StopRequest()
+    request.listen()
+    yield request
+    request.stop_listening()
+
+
+def forked(count):
+    """Processes that sleep; they are ended in any case."""
+    context = multiprocessing.get_context('fork')
+    children = [context.Process(target=time.sleep, args=(600,)) for _ in range(count)]
+    with contextlib.ExitStack() as stack:
+        for child in children:
+            child.start()
+            stack.callback(child.kill)
+            yield child
+
+
+def test_signal__ends_forked_processes_as_without_a_training(listening):
+    """At whatever moment it comes: a pool of processes that lives on is waited for without end."""
+    for child in forked(40):
+        child.terminate()  # most have not even begun
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM
+    assert listening.signal is None
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_signal__mask_of_a_fork_is_the_earlier_one(listening):
+    blocked = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        (child,) = forked(1)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+
+
+def test_signal__ctrl_c_is_left_to_the_parent(listening):
+    """A terminal sends it to data loader workers too, whose batches the last iterations need."""
+    for child in forked(1):
+        os.kill(child.pid, signal.SIGINT)
+        child.join(0.5)
+        assert child.is_alive()
+    listening.stop_listening()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for child in forked(1):
+        os.kill(child.pid, signal.SIGINT)
+        child.join(10)
+        assert child.exitcode == -signal.SIGINT
+
+
+def test_signal__metric_that_works_in_several_processes(config):
+    run = config(model=fcos(), **{'val_evaluator.use_mp_eval': True, 'train_cfg.max_epochs': 2})
+
+    def train_guarded():
+        runner = Runner.from_cfg(run)
+        guard(runner)
+        runner.train()
+
+    assert in_child(train_guarded) == 0
 
 
 # Losses that are not finite
