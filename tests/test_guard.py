@@ -296,6 +296,104 @@ def test_resume__with_other_workers_still_sees_the_right_data(config):
     assert seen == whole[6:]
 
 
+class Watch(Hook):
+    """Notes iterations, with their indices in the epoch, and validations."""
+
+    def __init__(self):
+        self.seen, self.validations = [], 0
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.seen.append((runner.iter, batch_idx))
+
+    def before_val_epoch(self, runner):
+        self.validations += 1
+
+
+def edit_resume_entry(path, edit):
+    checkpoint = load(path)
+    checkpoint['resume'] = edit(checkpoint['resume'])
+    torch.save(checkpoint, path)
+
+
+def as_earlier_versions_wrote(states):
+    return [
+        {key: value for key, value in state.items() if key not in ('batches', 'epoch_length')}
+        for state in states
+    ]
+
+
+@pytest.mark.parametrize('edit', [list, as_earlier_versions_wrote])
+@pytest.mark.parametrize('num_images', [2, 4, 1])
+def test_resume__with_epochs_of_another_length_drops_none(config, edit, num_images):
+    """Another batch size, as another number of GPUs, between two epochs and ever after."""
+    run = config(**{'default_hooks.checkpoint.by_epoch': True, 'train_cfg.max_epochs': 1})
+    start(run)
+    edit_resume_entry(Path(run.work_dir) / 'epoch_1.pth', edit)
+    run.train_dataloader.batch_size = num_images
+    seen = []
+    for max_epochs in (2, 3):
+        run.train_cfg.max_epochs = max_epochs
+        watch = Watch()
+        start(run, watch, resume=True)
+        seen += watch.seen
+    each = range(8 // num_images)
+    assert seen == list(zip(range(4, 4 + 2 * len(each)), [*each, *each]))
+
+
+@pytest.mark.parametrize('edit', [list, as_earlier_versions_wrote])
+def test_resume__within_an_epoch_of_another_length_begins_it_anew(config, edit):
+    run = config(**{'train_cfg.val_interval': 1})
+    assert in_child(lambda: start(run, Kill(7, 'after'))) == -signal.SIGKILL
+    edit_resume_entry(Path(run.work_dir) / 'iter_7.pth', edit)
+    run.train_dataloader.batch_size = 4
+    run.train_cfg.max_epochs = 2
+    watch = Watch()
+    start(run, watch, resume=True)
+    log = max(Path(run.work_dir).glob('*/*.log')).read_text()
+    assert 'stands at batch 3 of an epoch of another length (now it is 2)' in log
+    assert watch.seen == [(7, 0), (8, 1)]
+    assert watch.validations == 1
+
+
+def test_resume__of_an_epoch_that_is_over_trains_no_more_of_it(config):
+    run = config(**{'train_cfg.val_interval': 1})
+    assert in_child(lambda: start(run, Kill(4, 'after'))) == -signal.SIGKILL
+    run.train_dataloader.batch_size = 1
+    run.train_cfg.max_epochs = 2
+    watch = Watch()
+    start(run, watch, resume=True)
+    assert watch.seen == [(4 + index, index) for index in range(8)]
+    assert watch.validations == 2
+
+
+def test_resume__of_earlier_versions_goes_on_in_the_epoch(config):
+    whole, killed = config('whole'), config('killed')
+    start(whole)
+    assert in_child(lambda: start(killed, Kill(7, 'after'))) == -signal.SIGKILL
+    edit_resume_entry(Path(killed.work_dir) / 'iter_7.pth', as_earlier_versions_wrote)
+    start(killed, resume=True)
+    assert_equal(final(whole), final(killed))
+
+
+@pytest.mark.parametrize('iteration', [7, 8])
+def test_resume__with_another_number_of_processes_keeps_the_place(config, iteration):
+    """In the epoch, and before a validation that was cut off."""
+    by_epoch = iteration == 8
+    run = config(**{'train_cfg.val_interval': 1, 'default_hooks.checkpoint.by_epoch': by_epoch})
+    kill = Kill(iteration + 1, 'before')
+    assert in_child(lambda: start(run, kill)) == -signal.SIGKILL
+    path = latest_checkpoint(run.work_dir)[0]
+
+    def of_two_processes(states):
+        return [{**states[0], 'validated': False}] * 2
+
+    edit_resume_entry(Path(path), of_two_processes)
+    watch = Watch()
+    start(run, watch, resume=True)
+    assert watch.seen == [(index, index % 4) for index in range(iteration, 12)]
+    assert watch.validations == 2
+
+
 def test_resume__never_runs_text_of_the_checkpoint(config, tmp_path):
     run = config()
     start(run)
@@ -639,7 +737,7 @@ def test_signal__mask_of_a_fork_is_the_earlier_one(listening):
     blocked = {signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
-        (child,) = forked(1)
+        list(forked(1))
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)

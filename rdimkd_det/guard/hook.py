@@ -57,7 +57,7 @@ class TrainingGuard(Hook):
     def __init__(self) -> None:
         self._stop = StopRequest()
         self._point: ResumePoint | None = None
-        self._resumed: dict | None = None
+        self._resumed: list[dict] = []  # as `_states`, of the checkpoint
         self._states: list[dict] = []  # of all ranks
         self._saved_at: int | None = None  # iteration of which they are
 
@@ -77,16 +77,18 @@ class TrainingGuard(Hook):
             runner.logger.warning(
                 'RdimKD: the checkpoint is of a distilled training, which goes on as a plain one'
             )
-        ranks = checkpoint.get('resume', [])
-        if len(ranks) == get_world_size():
-            self._resumed = ranks[get_rank()]
-        else:
+        self._resumed = checkpoint.get('resume', [])
+        if not self._has_same_processes:
             runner.logger.warning(
                 'RdimKD: the checkpoint holds the random states of %d processes, not of %d: this '
                 'training is not bit for bit the uninterrupted one',
-                len(ranks),
+                len(self._resumed),
                 get_world_size(),
             )
+
+    @property
+    def _has_same_processes(self) -> bool:
+        return len(self._resumed) == get_world_size()
 
     def before_train(self, runner: Runner) -> None:
         """Prepare saving, and go where a resumed training stood.
@@ -99,9 +101,10 @@ class TrainingGuard(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 self._guard(hook)
-        if self._resumed is not None:
-            self._point.go_on(self._resumed)
-        if runner.iter >= runner.max_iters:
+        if self._resumed:
+            same = self._has_same_processes
+            self._point.go_on(self._resumed[get_rank() if same else 0], same)
+        if self._point.nothing_left:
             runner.logger.warning(
                 'RdimKD: the checkpoint stands at iteration %d of %d: nothing is left to train; '
                 'to go on, raise train_cfg.max_epochs or max_iters',
@@ -126,7 +129,7 @@ class TrainingGuard(Hook):
 
     def _gather(self, meta: dict) -> None:
         # The Runner saves on the first rank alone, where the others' states are not known.
-        self._states = all_gather_object(self._point.state(meta['epoch'], meta['iter']))
+        self._states = all_gather_object(self._point.state(meta['epoch']))
         self._saved_at = meta['iter']
 
     def before_train_epoch(self, runner: Runner) -> None:

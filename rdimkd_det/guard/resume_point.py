@@ -10,6 +10,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ..random_state import RandomState, random_state, set_random_state
 from .data_position import DataPosition
 
+# Of a data loader whose workers have no random states to go on from.
+NO_STATES = {'num_workers': -1, 'batches': 0, 'states': []}
+
 
 class ResumePoint:
     """Follows a training, says where it stands, and puts a new one there.
@@ -24,35 +27,55 @@ class ResumePoint:
         self._runner = runner
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._data = DataPosition(runner.train_dataloader) if self._by_epoch else None
+        self._place = (0, 0)  # an epoch, and how many of its batches have come
+        self._at_epoch_end = False
         self._epoch_start: RandomState = {}
         self._resumed_epoch_start: RandomState | None = None
         self._validated = False
 
-    def state(self, epoch: int, iteration: int) -> dict:
+    def state(self, epoch: int) -> dict:
         """What :meth:`go_on` needs; plain data.
 
         Args:
             epoch (int): Epochs done, as the checkpoint says.
-            iteration (int): Iterations done.
         """
-        data = self._data.state(self._batches_done(epoch, iteration)) if self._by_epoch else {}
+        done = self._place[1] if self._by_epoch and self._place[0] == epoch else 0
         return {
             'now': random_state(),
             'epoch_start': self._epoch_start,
             'validated': self._validated,
-            'data': data,
+            'batches': done,
+            'epoch_length': self._epoch_length,
+            'data': self._data.state(done) if self._by_epoch else {},
         }
 
-    def go_on(self, state: dict) -> None:
+    @property
+    def _epoch_length(self) -> int:
+        return len(self._runner.train_dataloader) if self._by_epoch else 0
+
+    def go_on(self, state: dict, same_processes: bool = True) -> None:
         """Put the training where a state was taken.
 
         A validation that was due there and may have been cut off is run again: mmengine (0.10.7,
         OneDL 0.10.12) leaves it out, and it takes part in the sequence of random numbers.
+
+        Args:
+            state (dict): From :meth:`state`, of this version or an earlier one.
+            same_processes (bool): Whether there are as many as there were; else only the place is
+                taken, no random states. Defaults to True.
         """
-        loop, now = self._runner.train_loop, state['now']
-        done = self._batches_done(loop.epoch, loop.iter)
+        loop = self._runner.train_loop
+        done, length = _stored_place(state, loop, self._epoch_length)
+        between_epochs = done == 0
+        if length != self._epoch_length:
+            done = self._place_in_other_epoch(done, length)
+        if not same_processes or length != self._epoch_length:
+            state = {**state, 'data': NO_STATES}
+        if not same_processes:
+            state.update(now=random_state(), epoch_start=random_state())
+        now = state['now']
         set_random_state(now)
-        if done == 0 and not state['validated'] and self._validation_is_due():
+        if between_epochs and not state['validated'] and self._validation_is_due():
             self._runner.logger.info('RdimKD: validating again, as it may have been cut off')
             self._runner.val_loop.run()
             now = random_state()
@@ -60,12 +83,33 @@ class ResumePoint:
         if not self._by_epoch:
             loop.dataloader_iterator = _At(loop.dataloader_iterator, loop.iter, restore)
         elif done or state['data']['states']:
+            self._at_epoch_end = done == self._epoch_length
             self._resumed_epoch_start = state['epoch_start'] if done else now
             loop.run_epoch = partial(self._run_rest_of_epoch, state['data'], done, restore)
 
-    def _batches_done(self, epoch: int, iteration: int) -> int:
-        """Batches of an epoch that have been trained on."""
-        return iteration - epoch * len(self._runner.train_dataloader) if self._by_epoch else 0
+    def _place_in_other_epoch(self, done: int, length: int) -> int:
+        """Batches done, where epochs have been of another length.
+
+        They have with another batch size, data set or number of processes.
+        """
+        if done == length:
+            return self._epoch_length
+        if done:
+            self._runner.logger.warning(
+                'RdimKD: the checkpoint stands at batch %d of an epoch of another length (now it '
+                'is %d): this epoch begins anew',
+                done,
+                self._epoch_length,
+            )
+        return 0
+
+    @property
+    def nothing_left(self) -> bool:
+        """bool: Whether the training has come to its end."""
+        loop = self._runner.train_loop
+        if self._by_epoch:
+            return loop.epoch + self._at_epoch_end >= loop.max_epochs
+        return loop.iter >= loop.max_iters
 
     def _validation_is_due(self) -> bool:
         loop = self._runner.train_loop
@@ -109,11 +153,23 @@ class ResumePoint:
         """
         self._validated = False
         if self._by_epoch:
+            self._place = (self._runner.epoch, index + 1)
             self._data.advance(index, batch)
 
     def end_validation(self) -> None:
         """Note that a validation is over."""
         self._validated = True
+
+
+def _stored_place(state: dict, loop: EpochBasedTrainLoop, length: int) -> tuple[int, int]:
+    """Batches done of a state's epoch, and how many it had; -1 if nobody knows."""
+    if 'batches' in state or not state['data']:
+        return state.get('batches', 0), state.get('epoch_length', 0)
+    # Of an earlier version, which took all epochs to be alike: it is if its workers agree.
+    data = state['data']
+    done, least = loop.iter - loop.epoch * length, data['batches']
+    agrees = least <= done < least + max(1, data['num_workers'])
+    return (done, length) if agrees else (least, -1)
 
 
 class _At:
