@@ -434,6 +434,52 @@ def test_checkpoint__none(tmp_path):
     assert latest_checkpoint(tmp_path) == (None, [])
 
 
+def write_checkpoints(work_dir, *iterations, noted=None):
+    """Small ones, the first the oldest, and mmengine's note of the newest one's path."""
+    work_dir.mkdir(exist_ok=True)
+    for time_of_file, iteration in enumerate(iterations, 10**9):
+        path = work_dir / f'iter_{iteration}.pth'
+        torch.save({'meta': {'iter': iteration}, 'optimizer': {}, 'message_hub': {}}, path)
+        os.utime(path, (time_of_file, time_of_file))
+    (work_dir / 'last_checkpoint').write_text(f'{noted or path}')
+
+
+def newest(work_dir):
+    return Path(latest_checkpoint(work_dir)[0])
+
+
+def test_checkpoint__of_a_moved_work_directory(tmp_path):
+    write_checkpoints(tmp_path / 'new', 3, 1, 2, noted=tmp_path / 'old' / 'iter_3.pth')
+    assert newest(tmp_path / 'new') == tmp_path / 'new' / 'iter_3.pth'
+    (tmp_path / 'new' / 'iter_3.pth').unlink()
+    assert newest(tmp_path / 'new') == tmp_path / 'new' / 'iter_2.pth'
+
+
+def test_checkpoint__of_a_copied_work_directory_is_its_own(tmp_path):
+    write_checkpoints(tmp_path / 'old', 1, 2)
+    shutil.copytree(tmp_path / 'old', tmp_path / 'new')
+    write_checkpoints(tmp_path / 'old', 1, 2, 3)
+    assert newest(tmp_path / 'new') == tmp_path / 'new' / 'iter_2.pth'
+    (tmp_path / 'new' / 'iter_2.pth').unlink()
+    assert newest(tmp_path / 'new') == tmp_path / 'new' / 'iter_1.pth'
+
+
+def test_checkpoint__of_another_folder(tmp_path):
+    """With CheckpointHook(out_dir=...)."""
+    write_checkpoints(tmp_path / 'work', 1, noted=tmp_path / 'out' / 'iter_2.pth')
+    write_checkpoints(tmp_path / 'out', 2)
+    (tmp_path / 'out' / 'last_checkpoint').unlink()
+    assert newest(tmp_path / 'work') == tmp_path / 'out' / 'iter_2.pth'
+
+
+def test_checkpoint__left_by_an_earlier_training_is_not_before_this_ones(tmp_path):
+    write_checkpoints(tmp_path, 9, 1, 2)
+    assert newest(tmp_path) == tmp_path / 'iter_2.pth'
+    order = []
+    latest_checkpoint(tmp_path, accept=lambda it: order.append(it['meta']['iter']))
+    assert order == [2, 1, 9]
+
+
 def weights_only(path, *dropped):
     """Writes a copy of a checkpoint that lacks something; newer than all others."""
     checkpoint = load(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -139,11 +138,15 @@ def latest_checkpoint(
 
 def _accepted(path: Path, accept: Callable[[Mapping], bool]) -> bool:
     try:
-        mapped = zipfile.is_zipfile(path)  # then only what is looked at is read
-        checkpoint = read_checkpoint_safely(str(path), who='model', mapped=mapped)
+        checkpoint = _read(path)
     except ConfigError:  # whoever resumes from it is told why it cannot be read
         return True
     return isinstance(checkpoint, Mapping) and accept(checkpoint)
+
+
+def _read(path: Path) -> object:
+    mapped = zipfile.is_zipfile(path)  # then only what is looked at is read
+    return read_checkpoint_safely(str(path), who='model', mapped=mapped)
 
 
 def last_good(work_dir: str | Path) -> str:
@@ -180,15 +183,46 @@ def is_whole(path: Path) -> bool:
 
 
 def _newest_first(work_dir: Path) -> Iterator[Path]:
-    noted = work_dir / LAST_CHECKPOINT
-    named = Path(noted.read_text().strip()) if noted.is_file() else None
-    if named is not None and named.is_file():
-        yield named
+    noted = _noted(work_dir)
+    if noted is not None:
+        yield noted
+    # What is beyond it was left there by an earlier training.
+    limit = _iteration(noted) if noted is not None else float('inf')
+
+    def age(path: Path) -> tuple[bool, float, float]:
+        iteration = _iteration(path)
+        return iteration <= limit, iteration, path.stat().st_mtime
+
     # A best_*.pth is not where the training stands.
     others = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
-    for path in sorted(others, key=os.path.getmtime, reverse=True):
-        if named is None or path.resolve() != named.resolve():
+    for path in sorted(others, key=age, reverse=True):
+        if noted is None or path.resolve() != noted.resolve():
             yield path
+
+
+def _noted(work_dir: Path) -> Path | None:
+    note = work_dir / LAST_CHECKPOINT
+    if not note.is_file():
+        return None
+    named = Path(note.read_text().strip())
+    # In a work directory that was copied or moved the note still names the old place.
+    if (work_dir / named.name).is_file():
+        return work_dir / named.name
+    # CheckpointHook(out_dir=...) has checkpoints elsewhere, but not in another work directory.
+    of_another = (named.parent / LAST_CHECKPOINT).is_file()
+    return named if named.is_file() and not of_another else None
+
+
+def _iteration(path: Path) -> float:
+    """The iteration of a checkpoint; its file's time would be that of its copying, in a copy."""
+    try:
+        iteration = _read(path)['meta']['iter']
+    except ConfigError:
+        # One that is cut off is told, and passed over; one that is refused is the last resort.
+        return -1 if is_whole(path) else float('inf')
+    except (KeyError, TypeError):
+        return -1
+    return iteration if isinstance(iteration, int) else -1
 
 
 def note_last_checkpoint(work_dir: str | Path, path: str | Path) -> None:
