@@ -87,6 +87,7 @@ class DistillHook(Hook):
         self.monitor_interval = monitor_interval
         self._to_stop_at: list[FiniteCheck] = []
         self._say_what_is_kept: Callable[[], str] = str
+        self._skipper: StepSkipper | None = None
         self._facts: dict[str, str] = {}
         self._resumed = False
         # Before any data loader has started its workers.
@@ -104,7 +105,7 @@ class DistillHook(Hook):
         """
         model = distilled_student(runner.model)
         if self.nonfinite == 'skip':
-            StepSkipper(runner)
+            self._skipper = StepSkipper(runner)
         else:
             self._to_stop_at = deferred_checks(runner)
             self._say_what_is_kept = partial(last_finite, runner.work_dir)
@@ -134,6 +135,8 @@ class DistillHook(Hook):
             batch_idx (int): Index of the batch in the epoch.
             data_batch (dict, optional): The batch.
         """
+        if self._skipper is not None:
+            self._skipper.start_step()
         distill = distilled_student(runner.model).distill
         if self.every_n_train_iters(runner, self.monitor_interval):
             for part in distill.parts:

@@ -922,6 +922,38 @@ def test_nonfinite__skipped_step_changes_no_weight(config):
     )
 
 
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_nonfinite__skipped_step_leaves_no_trace_in_batch_norm(config, update_buffers):
+    """Nor in averaged models: in half precision one infinite value would ruin its channel."""
+    run = config()
+    run.custom_hooks[0].nonfinite = 'skip'
+    run.custom_hooks.append(dict(type='EMAHook', update_buffers=update_buffers))
+    seen = []
+
+    class Overflow(Hook):
+        priority = 'VERY_LOW'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 3:
+                self.before = statistics(runner.model)
+                conv = runner.model.backbone.conv1
+                self.handle = conv.register_forward_hook(lambda *args: args[2] * float('inf'))
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter == 3:
+                self.handle.remove()
+                seen.append((self.before, statistics(runner.model)))
+
+    def statistics(model):
+        return {key: value.clone() for key, value in model.state_dict().items() if 'running' in key}
+
+    start(run, Overflow())
+    assert_equal(*seen[0])
+    last = load(Path(run.work_dir) / 'iter_12.pth')
+    for state in (last['state_dict'], last['ema_state_dict']):
+        assert all(value.isfinite().all() for value in state.values())
+
+
 # Data that cannot be read
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ..distiller import distilled_student
 from ..finite import FiniteCheck, take_broken
@@ -45,8 +46,8 @@ def _is_finite(checkpoint: Mapping) -> bool:
     )
 
 
-def _tensors(node: object) -> Iterator[torch.Tensor]:
-    if isinstance(node, torch.Tensor):
+def _tensors(node: object) -> Iterator[Tensor]:
+    if isinstance(node, Tensor):
         yield node
     elif isinstance(node, (Mapping, list, tuple)):
         for child in node.values() if isinstance(node, Mapping) else node:
@@ -65,6 +66,12 @@ def deferred_checks(runner: Runner) -> list[FiniteCheck]:
     return checks
 
 
+@torch.no_grad()
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:  # in few kernels, and no wait for the device
+        torch._foreach_copy_(targets, sources)
+
+
 class StepSkipper:
     """Leaves out the optimizer's steps whose distillation losses are not finite, and counts them.
 
@@ -76,14 +83,31 @@ class StepSkipper:
         self.num_skipped = 0
         self._runner = runner
         self._checks = deferred_checks(runner)
+        self._model = distilled_student(runner.model)
+        self._buffers: list[Tensor] = []  # as they were before the step
         self._update_params = runner.optim_wrapper.update_params
         runner.optim_wrapper.update_params = self._update_unless_broken
+
+    def start_step(self) -> None:
+        """Keep the student's buffers: a forward pass changes BatchNorm's statistics."""
+        buffers = self._buffers_now()
+        if not self._buffers:
+            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
+        _copy_all(self._buffers, buffers)
+
+    def _buffers_now(self) -> list[Tensor]:
+        return [
+            buffer
+            for name, buffer in self._model.named_buffers()
+            if buffer.is_floating_point() and not name.startswith('distill.')
+        ]
 
     def _update_unless_broken(self, *args, **kwargs) -> None:
         # Before the backward pass, whose NaN would stay in gradients that are accumulated.
         broken = take_broken(self._checks)
         if not broken:
             return self._update_params(*args, **kwargs)
+        _copy_all(self._buffers_now(), self._buffers)
         self.num_skipped += 1
         self._runner.logger.warning(
             'RdimKD: iteration %d: %s not finite, its step is skipped (%d so far)',
