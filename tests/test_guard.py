@@ -922,6 +922,22 @@ def test_nonfinite__skipped_step_changes_no_weight(config):
     )
 
 
+class Overflow(Hook):
+    """Makes all maps of the student infinite in some iterations."""
+
+    def __init__(self, *iterations):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 in self.iterations:
+            conv = distilled_student(runner.model).backbone.conv1
+            self.handle = conv.register_forward_hook(lambda *args: args[2] * float('inf'))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 in self.iterations:
+            self.handle.remove()
+
+
 @pytest.mark.parametrize('update_buffers', [False, True])
 def test_nonfinite__skipped_step_leaves_no_trace_in_batch_norm(config, update_buffers):
     """Nor in averaged models: in half precision one infinite value would ruin its channel."""
@@ -930,28 +946,71 @@ def test_nonfinite__skipped_step_leaves_no_trace_in_batch_norm(config, update_bu
     run.custom_hooks.append(dict(type='EMAHook', update_buffers=update_buffers))
     seen = []
 
-    class Overflow(Hook):
-        priority = 'VERY_LOW'
+    class Statistics(Hook):
+        def _note(self, runner, **_):
+            state = runner.model.state_dict()
+            seen.append({key: value.clone() for key, value in state.items() if 'running' in key})
 
-        def before_train_iter(self, runner, batch_idx, data_batch=None):
-            if runner.iter == 3:
-                self.before = statistics(runner.model)
-                conv = runner.model.backbone.conv1
-                self.handle = conv.register_forward_hook(lambda *args: args[2] * float('inf'))
+        before_train_iter = after_train_iter = _note
 
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            if runner.iter == 3:
-                self.handle.remove()
-                seen.append((self.before, statistics(runner.model)))
-
-    def statistics(model):
-        return {key: value.clone() for key, value in model.state_dict().items() if 'running' in key}
-
-    start(run, Overflow())
-    assert_equal(*seen[0])
+    start(run, Overflow(4), Statistics())
+    before, after = seen[6:8]
+    assert_equal(before, after)
     last = load(Path(run.work_dir) / 'iter_12.pth')
     for state in (last['state_dict'], last['ema_state_dict']):
         assert all(value.isfinite().all() for value in state.values())
+
+
+class CountSteps(Hook):
+    """Notes after which iterations the optimizer has taken a step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def before_train(self, runner):
+        step = runner.optim_wrapper.optimizer.step
+
+        def counted(*args, **kwargs):
+            self.steps.append(runner.iter + 1)
+            return step(*args, **kwargs)
+
+        runner.optim_wrapper.optimizer.step = counted
+
+    def after_train(self, runner):
+        self.weights = dict(distilled_student(runner.model).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ('skipped', 'steps'),
+    [
+        ([5], [3, 6, 9, 12]),
+        ([6], [3, 6, 9, 12]),
+        ([4, 5, 6], [3, 9, 12]),  # nothing was gathered
+        ([12], [3, 6, 9, 12]),
+    ],
+)
+def test_nonfinite__skipped_steps_leave_windows_of_accumulation_alone(config, skipped, steps):
+    run = config(**{'optim_wrapper.accumulative_counts': 3})
+    run.custom_hooks[0].nonfinite = 'skip'
+    count = CountSteps()
+    start(run, Overflow(*skipped), count)
+    assert count.steps == steps
+
+
+def test_nonfinite__skipped_end_of_a_window_keeps_processes_alike(config, tmp_path):
+    run = distributed(config(**{'optim_wrapper.accumulative_counts': 2}))
+    run.custom_hooks[0].nonfinite = 'skip'
+    run.train_cfg.max_epochs = 1
+
+    def train_until_the_end(rank):
+        os.environ['LOCAL_RANK'] = str(rank)
+        count = CountSteps()
+        start(run, count, *([Overflow(2)] if rank == 1 else []))
+        assert count.steps == [2, 4]
+        return count.weights
+
+    first, second = run_distributed(train_until_the_end, tmp_path)
+    assert_equal(first, second)
 
 
 # Data that cannot be read

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from mmengine.dist import all_reduce_params, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..distiller import distilled_student
 from ..finite import FiniteCheck, take_broken
@@ -72,6 +74,17 @@ def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
+def _average_over_ranks(optimizer: Optimizer) -> None:
+    """In place of the backward pass that is left out: the one at a window's end exchanges."""
+    if get_world_size() == 1:
+        return
+    params = [param for group in optimizer.param_groups for param in group['params']]
+    for param in params:
+        if param.grad is None and param.requires_grad:  # maybe not on all ranks
+            param.grad = torch.zeros_like(param)
+    all_reduce_params([param.grad for param in params if param.requires_grad], op='mean')
+
+
 class StepSkipper:
     """Leaves out the optimizer's steps whose distillation losses are not finite, and counts them.
 
@@ -85,6 +98,7 @@ class StepSkipper:
         self._checks = deferred_checks(runner)
         self._model = distilled_student(runner.model)
         self._buffers: list[Tensor] = []  # as they were before the step
+        self._holds_gradient = False  # of earlier steps of a window of accumulation
         self._update_params = runner.optim_wrapper.update_params
         runner.optim_wrapper.update_params = self._update_unless_broken
 
@@ -106,8 +120,11 @@ class StepSkipper:
         # Before the backward pass, whose NaN would stay in gradients that are accumulated.
         broken = take_broken(self._checks)
         if not broken:
-            return self._update_params(*args, **kwargs)
+            self._update_params(*args, **kwargs)
+            self._holds_gradient = not self._runner.optim_wrapper.should_update()
+            return
         _copy_all(self._buffers_now(), self._buffers)
+        self._end_window()
         self.num_skipped += 1
         self._runner.logger.warning(
             'RdimKD: iteration %d: %s not finite, its step is skipped (%d so far)',
@@ -116,3 +133,13 @@ class StepSkipper:
             self.num_skipped,
         )
         self._runner.message_hub.update_scalar('train/rdimkd_skipped', self.num_skipped)
+
+    def _end_window(self) -> None:
+        """Count the step; at a window's end, go where the gradient of the others points."""
+        optim = self._runner.optim_wrapper
+        optim._inner_count += 1
+        if self._holds_gradient and optim.should_update():
+            _average_over_ranks(optim.optimizer)
+            optim.step()
+            optim.zero_grad()
+            self._holds_gradient = False
