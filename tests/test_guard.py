@@ -322,6 +322,16 @@ def as_earlier_versions_wrote(states):
     ]
 
 
+def test_resume__after_a_best_checkpoint_validates_no_second_time(config):
+    options = {'default_hooks.checkpoint.by_epoch': True, 'train_cfg.val_interval': 1}
+    run = config(**{**options, 'default_hooks.checkpoint.save_best': 'coco/bbox_mAP'})
+    assert in_child(lambda: start(run, Kill(5, 'before'))) == -signal.SIGKILL
+    assert list(Path(run.work_dir).glob('best_*.pth'))
+    watch = Watch()
+    start(run, watch, resume=True)
+    assert watch.validations == 2
+
+
 @pytest.mark.parametrize('edit', [list, as_earlier_versions_wrote])
 @pytest.mark.parametrize('num_images', [2, 4, 1])
 def test_resume__with_epochs_of_another_length_drops_none(config, edit, num_images):

@@ -121,6 +121,9 @@ class TrainingGuard(Hook):
         self, hook: CheckpointHook, save: Callable, runner: Runner, step: int, meta: dict
     ) -> None:
         """In place of ``CheckpointHook``'s own method, which all ranks call."""
+        if (meta['epoch'], meta['iter']) == (runner.epoch, runner.iter):
+            # With `save_best`, after a validation, of which it is told earlier than this hook.
+            self._point.end_validation()
         self._gather(meta)
         save(runner, step, meta=meta)
         hook.file_backend.flush()
