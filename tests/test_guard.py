@@ -18,9 +18,9 @@ from unittest import mock
 
 import pytest
 import torch
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import HOOKS, LOOPS, MODELS
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from processes import run_distributed
 from runs import (
     REPOSITORY,
@@ -207,6 +207,35 @@ def test_killed__iteration_based_loop(config):
         assert status == -signal.SIGKILL
     assert in_child(lambda: start(killed, resume=True)) == 0
     assert_equal(final(whole), final(killed))
+
+
+@LOOPS.register_module()
+class OwnLoop(IterBasedTrainLoop):
+    """A loop as somebody may write it, that has nothing of mmengine's but what hooks see."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batches = self.__dict__.pop('dataloader_iterator')
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        while self._iter < self._max_iters:
+            self.run_iter(next(self.batches))
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+
+
+def test_resume__in_a_loop_of_another_kind(config):
+    run = config()
+    run.train_cfg = dict(type='OwnLoop', max_iters=EPOCHS * BATCHES)
+    run.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    assert in_child(lambda: start(run, Kill(7, 'after'))) == -signal.SIGKILL
+    watch = Watch()
+    start(run, watch, resume=True)
+    assert [iteration for iteration, _ in watch.seen] == [7, 8, 9, 10, 11]
+    log = max(Path(run.work_dir).glob('*/*.log')).read_text()
+    assert 'OwnLoop is a loop of its own kind' in log
 
 
 class Stop(Exception):

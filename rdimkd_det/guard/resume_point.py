@@ -65,6 +65,13 @@ class ResumePoint:
                 taken, no random states. Defaults to True.
         """
         loop = self._runner.train_loop
+        if not self._by_epoch and not hasattr(loop, 'dataloader_iterator'):
+            self._runner.logger.warning(
+                'RdimKD: %s is a loop of its own kind, which goes on as mmengine has it: random '
+                'states and the place in the data are not restored',
+                type(loop).__name__,
+            )
+            return
         done, length = _stored_place(state, loop, self._epoch_length)
         between_epochs = done == 0
         if length != self._epoch_length:
