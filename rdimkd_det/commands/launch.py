@@ -12,7 +12,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
 
@@ -24,6 +24,7 @@ from ..guard import (
     guard,
     killed_workers_explained,
     latest_checkpoint,
+    noted_checkpoint,
     raise_when_log_fails,
 )
 from ..preflight import Report, data_report, static_report
@@ -174,11 +175,10 @@ def _resume(cfg: Config, checkpoint: str | None) -> list[str]:
     damaged = []
     if checkpoint == 'auto':
         checkpoint, damaged = latest_checkpoint(cfg.work_dir)
-        noted = find_latest_checkpoint(cfg.work_dir) if checkpoint is None else None
-        if noted is not None and Path(noted).is_file():
-            checkpoint = noted  # the checks say why it will not do
+        # Of one that is noted and will not do the checks say why.
+        checkpoint = checkpoint or noted_checkpoint(Path(cfg.work_dir))
     if checkpoint is not None:
-        cfg.resume, cfg.load_from = True, checkpoint
+        cfg.resume, cfg.load_from = True, str(checkpoint)
     return damaged
 
 

@@ -3,7 +3,7 @@
 from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
 from .nonfinite import StepSkipper, deferred_checks, last_finite
-from .saving import latest_checkpoint, newest_or_none
+from .saving import latest_checkpoint, newest_or_none, noted_checkpoint
 from .workers import killed_workers_explained
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     'last_finite',
     'latest_checkpoint',
     'newest_or_none',
+    'noted_checkpoint',
     'raise_when_log_fails',
 ]

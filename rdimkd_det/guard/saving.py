@@ -183,7 +183,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _newest_first(work_dir: Path) -> Iterator[Path]:
-    noted = _noted(work_dir)
+    noted = noted_checkpoint(work_dir)
     if noted is not None:
         yield noted
     # What is beyond it was left there by an earlier training.
@@ -200,7 +200,8 @@ def _newest_first(work_dir: Path) -> Iterator[Path]:
             yield path
 
 
-def _noted(work_dir: Path) -> Path | None:
+def noted_checkpoint(work_dir: Path) -> Path | None:
+    """The checkpoint that a work directory notes as its newest, if it is there."""
     note = work_dir / LAST_CHECKPOINT
     if not note.is_file():
         return None
