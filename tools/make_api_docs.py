@@ -189,7 +189,7 @@ def item_line(entry: str) -> str:
 
 def as_markdown(text: str) -> str:
     """The little reStructuredText that docstrings use, as Markdown."""
-    text = re.sub(r':(?:func|class|meth|math):`~?([^`]+)`', r'`\1`', text)
+    text = re.sub(r':(?:func|class|meth|mod|math):`~?([^`]+)`', r'`\1`', text)
     text = re.sub(r'^\.\. math:: (.+)$', r'    \1', text, flags=re.MULTILINE)
     return text.replace('``', '`').replace('::\n\n', ':\n\n')
 
