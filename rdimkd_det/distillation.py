@@ -63,7 +63,7 @@ class Distillation(nn.Module):
                 nearest=loss.get('resize') is not None,
             )
             self.level_pairs[tap] = pairs
-            self.losses[_key(tap)] = build_tap_loss(f'{name}_{tap}'.strip('_'), loss, pairs)
+            self.losses[_key(tap)] = build_tap_loss(self.full_name(tap), loss, pairs)
         self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.losses.values()))
         self._provide_bases()
         if not self.active:
@@ -128,6 +128,10 @@ class Distillation(nn.Module):
         """
         for loss in self.losses.values():
             loss.factor = factor
+
+    def full_name(self, tap: str) -> str:
+        """A tap, with the teacher's name in front where there are several."""
+        return f'{self.name}_{tap}'.strip('_')
 
     def items(self) -> list[tuple[str, RdimKDLoss]]:
         """Each tap with its loss."""

@@ -144,6 +144,8 @@ def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dic
                 image = torch.zeros(1, 3, size, size, device=device)
                 getattr(network, 'extract_feat', network)(image)
                 return size, outputs
+        except NotImplementedError:  # of an operator that a device lacks, for every size
+            raise
         except RuntimeError as error:
             reason = error
     raise ProbeError(

@@ -30,7 +30,7 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher
         for tap, loss in part.items():
-            where = f'{part.name}_{tap}'.strip('_')
+            where = part.full_name(tap)
             facts[f"projection at '{where}'"] = _kind(loss.projections[0])
             facts[f"normalize at '{where}'"] = str(loss.normalize)
     return facts

@@ -50,8 +50,8 @@ def open_config(name: str) -> Config:
         name (str): Path, or ``'mmdet::...'``.
     """
     # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
-    own = own_config(name)
-    return get_config(name) if '::' in name and own is None else Config.fromfile(own or name)
+    path = own_config(name) or name
+    return get_config(path) if '::' in path else Config.fromfile(path)
 
 
 def mappings(node: object) -> Iterator[Mapping]:

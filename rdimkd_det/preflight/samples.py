@@ -89,7 +89,7 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
         levels, balances = _measure(model, part, batches)
         for tap, loss in part.items():
             recommended = loss.auto_share * median(balances[tap])
-            where = f'{part.name}_{tap}'.strip('_')
+            where = part.full_name(tap)
             measured = {name: levels[name] for name in loss.level_names}
             factor = recommended if loss.auto else 1.0
             table.rows += _rows(measured, [factor * weight for weight in weights[tap]])
