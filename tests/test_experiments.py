@@ -190,6 +190,14 @@ class TestRuns:
         students = [(it.name, seed) for seed in (0, 1) for it in experiments]
         assert names == [('teacher_fcos', 0), *students]
 
+    def test_open_runs__a_teacher_has_a_seed_of_its_own(self, plan):
+        experiments = select(['teacher_fcos_seed1', 'rdimkd_p_teacher1'])
+        names = [(run.kind, run.seed) for run in open_runs(plan, experiments, [0, 2])]
+        students = [('rdimkd_p_teacher1', 0), ('rdimkd_p_teacher1', 2)]
+        assert names == [('teacher_fcos_seed1', 1), *students]
+        other, usual = (plan.run(TABLE[name], 0) for name in ('rdimkd_p_teacher1', 'rdimkd_p'))
+        assert other.digest != usual.digest
+
     def test_open_runs__finished_ones_are_not_run_again_unless_a_setting_changed(
         self, plan, monkeypatch
     ):

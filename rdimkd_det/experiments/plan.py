@@ -49,12 +49,13 @@ class Plan:
     epochs: int | None = None
 
     def run(self, experiment: Experiment, seed: int) -> Run:
-        """The training of an experiment with a seed; of a teacher, whatever the seed, the only one.
+        """The training of an experiment with a seed, or with the only one that it has.
 
         Its directory bears a part of the digest: with other settings it starts anew elsewhere.
         """
+        seed = seed if experiment.seed is None else experiment.seed
         cfg = full_config(experiment)
-        teacher = self.run(TEACHERS[experiment.teacher], 0) if experiment.teacher else None
+        teacher = self.run(TEACHERS[experiment.teacher], seed) if experiment.teacher else None
         epochs = self.epochs or cfg.train_cfg.max_epochs
         digest = self._digest(cfg, seed, epochs, teacher)
         paths = data_paths(self.data)

@@ -20,7 +20,7 @@ from ..trainings import (
 from ..trainings.state import lock_directory
 from .plan import Plan, write_config
 from .results import keep_finished, keep_result
-from .table import TABLE, TEACHERS, Experiment
+from .table import TABLE, Experiment
 
 
 def run_experiments(
@@ -71,7 +71,7 @@ def open_runs(plan: Plan, experiments: Iterable[Experiment], seeds: Iterable[int
     runs = {}
     for seed in seeds:
         for experiment in experiments:
-            run = plan.run(experiment, 0 if experiment.name in TEACHERS else seed)
+            run = plan.run(experiment, seed)
             if not plan.result(run):
                 for it in (*run.needs, run):
                     runs[it.digest] = it

@@ -41,7 +41,8 @@ def collect(plan: Plan, seeds: Sequence[int]) -> dict[str, Outcome]:
     """
     outcomes = {}
     for experiment in TABLE.values():
-        found = {seed: plan.result(plan.run(experiment, seed)) for seed in seeds}
+        runs = {run.seed: run for run in (plan.run(experiment, seed) for seed in seeds)}
+        found = {seed: plan.result(run) for seed, run in runs.items()}
         results = {seed: result for seed, result in found.items() if result}
         outcomes[experiment.name] = Outcome(experiment, results)
     return outcomes

@@ -27,6 +27,7 @@ GROUPS = {
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'size': 'Smaller and larger students',
     'family': 'A teacher of another family',
+    'teachers': 'Another training of the teacher',
     'schedule': 'Twice the schedule: 8 epochs',
 }
 
@@ -47,6 +48,8 @@ class Experiment:
             'plain'.
         rival (str, optional): Name of the same student with PKD's loss, to compare with; None if
             there is none. Defaults to 'pkd'.
+        seed (int, optional): The only one it is trained with, as teachers are, whatever the
+            seeds asked for. Defaults to None.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Experiment:
     teacher: str | None = None
     plain: str = 'plain'
     rival: str | None = 'pkd'
+    seed: int | None = None
 
 
 def select(names: Iterable[str]) -> list[Experiment]:
@@ -116,8 +120,9 @@ def _by_name(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
 
 TEACHERS = _by_name(
     [
-        Experiment('teacher_fcos', 'teacher, FCOS R50', (), FCOS_TEACHER),
-        Experiment('teacher_retinanet', 'teacher, RetinaNet R50', (), RETINANET_TEACHER),
+        Experiment('teacher_fcos', 'teacher, FCOS R50', (), FCOS_TEACHER, seed=0),
+        Experiment('teacher_fcos_seed1', 'teacher, FCOS R50, seed 1', (), FCOS_TEACHER, seed=1),
+        Experiment('teacher_retinanet', 'teacher, RetinaNet R50', (), RETINANET_TEACHER, seed=0),
         # Its BatchNorm has seen the images, its weights are those it was born with.
         Experiment(
             'teacher_random',
@@ -125,6 +130,7 @@ TEACHERS = _by_name(
             (),
             FCOS_TEACHER,
             {'optim_wrapper.optimizer.lr': 0.0, 'train_cfg.max_epochs': 1},
+            seed=0,
         ),
     ]
 )
@@ -273,6 +279,14 @@ def _families() -> list[Experiment]:
     ]
 
 
+def _other_teachers() -> list[Experiment]:
+    options = dict(teacher='teacher_fcos_seed1', rival='pkd_teacher1')
+    return [
+        _rdimkd('rdimkd_p_teacher1', 'RdimKD-P, teacher of seed 1', 'teachers', **options),
+        _l2('pkd_teacher1', 'PKD, teacher of seed 1', 'teachers', **options),
+    ]
+
+
 def _schedules() -> list[Experiment]:
     options = dict(changes=_schedule(8), plain='plain_8e', rival='pkd_8e')
     return [
@@ -283,7 +297,7 @@ def _schedules() -> list[Experiment]:
 
 
 PROJECTIONS = {'P': 'PCAProjection', 'R': 'RandomProjection', 'A': 'AutoencoderProjection'}
-EVERYWHERE = ('main', 'normalize', 'decay', 'controls', 'size', 'family')
+EVERYWHERE = ('main', 'normalize', 'decay', 'controls', 'size', 'family', 'teachers')
 
 TABLE = {
     **TEACHERS,
@@ -317,6 +331,7 @@ TABLE = {
             *_controls(),
             *_sizes(),
             *_families(),
+            *_other_teachers(),
             *_schedules(),
         ]
     ),
