@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .compat import cuda_autocast_dtype
 from .errors import ConfigError
 from .features import record_outputs
-from .names import check_names
+from .names import check_names, type_name
 
 DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Largest difference of a map, relative to its largest value, that a faster network may show.
@@ -101,9 +101,9 @@ def training_dtype(cfg: Mapping) -> torch.dtype | None:
         cfg (Mapping): Config of the training.
     """
     options = cfg.get('optim_wrapper') or {}
-    kind, dtype = options.get('type'), options.get('dtype') or 'float16'
-    if str(getattr(kind, '__name__', kind)).rpartition('.')[2] != 'AmpOptimWrapper':
+    if type_name(options) != 'AmpOptimWrapper':
         return None
+    dtype = options.get('dtype') or 'float16'
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     return dtype if dtype in DTYPES.values() else None
 

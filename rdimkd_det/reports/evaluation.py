@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from ..commands.checks import check_data
 from ..errors import ConfigError
 from ..inference import trained_detector
+from ..names import type_name
 from ..progress import watched
 from ..trainings.state import read_json, write_json
 from .detections import SCORE_THRESHOLD, Detection, Example, match
@@ -137,7 +138,7 @@ def _made_of(run: TrainedRun) -> dict:
 def _coco_metric(run: TrainedRun) -> ConfigDict:
     metrics = run.config.get('val_evaluator') or []
     for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
-        if str(metric.get('type')).rpartition('.')[2] == 'CocoMetric':
+        if type_name(metric) == 'CocoMetric':
             return ConfigDict(deepcopy(metric), metric='bbox', classwise=True, prefix='coco')
     raise ConfigError('its val_evaluator has no CocoMetric.')
 
