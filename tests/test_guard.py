@@ -177,6 +177,31 @@ def test_killed__resumes_to_the_bit(config, num_workers, persistent):
     assert_equal(final(whole), final(killed))
 
 
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_killed__around_a_switch_of_the_pipeline(config, by_epoch):
+    """The hook has persistent workers started anew, once, where the second epoch begins."""
+
+    def switching(name):
+        options = {'default_hooks.checkpoint.by_epoch': by_epoch}
+        run = config(name, num_workers=2, persistent=True, **options)
+        pipeline = run.train_dataloader.dataset.pipeline
+        hook = dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=pipeline)
+        run.custom_hooks.append(hook)
+        return run
+
+    def end(run):
+        return load(latest_checkpoint(run.work_dir)[0])['state_dict']
+
+    whole, killed = switching('whole'), switching('killed')
+    assert in_child(start, whole) == 0
+    for number, iteration in enumerate([5, 7, 9] if by_epoch else [4, 5, 6, 9]):
+        kill = Kill(iteration, 'before' if by_epoch else 'after')
+        status = in_child(lambda kill=kill, number=number: start(killed, kill, resume=number > 0))
+        assert status == -signal.SIGKILL
+    assert in_child(lambda: start(killed, resume=True)) == 0
+    assert_equal(end(whole), end(killed))
+
+
 @pytest.mark.slow
 def test_killed__twenty_times_in_a_row(config):
     whole, killed = config('whole'), config('killed')

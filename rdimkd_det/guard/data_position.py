@@ -29,13 +29,23 @@ class DataPosition:
         self.num_workers = loader.num_workers
         self._latest: list[RandomState | None] = [None] * self.num_workers
         self._round = {'batches': 0, 'states': []}
+        self._restarted = False  # whether a hook has had persistent workers started anew
         if self.num_workers:
             loader.collate_fn = _SendState(loader.collate_fn)
             loader.worker_init_fn = _StartFrom(loader.worker_init_fn)
 
     def start_epoch(self) -> None:
-        """Note that an epoch begins."""
+        """Note that an epoch begins; hooks may have had persistent workers started anew in it."""
+        if self._workers_dropped:
+            self._latest = [None] * self.num_workers
+            self._restarted = True
         self._round = self._first_round()
+
+    @property
+    def _workers_dropped(self) -> bool:
+        # PipelineSwitchHook and YOLOXModeSwitchHook (mmdet 3.3.0, OneDL 3.5.1) do it by this flag:
+        # in the epoch of the switch, and in the first one of each resumed training after it.
+        return not self.loader._DataLoader__initialized
 
     def _first_round(self) -> dict:
         # Workers that live for one epoch only start the next one anew, from their seeds.
@@ -66,7 +76,7 @@ class DataPosition:
             start = {'batches': num_batches, 'states': []}
         else:
             start = self._round if num_batches else self._first_round()
-        return {'num_workers': self.num_workers, **start}
+        return {'num_workers': self.num_workers, 'restarted': self._restarted, **start}
 
     def restore(self, state: dict, num_batches: int, at_position: Callable[[], None]) -> int:
         """Let the next iteration of the loader go on from a position.
@@ -79,6 +89,8 @@ class DataPosition:
         Returns:
             int: Number of batches that it will load again, to be dropped.
         """
+        if self._workers_dropped and not num_batches and not state.get('restarted'):
+            return 0  # the workers with these states would have ended here
         skip = state['batches'] if state['num_workers'] == self.num_workers else num_batches
         if state['states'] and state['num_workers'] == self.num_workers:
             self._latest = list(state['states'])
