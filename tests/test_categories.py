@@ -86,8 +86,8 @@ def test_check_categories__a_class_that_is_not_there(tmp_path):
         f"(red, green, blue); did you mean 'green'?"
     )
     assert mend == (
-        'write metainfo.classes as the file does: it loses the boxes of a class that is not there, '
-        'and the classes after it get the labels before theirs'
+        'write metainfo.classes as in the file: MMDetection drops the boxes of a class that is '
+        'missing there, and shifts the labels of the classes after it'
     )
 
 

@@ -260,7 +260,7 @@ def test_resume__in_a_loop_of_another_kind(config):
     start(run, watch, resume=True)
     assert [iteration for iteration, _ in watch.seen] == [7, 8, 9, 10, 11]
     log = max(Path(run.work_dir).glob('*/*.log')).read_text()
-    assert 'OwnLoop is a loop of its own kind' in log
+    assert 'OwnLoop is a custom train loop' in log
 
 
 class Stop(Exception):

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument('--compare', nargs='+', default=LOSSES, choices=LOSSES, metavar='LOSS',
                         help=f'losses to time alone, of: {", ".join(LOSSES)}')  # fmt: skip
     parser.add_argument('--random-weights', action='store_true',
-                        help="measure a teacher without its checkpoint's weights")  # fmt: skip
+                        help='use random teacher weights, without its checkpoint')  # fmt: skip
     parser.add_argument(
         '--json', type=Path, metavar='F', help='also write the numbers to this file'
     )

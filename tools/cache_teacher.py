@@ -47,14 +47,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', metavar='DIR', help="the cache; by default the config's teacher.cache"
     )
-    parser.add_argument('--verify', action='store_true', help='read all of a cache, make nothing')
+    parser.add_argument('--verify', action='store_true', help='only read the cache and name damage')
     parser.add_argument('--batch-size', type=int, help="images at once; by default the training's")
     parser.add_argument('--workers', type=int, help="loader processes; by default the training's")
     parser.add_argument(
         '--shard-mb', type=float, default=128, help='size of a shard in MB. Defaults to 128'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=OptionsAction, default={}, help='overrides'
+        '--cfg-options', nargs='+', action=OptionsAction, default={}, help='override settings'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

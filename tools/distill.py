@@ -11,7 +11,7 @@ from rdimkd_det.wrapping import write_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Distil a detector into another.')
+    parser = argparse.ArgumentParser(description='Train a student with a teacher.')
     parser.add_argument('config', metavar='STUDENT_CONFIG', help="path or 'mmdet::...'")
     parser.add_argument('teacher', metavar='TEACHER_CONFIG', help="path or 'mmdet::...'")
     parser.add_argument('checkpoint', metavar='TEACHER_CHECKPOINT', help='path or URL')

@@ -1,4 +1,4 @@
-"""Tell, before a distilled training, whether it will do what its config means."""
+"""Check a distilled config before training: teacher, input, classes, weight and time."""
 
 import argparse
 import json

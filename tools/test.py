@@ -15,7 +15,7 @@ from rdimkd_det.files.configs import leaf_datasets
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a detector.')
-    parser.add_argument('config', help='config file; of a distilled student, either of its two')
+    parser.add_argument('config', help='the distilled config, or a plain one')
     parser.add_argument('checkpoint', help="student's checkpoint")
     cli.add_common_arguments(parser)
     parser.add_argument('--out', help='write the predictions to this .pkl file')

@@ -23,7 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='a distilled config')
     parser.add_argument('checkpoint', help='a checkpoint that its training wrote')
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE', help='image files')
-    parser.add_argument('--plain', metavar='CHECKPOINT', help='of the student without a teacher')
+    parser.add_argument(
+        '--plain', metavar='CHECKPOINT', help='of a student trained without a teacher'
+    )
     parser.add_argument(
         '--out',
         type=Path,
@@ -31,7 +33,10 @@ def parse_args() -> argparse.Namespace:
         help='.png or .html; default: features.png',
     )
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='of the detections shown; default: 0.3'
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='least score of a shown detection; default: 0.3',
     )
     args = parser.parse_args()
     if args.out.suffix not in ('.png', '.html'):

@@ -115,7 +115,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint; without one, from the latest in the work directory',
+        help='continue from this checkpoint; without a name, from the latest in the work directory',
     )
 
 

@@ -50,7 +50,7 @@ def check_top_level(cfg: Config) -> None:
         if meant is not None:
             raise ConfigError(
                 f"config {cfg.filename}: nothing reads '{name}'; did you mean '{meant}'? If it is "
-                f'a variable of yours, give it a name that is less like it.'
+                f'a variable of yours, rename it.'
             )
     for name in ('train_cfg', 'val_cfg', 'test_cfg'):
         entry = cfg.get(name)

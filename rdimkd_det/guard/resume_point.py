@@ -67,8 +67,8 @@ class ResumePoint:
         loop = self._runner.train_loop
         if not self._by_epoch and not hasattr(loop, 'dataloader_iterator'):
             self._runner.logger.warning(
-                'RdimKD: %s is a loop of its own kind, which goes on as mmengine has it: random '
-                'states and the place in the data are not restored',
+                'RdimKD: %s is a custom train loop, which mmengine alone resumes: random states '
+                'and the position in the data are not restored',
                 type(loop).__name__,
             )
             return

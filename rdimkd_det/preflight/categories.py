@@ -110,8 +110,8 @@ def _check_naming(naming: Naming, report: Report) -> None:
             'Classes',
             f'{listed(missing, SHOWN)}: not among the categories of {naming.path} ({categories})'
             f'{naming.hint}',
-            'write metainfo.classes as the file does: it loses the boxes of a class that is not '
-            'there, and the classes after it get the labels before theirs',
+            'write metainfo.classes as in the file: MMDetection drops the boxes of a class that is '
+            'missing there, and shifts the labels of the classes after it',
         )
     elif labelled != naming.classes:
         report.warning(
