@@ -1,4 +1,4 @@
-"""How the teacher is made fast: the options, and what each does to a frozen network."""
+"""Faster teachers: the options, and what each does to a frozen network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``InputBridge``: the teacher sees its own kind of input."""
+"""``InputBridge``: translates the student's batch to the teacher's input format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at the teacher's features before training, for the projections that learn from them."""
+"""Statistics of the teacher's features before training, on which projections are fitted."""
 
 from __future__ import annotations
 
@@ -82,10 +82,9 @@ def teacher_covariances(
 def fit_projections(model: nn.Module, batches: Iterable) -> None:
     """Fit the projections of a distilled student, in one pass over the batches.
 
-    A teacher none of whose losses has a weight is left alone, and so is one from a cache, which
-    brings its bases.
+    It skips a teacher whose losses all have weight 0, and a cached one, which brings its bases.
 
-    ``DistillHook`` does it before training; outside of a Runner it is the user's to call.
+    ``DistillHook`` calls it before training; without a Runner, call it yourself.
 
     Args:
         model (nn.Module): A distilled student; its projections are fitted in place.

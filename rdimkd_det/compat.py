@@ -1,4 +1,4 @@
-"""What the package needs of its host, and the workarounds, each with the versions that need it."""
+"""Requirements on MMDetection, and workarounds, each with the versions that need it."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class RdimKDDistiller:
         nn.Module: The student.
 
     Raises:
-        ConfigError: One of the three is missing or cannot work with the others. A teacher config
-            that is not there is an error only once training starts: testing needs none.
+        ConfigError: One of the three is missing or does not fit the others. A missing teacher
+            config is an error only when training starts: testing needs none.
     """
 
     def __new__(cls, student=None, teacher=None, losses=None, inherit=(), data_preprocessor=None):

@@ -1,4 +1,4 @@
-"""The exceptions that users see: mistakes that they can mend, and ends of a training."""
+"""Exceptions that users see: mistakes that they can fix, and reasons why a training ended."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 class ConfigError(ValueError):
     """A config, file or option that the user gave cannot be used.
 
-    Its message is one line: who complains, what was expected, what came, what to do. The command
-    lines print that line and exit with status 2.
+    Its message is one line: who complains, what was expected, what was given, what to do. The
+    command lines print that line and exit with status 2.
     """
 
 

@@ -1,4 +1,4 @@
-"""Taps on a running network, and FPN levels that meet by stride."""
+"""Taps on a running network, and FPN levels paired by stride."""
 
 from __future__ import annotations
 

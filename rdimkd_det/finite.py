@@ -1,4 +1,4 @@
-"""Whether the losses of distillation are finite, asked without waiting for the device."""
+"""Checks that the distillation losses are finite, without waiting for the device."""
 
 from __future__ import annotations
 

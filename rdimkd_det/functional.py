@@ -117,7 +117,7 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
     student and teacher along that direction. With ``K = I`` it is the loss of PKD
     (arXiv 2207.02039). It is computed from the directions' second moments, which are merged over
     the ranks: several processes compute what one process with the whole batch would. So the loss is
-    the same on every rank, and what a rank multiplies it with has to be so too.
+    the same on every rank, and any factor on it must be the same on every rank too.
 
     Args:
         student (Tensor): Student's coordinates (N, d, L), float32 or float64.

@@ -41,23 +41,23 @@ class DistillHook(Hook):
     """Prepares distillation before training, schedules its weight, keeps its state in checkpoints.
 
     Args:
-        calibration_images (int, optional): Training images, on all ranks together, from which
-            projections learn. Defaults to 256, but no more than a tenth of the data set, so that
-            fitting costs 2 percent of an epoch at most; and no fewer than 32, which cost more
-            where the data set has fewer than 320 images.
+        calibration_images (int, optional): Number of training images, over all ranks, on which
+            projections are fitted. Defaults to 256, but at most a tenth of the data set, so that
+            fitting costs at most 2 percent of an epoch; and at least 32, which cost more if the
+            data set has fewer than 320 images.
         seed (int): Seed of the choice of these images. Defaults to 0.
         schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
             ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as
             they are. Defaults to None.
-        nonfinite (str): What a distillation loss that is not finite does: 'stop' ends the training
-            with the level's name, 'skip' leaves out the optimizer's step and counts. Defaults to
-            'stop'.
-        monitor_interval (int): Iterations from one look at what the student explains to the next,
+        nonfinite (str): Reaction to a distillation loss that is not finite: 'stop' ends the
+            training with the level's name, 'skip' skips the optimizer step and counts it. Defaults
+            to 'stop'.
+        monitor_interval (int): Iterations between two measurements of what the student explains,
             see :mod:`rdimkd_det.monitoring`; 0 for none. Defaults to 50.
 
     Raises:
         ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown,
-            ``monitor_interval`` is negative, or the schedule has no sense.
+            ``monitor_interval`` is negative, or the schedule is invalid.
     """
 
     priority = 'NORMAL'

@@ -1,4 +1,4 @@
-"""Trained detectors, ready to be shown images."""
+"""Trained detectors, ready for inference."""
 
 from __future__ import annotations
 

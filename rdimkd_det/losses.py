@@ -31,7 +31,7 @@ class RdimKDLoss(nn.Module):
 
         L_level = mean over N, H, W, d of (norm(K^T r(F_s)) - norm(K^T F_t))^2
 
-    It knows nothing of detectors: any two lists of feature maps will do. Under
+    It does not depend on detectors and compares any two lists of feature maps. Under
     ``RdimKDDistiller`` the channels, levels and their names are filled in.
 
     Args:
@@ -48,7 +48,7 @@ class RdimKDLoss(nn.Module):
         loss_weight (float | Sequence[float] | str): Factor of every level's loss, or one factor per
             level, 0 or more. ``'auto'`` is set once, at the first training batch, so that the
             gradient of distillation at the student's maps is ``auto_share`` of the task's there;
-            that takes ``RdimKDDistiller``. Defaults to 1.0.
+            it needs ``RdimKDDistiller``. Defaults to 1.0.
         auto_share (float): See ``loss_weight='auto'``. Defaults to 1.0.
         resize (str, optional): Which of two maps of different size is resized (bilinearly) to the
             other's: 'student' or 'teacher'. None makes a difference an error. Defaults to None.

@@ -1,4 +1,4 @@
-"""The machine and the versions of what runs on it, as far as they bear on numbers."""
+"""The machine and the software versions that measurements depend on."""
 
 from __future__ import annotations
 

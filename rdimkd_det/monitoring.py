@@ -1,4 +1,4 @@
-"""What a training shows of itself: the weights in force, and what the student has learned.
+"""What a training logs: the weights in force, and what the student explains of the teacher.
 
 The student is guided inside the subspace and free in its complement (RdimKD, arXiv 2312.08700);
 the share of the teacher's variance that it explains is told for both.

@@ -1,4 +1,4 @@
-"""Progress bars for what takes long, on a terminal only; and durations in words."""
+"""Progress bars for long work, on a terminal only; and durations in words."""
 
 from __future__ import annotations
 

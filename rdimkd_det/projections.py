@@ -1,4 +1,4 @@
-"""The bases ``K`` (C, d) through which RdimKD looks at feature maps, one module per FPN level."""
+"""Projections: the bases ``K`` (C, d) of the subspaces, one module per FPN level."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def check_dim(name: str, dim: int, num_channels: int) -> int:
 class RandomProjection(Projection):
     """RdimKD-R: a random orthonormal basis, the Q of a seeded Gaussian matrix.
 
-    It needs no look at the teacher, and is the same on every rank and machine for one seed.
+    It does not depend on the teacher, and is the same on every rank and machine for one seed.
 
     Args:
         dim (int): Number of directions d, 1 to C.
@@ -134,7 +134,7 @@ class IdentityProjection(Projection):
 
     Args:
         num_channels (int): Channels C of the teacher's feature map.
-        level (int): Taken for the sake of one signature, without effect. Defaults to 0.
+        level (int): Ignored; all projections share one signature. Defaults to 0.
     """
 
     def __init__(self, num_channels: int, level: int = 0) -> None:
@@ -150,7 +150,7 @@ class PCAProjection(Projection):
         dim (int | float): Number of directions d, 1 to C; or a share of the teacher's variance,
             between 0 and 1 (exclusive), and as many directions as it takes to keep that share.
         num_channels (int): Channels C of the teacher's feature map.
-        level (int): Taken for the sake of one signature, without effect. Defaults to 0.
+        level (int): Ignored; all projections share one signature. Defaults to 0.
 
     Raises:
         ConfigError: ``dim`` is neither of the two.

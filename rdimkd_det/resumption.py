@@ -1,4 +1,4 @@
-"""What a distilled training must have in common with the checkpoint that it goes on from."""
+"""What a distilled training must share with the checkpoint that it resumes from."""
 
 from __future__ import annotations
 

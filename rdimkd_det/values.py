@@ -1,4 +1,4 @@
-"""What the values of options may be."""
+"""Checks of option values."""
 
 from __future__ import annotations
 

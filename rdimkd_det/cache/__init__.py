@@ -1,1 +1,1 @@
-"""The cache of what does not change: the teacher's projected maps of every training image."""
+"""The teacher cache: the teacher's projected maps of every training image."""

@@ -1,4 +1,4 @@
-"""Which images a cache can hold: those that the training's pipeline makes again, bit for bit."""
+"""Which images a cache can hold: those that the training's pipeline reproduces, bit for bit."""
 
 from __future__ import annotations
 

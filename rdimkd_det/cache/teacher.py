@@ -1,4 +1,4 @@
-"""``CachedTeacher``: stands where a ``Teacher`` stands, and reads its maps from a cache."""
+"""``CachedTeacher``: replaces a ``Teacher``, and reads its maps from a cache."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the tools share: command lines, checks before a run, and its launch."""
+"""Shared by the tools: command lines, checks before a run, and its launch."""

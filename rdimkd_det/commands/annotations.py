@@ -1,4 +1,4 @@
-"""What annotations lack, told of the exception that their reading raised."""
+"""What annotations lack, derived from the exception that reading them raised."""
 
 from __future__ import annotations
 

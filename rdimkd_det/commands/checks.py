@@ -1,4 +1,4 @@
-"""Looks at a config before anything is written: what would fail later fails now, in one line."""
+"""Checks of a config before anything is written, so that mistakes end early, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command lines in tools/ share: arguments, and one line for a user's mistake."""
+"""Shared by the command lines in tools/: arguments, and one-line errors for users' mistakes."""
 
 from __future__ import annotations
 

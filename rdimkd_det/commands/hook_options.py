@@ -1,4 +1,4 @@
-"""Options of hooks that the host would refuse late: at a checkpoint, or after many epochs."""
+"""Checks of hook options that MMDetection refuses late: at a checkpoint, or after many epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config and a command line's arguments to a run, with the mistakes found first."""
+"""From a config and a command line's arguments to a run, after all checks."""
 
 from __future__ import annotations
 

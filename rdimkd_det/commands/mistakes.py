@@ -1,4 +1,4 @@
-"""What fails the first time it is done, most often for the config, is told in one line."""
+"""Errors in a first iteration, validation or checkpoint, reported in one line as mistakes."""
 
 from __future__ import annotations
 

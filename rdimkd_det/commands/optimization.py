@@ -1,4 +1,4 @@
-"""What moves the weights: a config's optimizer, its schedulers and its precision."""
+"""Checks of a config's optimizer, schedulers and precision."""
 
 from __future__ import annotations
 

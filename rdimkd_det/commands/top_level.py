@@ -1,4 +1,4 @@
-"""The top level of a config: keys that nobody reads, and parts that are only whole together."""
+"""Checks of the top level of a config: unknown keys, and keys that belong together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that cannot be read or written are named: the host's errors often do not."""
+"""Names files and folders that cannot be read or written, as MMDetection's errors often do not."""
 
 from __future__ import annotations
 

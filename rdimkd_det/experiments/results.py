@@ -1,4 +1,4 @@
-"""What finished trainings came to: one small JSON per experiment and seed."""
+"""Results of finished trainings: one small JSON per experiment and seed."""
 
 from __future__ import annotations
 

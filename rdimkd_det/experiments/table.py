@@ -1,4 +1,4 @@
-"""What is compared: every experiment as a config and what it changes there."""
+"""The experiments: each a config and its changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and projections that exist to be compared with, not to be used."""
+"""Losses and projections for comparison only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a student comes from: what taught it, and how well it did, as plain data."""
+"""Where a student comes from: its teacher, losses and AP, as plain data."""
 
 from __future__ import annotations
 

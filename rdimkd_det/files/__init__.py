@@ -1,1 +1,1 @@
-"""Reading what strangers wrote as data, and writing files that are whole or absent."""
+"""Reading untrusted files as data, and writing files that are whole or absent."""

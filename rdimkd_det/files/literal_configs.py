@@ -1,4 +1,4 @@
-"""Config texts of strangers, read without running them."""
+"""Untrusted config texts, read without running them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights into a network: all that it runs, or a mistake that counts and names the keys."""
+"""Loading weights into a network: all that it runs, or an error that names the keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards a training: nothing is lost when it is interrupted, and why it ended is said."""
+"""Guards a training: interruptions lose nothing, and its end is explained."""
 
 from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard

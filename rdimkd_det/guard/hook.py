@@ -1,4 +1,4 @@
-"""``TrainingGuard``: what a training needs so that an interruption costs nothing."""
+"""``TrainingGuard``: makes trainings resumable at any iteration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a distillation loss that is not finite does to a training: end it, or skip the step."""
+"""Reaction to a distillation loss that is not finite: end the training, or skip the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training stands: random states and the place in the data; and how to go on from there."""
+"""The state of a training: random states and the position in the data; and how to resume it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What teacher and students see of an image, as pictures."""
+"""Pictures of the feature maps and detections of teacher and students."""

@@ -1,4 +1,4 @@
-"""Draws what ``views`` sees: one PNG, or an HTML page with a picture per image."""
+"""Draws what ``views`` computes: one PNG, or an HTML page with a picture per image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preflight: what a distilled training will do, told before it starts."""
+"""Preflight: checks of a distilled training before it starts."""
 
 from .report import Report
 from .run import data_report, preflight, static_report

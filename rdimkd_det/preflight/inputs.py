@@ -1,4 +1,4 @@
-"""How a network may want its pixels: what a data preprocessor does, and what the field uses."""
+"""Input formats: what a data preprocessor does, and the formats in common use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs what preflight consists of: the static part, what takes images, the teachers."""
+"""Runs the parts of preflight: the static one, the one on images, the teachers."""
 
 from __future__ import annotations
 

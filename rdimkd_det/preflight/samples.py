@@ -1,4 +1,4 @@
-"""What takes training images: gradients, recommended weights, the teacher's input, time."""
+"""Checks on training images: gradients, recommended weights, the teacher's input, time."""
 
 from __future__ import annotations
 

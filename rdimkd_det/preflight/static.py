@@ -1,4 +1,4 @@
-"""What can be told without an image: weights, classes, input and levels."""
+"""Checks without images: weights, classes, input and levels."""
 
 from __future__ import annotations
 

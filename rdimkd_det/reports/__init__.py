@@ -1,4 +1,4 @@
-"""Reports as one HTML file that needs nothing but itself.
+"""Reports, each a self-contained HTML file.
 
 ``page``, ``charts``, ``detections``, ``labels`` and ``gallery`` are what every report is made of.
 The others make tools/report.py: ``runs`` reads work directories, ``evaluation`` tests their

@@ -1,4 +1,4 @@
-"""AP by class and by size, and the detections: from one look at the val data, kept for the next."""
+"""AP by class and size, and the detections, from one evaluation that is kept for later."""
 
 from __future__ import annotations
 

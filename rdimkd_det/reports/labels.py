@@ -1,4 +1,4 @@
-"""Where the labels of boxes stand, so that none hides another."""
+"""Positions of box labels, without overlaps."""
 
 from __future__ import annotations
 

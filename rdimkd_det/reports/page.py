@@ -1,4 +1,4 @@
-"""An HTML page that needs nothing but itself."""
+"""A self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings as their work directories tell them."""
+"""Reads trainings from their work directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training, described: its config, where it goes, and what decides its result."""
+"""Description of a training: its config, its work directory, and what decides its result."""
 
 from __future__ import annotations
 
