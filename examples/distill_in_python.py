@@ -4,7 +4,7 @@
     python examples/distill_in_python.py --max-iters 5        # to see that it runs
     python examples/distill_in_python.py --teacher work_dirs/fcos_r50_teacher/epoch_8.pth
 
-Without --teacher it trains one itself, as briefly: to see how it is done, too weak to help.
+Without --teacher it also trains a teacher, just as briefly: enough to show how, too little to help.
 """
 
 import argparse
