@@ -247,7 +247,7 @@ def test_first_validation__fails_in_one_line(config, judge, tmp_path):
     content['model']['student']['test_cfg']['nms']['type'] = 'nmss'
     problem, line = judge(content)
     assert problem is None and 'the config cannot be run' in line
-    where = re.search(r'\(Traceback: (.*)\)', line)[1]
+    where = re.search(r'\(traceback: (.*)\)', line)[1]
     assert 'Traceback' in Path(where).read_text()
     assert (tmp_path / 'work/iter_1.pth').exists()
 

@@ -90,7 +90,7 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
             raise
         file = Path(runner.log_dir, f'error_rank{get_rank()}.txt')
         file.write_text(traceback.format_exc())
-        raise ConfigError(f'{as_config_error(error)} (Traceback: {file})') from error
+        raise ConfigError(f'{as_config_error(error)} (traceback: {file})') from error
 
 
 @contextmanager
