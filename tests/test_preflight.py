@@ -511,7 +511,7 @@ def test_preflight__a_class_in_another_spelling(preflight):
     text, mend = found(done, 'warning')['Classes']
     assert text.startswith('Blue: not among the categories of ')
     assert text.endswith("annotations.json (red, green, blue); did you mean 'blue'?")
-    assert mend.startswith('write metainfo.classes as the file does')
+    assert mend.startswith('write metainfo.classes as in the file')
 
 
 def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):
