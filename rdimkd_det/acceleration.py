@@ -1,4 +1,4 @@
-"""Faster teachers: the options, and what each does to a frozen network."""
+"""Options that make the frozen teacher faster, and how each changes the network."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from .features import record_outputs
 from .names import check_names, type_name
 
 DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-# Largest difference of a map, relative to its largest value, that a faster network may show.
+# Largest deviation of a faster network's maps, relative to the largest value of the original map.
 TOLERANCE = 1e-4
-# Of the image on which it is looked for: small, since it is paid for at every start.
+# Side in pixels of the image used for this check: small, because it runs at every start.
 CHECK_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Options of a teacher that change its speed and memory, and its maps by rounding only.
+    """Teacher options that affect speed and memory, and change the maps by rounding only.
 
     Args:
-        fuse (bool): Whether each BatchNorm is folded into the convolution before it. Defaults to
+        fuse (bool): Whether to fold each BatchNorm into the convolution before it. Defaults to
             True.
-        channels_last (bool): Whether the network runs in the ``channels_last`` memory format.
+        channels_last (bool): Whether to run the network in the ``channels_last`` memory format.
             Defaults to True.
-        precision (str): 'fp32', 'fp16' (on a GPU only) or 'bf16': precision of convolutions and
-            linear layers, and of the maps. 'auto' is the precision of the student's autocast on a
-            GPU, else 'fp32'. Defaults to 'auto'.
-        compile (bool): Whether backbone and neck are compiled, with dynamic shapes. Defaults to
+        precision (str): 'fp32', 'fp16' (GPU only) or 'bf16': precision of convolutions, linear
+            layers and the returned maps. 'auto' follows the student's autocast on a GPU and is
+            'fp32' otherwise. Defaults to 'auto'.
+        compile (bool): Whether to compile backbone and neck, with dynamic shapes. Defaults to
             False.
-        own_stream (bool): Whether it runs in a CUDA stream of its own, beside the student's
-            forward pass. Defaults to False.
-        share_weights (bool): Whether the weights stay mapped from the checkpoint file, so that
-            the processes of a machine hold them once; on a CPU only. Defaults to False.
+        own_stream (bool): Whether to run the teacher in a separate CUDA stream, in parallel with
+            the student's forward pass. Defaults to False.
+        share_weights (bool): Whether to memory-map the weights from the checkpoint file, so that
+            all processes of a machine share one copy; CPU only. Defaults to False.
 
     Raises:
-        ConfigError: An option is out of its range, or contradicts another.
+        ConfigError: An option is out of range or contradicts another.
     """
 
     fuse: bool = True
@@ -77,15 +77,15 @@ class Acceleration:
     def dtype(
         self, device: torch.device, of_training: torch.dtype | None = None
     ) -> torch.dtype | None:
-        """The half precision to run in now on a device; None is float32.
+        """Return the half precision to run in on a device, or None for float32.
 
         Args:
-            device (torch.device): Where it runs.
-            of_training (torch.dtype, optional): From :func:`training_dtype`, for what runs outside
-                of the training's autocast.
+            device (torch.device): Device that the teacher runs on.
+            of_training (torch.dtype, optional): Result of :func:`training_dtype`; 'auto' uses it
+                outside the training's autocast.
 
         Raises:
-            ConfigError: The device does not have it.
+            ConfigError: The device does not support the precision.
         """
         if self.precision == 'auto':
             return (cuda_autocast_dtype() or of_training) if device.type == 'cuda' else None
@@ -95,7 +95,7 @@ class Acceleration:
 
 
 def training_dtype(cfg: Mapping) -> torch.dtype | None:
-    """The half precision of the autocast in which a training will run; None is float32.
+    """Return the half precision that a training's autocast uses, or None for float32.
 
     Args:
         cfg (Mapping): Config of the training.
@@ -109,10 +109,10 @@ def training_dtype(cfg: Mapping) -> torch.dtype | None:
 
 
 def build_acceleration(options: Mapping) -> Acceleration:
-    """Options from a config entry.
+    """Build the options from a config entry.
 
     Raises:
-        ConfigError: There is no such option; suggests the nearest.
+        ConfigError: An option is unknown (the message suggests the closest name) or invalid.
     """
     known = [field.name for field in fields(Acceleration)]
     check_names('model.teacher', options, ('config', 'checkpoint', 'cache', *known))
@@ -122,23 +122,23 @@ def build_acceleration(options: Mapping) -> Acceleration:
 def accelerate(
     build: Callable[[], nn.Module], options: Acceleration, taps: Sequence[str]
 ) -> nn.Module:
-    """Build a network and make it fast, as far as its maps stay what they are.
+    """Build a network and apply the options that leave its maps unchanged up to rounding.
 
     Args:
         build (Callable): Builds the network, frozen and in eval mode.
-        options (Acceleration): What is wanted.
-        taps (Sequence[str]): Paths of the modules whose maps must agree.
+        options (Acceleration): Requested options.
+        taps (Sequence[str]): Paths of the modules whose maps must stay the same.
 
     Returns:
-        nn.Module: The network, frozen.
+        nn.Module: The network, frozen and in eval mode.
     """
     steps = [fuse_conv_bn] if options.fuse else []
     steps += [_channels_last] if options.channels_last else []
     network = _with_harmless(steps, build, taps) if steps else build()
-    network.requires_grad_(False).eval()  # folding makes new parameters and modules
+    network.requires_grad_(False).eval()  # folding creates new parameters and modules
     if options.compile:
         for name, child in list(network.named_children()):
-            # Dynamic: inputs of many sizes are compiled once or twice, not once per size.
+            # Dynamic shapes: one or two compilations for all input sizes instead of one per size.
             setattr(network, name, torch.compile(child, dynamic=True))
     return network
 
@@ -146,10 +146,10 @@ def accelerate(
 def _with_harmless(
     steps: Sequence[Callable], build: Callable[[], nn.Module], taps: Sequence[str]
 ) -> nn.Module:
-    """A network changed by all steps, or by the first one that leaves its maps what they are.
+    """Build a network and apply all steps, one or none, whichever first preserves its maps.
 
-    Folding goes by the order in which modules are declared, and deformable convolution reads
-    memory as if it were contiguous: what harms shows on an image of noise.
+    Folding relies on the order in which modules are declared, and deformable convolution assumes
+    contiguous memory, so either step can change the maps. An image of noise reveals it.
     """
     network = build()
     expected = _maps_of_noise(network, taps)
@@ -159,7 +159,7 @@ def _with_harmless(
             if left_out:
                 print_log(f'RdimKD: this teacher does not support {left_out[0]}', 'current')
             return network
-        network = build()  # a step changes a network in place
+        network = build()  # steps work in place
     print_log('RdimKD: this teacher runs as it is, neither fused nor in channels_last', 'current')
     return network
 
@@ -168,7 +168,7 @@ def _with_harmless(
 def _maps_of_noise(
     network: nn.Module, taps: Sequence[str], steps: Sequence[Callable] = ()
 ) -> list[Tensor] | None:
-    """Maps of the network after the steps; None if it cannot run."""
+    """Apply the steps and return the maps of a noise image, or None if the network cannot run."""
     image = torch.randn(1, 3, CHECK_SIZE, CHECK_SIZE, generator=torch.Generator().manual_seed(0))
     try:
         for step in steps:
@@ -191,11 +191,11 @@ def _channels_last(network: nn.Module) -> nn.Module:
 
 
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Cast, in place, the weights that autocast would cast anew at every forward pass.
+    """Cast in place the weights that autocast would otherwise cast at every forward pass.
 
     Args:
-        network (nn.Module): A frozen network, to be run under autocast from here on.
-        dtype (torch.dtype): The precision of the autocast.
+        network (nn.Module): A frozen network that only runs under autocast from now on.
+        dtype (torch.dtype): Precision of the autocast.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):

@@ -11,15 +11,15 @@ from .functional import project
 
 
 def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
-    """An adapter C_s -> C_t, the same at every call.
+    """Create an adapter C_s -> C_t with weights that depend only on the seed.
 
-    Drawn from a generator of its own: building a loss leaves the global random state, and so the
-    student's own initialisation and data order, as they are without distillation.
+    A separate generator draws the weights. The global random state, and with it the student's
+    initialisation and data order, stays the same as without distillation.
 
     Args:
-        in_channels (int): C_s.
-        out_channels (int): C_t.
-        level (int): Seed.
+        in_channels (int): Student's channels C_s.
+        out_channels (int): Teacher's channels C_t.
+        level (int): Index of the FPN level, used as the seed.
     """
     conv = torch.nn.utils.skip_init(nn.Conv2d, in_channels, out_channels, kernel_size=1)
     generator = torch.Generator().manual_seed(level)
@@ -29,10 +29,10 @@ def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
 
 
 def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
+    """Compute the coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
 
-    The student's map goes from C_s channels to d in one product; the adapted map with C_t
-    channels is never made.
+    One product takes the student's map from C_s channels to d; the adapted map with C_t channels
+    is never materialised.
 
     Args:
         student (Tensor): Student's map (N, C_s, H, W).
@@ -49,12 +49,14 @@ def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tenso
 
 
 def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
-    """The directions (C_s, d) of the student's own map that the adapter turns into the basis's.
+    """Fold an adapter's weight into a basis, without the adapter's bias.
 
     Args:
-        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t; its bias is none of
-            a direction.
+        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
         basis (Tensor): Basis (C_t, d).
+
+    Returns:
+        Tensor: (C_s, d), to project the student's map on directly.
     """
     if isinstance(adapter, nn.Identity):
         return basis
@@ -62,13 +64,14 @@ def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
 
 
 def unused_bias(adapter: nn.Module) -> Tensor | float:
-    """0, of the bias that a standardised loss does not see.
+    """Return 0, with a gradient of 0 for the bias, which a standardised loss does not use.
 
-    What earlier checkpoints hold of it, in 'distill' and in the optimizer, has its place so.
+    The bias stays a parameter, so that the 'distill' entry and the optimizer state of earlier
+    checkpoints still load.
     """
     return 0 if isinstance(adapter, nn.Identity) else zero_of([adapter.bias])
 
 
 def zero_of(parameters: Iterable[nn.Parameter]) -> Tensor | float:
-    """0, with a gradient of 0 for the parameters: DDP finds none of them unused."""
+    """Return 0, with a gradient of 0 for the parameters, so that DDP finds none of them unused."""
     return 0 * sum(parameter.sum() for parameter in parameters)

@@ -1,4 +1,4 @@
-"""``loss_weight='auto'``: how the gradients of task and distillation compare at feature maps."""
+"""``loss_weight='auto'``: the ratio of task and distillation gradients at feature maps."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
 
-# In half precision most gradients of a mean over large maps would be 0 without it.
+# Loss scale: without it, most gradients of a mean over large maps underflow in half precision.
 SCALE = 4096
 
 
 def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """How many times the task's gradient at feature maps is larger than that of a distance.
+    """Compute the ratio of the task's gradient norm to the distillation's at feature maps.
 
     Args:
         task (Tensor): Task loss, 0-dim.
         distance (Tensor): Distillation loss, 0-dim.
-        maps (Sequence[Tensor]): Feature maps that both were computed from.
+        maps (Sequence[Tensor]): Feature maps from which both losses were computed.
 
     Returns:
-        Tensor: 0-dim ratio of the two gradients' norms, the same on every rank; 1 if either is 0,
-        NaN if one is not finite, so that this batch tells nothing.
+        Tensor: 0-dim ratio, the same on every rank; 1 if either gradient is 0, NaN if either is
+        not finite.
     """
     squares = torch.stack([squared_gradient(loss, maps) for loss in (task, distance)])
     all_reduce(squares, 'mean')
@@ -33,8 +33,8 @@ def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> 
 
 
 def squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """Sum of squares of a loss's gradient at feature maps, 0-dim; the graph is kept."""
-    trained = [it for it in maps if it.requires_grad]  # those of a frozen stage are not
+    """Compute the squared norm, 0-dim, of a loss's gradient at feature maps; keeps the graph."""
+    trained = [it for it in maps if it.requires_grad]  # maps of a frozen stage carry no gradient
     squares = loss.new_zeros(())
     if loss.requires_grad and trained:
         grads = torch.autograd.grad(SCALE * loss, trained, retain_graph=True, allow_unused=True)

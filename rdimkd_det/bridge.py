@@ -1,4 +1,4 @@
-"""``InputBridge``: translates the student's batch to the teacher's input format."""
+"""``InputBridge``: gives the teacher the input that its own preprocessor would make."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from .errors import ConfigError
 
 
 class InputBridge:
-    """Turns a batch that the student's preprocessor made into what the teacher's would have made.
+    """Converts a batch from the student's preprocessor into the teacher's input.
 
-    The student's normalisation is undone and the teacher's applied in one affine map per channel,
-    in the teacher's channel order; the area outside the images gets the teacher's padding value,
-    and the batch the teacher's size divisor. Batch augmentations of the student stay: the teacher
-    sees the augmented images. Where both preprocessors agree the batch passes through untouched.
+    The result is what the teacher's preprocessor would have made of the same pixels. One affine
+    map per channel undoes the student's normalisation and applies the teacher's, in the teacher's
+    channel order. The area outside the images gets the teacher's padding value, and the batch is
+    padded to the teacher's size divisor. The student's batch augmentations are kept: the teacher
+    sees the augmented images. Where both preprocessors agree, the batch is returned as it is.
 
     Args:
         student (nn.Module): Student's data preprocessor.
         teacher (nn.Module): Teacher's data preprocessor.
 
     Raises:
-        ConfigError: One of them is no ``ImgDataPreprocessor``, so nobody knows what it does.
+        ConfigError: One of them is not an ``ImgDataPreprocessor``, so its effect is unknown.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -53,15 +54,15 @@ class InputBridge:
         self.same_padding = self.same_values and student.pad_value == teacher.pad_value
 
     def __call__(self, inputs: Tensor, data_samples: Sequence | None = None) -> Tensor:
-        """Translate a batch.
+        """Convert a batch.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
-            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' tells the images
-                from the padding. Without them the images are taken to fill the batch.
+            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' separates the
+                images from the padding. Without them, every image is assumed to fill the batch.
 
         Returns:
-            Tensor: Batch (N, 3, H', W') for the teacher; ``inputs`` itself where nothing differs.
+            Tensor: Batch (N, 3, H', W') for the teacher; ``inputs`` itself if nothing differs.
         """
         full = tuple(inputs.shape[2:])
         shapes = [tuple(s.metainfo.get('img_shape', full)[:2]) for s in data_samples or ()]
@@ -76,7 +77,7 @@ class InputBridge:
             outputs = inputs.flip(1) if self.flip_channels else inputs
             self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)
             outputs = torch.addcmul(self.shift, outputs, self.scale)
-        # Positive to pad, negative to crop; always a copy from here on, never the student's batch.
+        # Positive pads, negative crops. Either way a copy: the fills must not touch `inputs`.
         margins = (0, target[1] - full[1], 0, target[0] - full[0])
         if any(margins):
             outputs = F.pad(outputs, margins, value=self.pad_value)
@@ -88,9 +89,10 @@ class InputBridge:
         return outputs
 
     def _target_size(self, size: int, largest_image: int) -> int:
-        """The teacher's batch size along one axis: its own padding in place of the student's.
+        """Return the size of the teacher's batch along one axis, padded by the teacher's divisor.
 
-        A batch larger than the student's divisor asks for was made so by a batch augmentation.
+        A size that the student's divisor does not explain comes from a batch augmentation and
+        counts as image.
         """
         padded_by_divisor = ceil(largest_image / self.student_divisor) * self.student_divisor
         unpadded = largest_image if size == padded_by_divisor else size
@@ -107,7 +109,7 @@ class InputBridge:
 
 
 def _statistics(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (3, 1, 1), float64, in the preprocessor's channel order."""
+    """Return mean and deviation (3, 1, 1), float64, in the preprocessor's channel order."""
     if not preprocessor._enable_normalize:
         return torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()
     return tuple(

@@ -1,4 +1,4 @@
-"""Statistics of the teacher's features before training, on which projections are fitted."""
+"""Calibration: fits the projections to the teacher's feature maps before training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .progress import watched
 
 
 class ChannelCovariance:
-    """Mean and covariance of channels, accumulated in float64 over batches and ranks.
+    """Covariance of channels, accumulated in float64 over batches and ranks.
 
     Args:
         num_channels (int): Channels C.
-        device (torch.device): Where to accumulate.
+        device (torch.device): Device of the accumulators.
     """
 
     def __init__(self, num_channels: int, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class ChannelCovariance:
         self.square += positions @ positions.t()
 
     def compute(self) -> Tensor:
-        """The covariance (C, C) over all batches of all ranks, the same on each."""
+        """Return the covariance (C, C) over all batches of all ranks, the same on every rank."""
         for total in (self.count, self.sum, self.square):
             all_reduce(total, 'sum')
         mean = self.sum / self.count
@@ -51,16 +51,16 @@ class ChannelCovariance:
 def teacher_covariances(
     parts: Sequence[Distillation], preprocessor: nn.Module, batches: Iterable
 ) -> list[dict[str, list[Tensor]]]:
-    """Channel covariance of teachers' maps at every tap and level, in one pass.
+    """Compute the channel covariances of the teachers' maps at all taps and levels, in one pass.
 
     Args:
         parts (Sequence[Distillation]): One per teacher.
         preprocessor (nn.Module): The student's data preprocessor.
-        batches (Iterable): Batches as the training data loader gives them.
+        batches (Iterable): Batches from the training data loader.
 
     Returns:
-        list[dict[str, list[Tensor]]]: For each teacher, tap to a covariance (C, C), float64, for
-        each level.
+        list[dict[str, list[Tensor]]]: Per teacher, a dict from tap to the float64 covariance
+        (C, C) of each level.
     """
     sums: list[dict[str, list[ChannelCovariance]]] = [{} for _ in parts]
     for batch in batches:
@@ -82,13 +82,12 @@ def teacher_covariances(
 def fit_projections(model: nn.Module, batches: Iterable) -> None:
     """Fit the projections of a distilled student, in one pass over the batches.
 
-    It skips a teacher whose losses all have weight 0, and a cached one, which brings its bases.
-
-    ``DistillHook`` calls it before training; without a Runner, call it yourself.
+    ``DistillHook`` calls this before training; without a Runner, call it yourself. Teachers whose
+    losses all have weight 0 are skipped, as are cached teachers, which bring their own bases.
 
     Args:
         model (nn.Module): A distilled student; its projections are fitted in place.
-        batches (Iterable): Batches as the training data loader gives them.
+        batches (Iterable): Batches from the training data loader.
     """
     parts = [part for part in model.distill.parts if part.wanted]
     parts = [part for part in parts if not part.teacher.projected]
@@ -100,12 +99,12 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
 
 
 def default_calibration_images(num_images: int) -> int:
-    """How many images of a data set to fit on, unless the user says.
+    """Return the default number of images to fit the projections on.
 
-    An image costs about the teacher's forward pass, 0.18 of a distilled step: a tenth of the data
-    set is 1.8 percent of an epoch. Below 32 images the coarsest levels have too few positions for a
-    covariance; 32 are more than 3 percent of an epoch where the data set has fewer than 192 images,
-    and an epoch is soon over.
+    Fitting costs about one teacher forward pass per image, 0.18 of a distilled step, so a tenth of
+    the data set takes 1.8 percent of an epoch. Below 32 images the coarsest levels have too few
+    positions for a covariance; 32 images take more than 3 percent of an epoch only where the data
+    set has fewer than 192 images and an epoch is short.
 
     Args:
         num_images (int): Size of the data set.
@@ -114,25 +113,26 @@ def default_calibration_images(num_images: int) -> int:
 
 
 def batch_size(loader: DataLoader) -> int:
-    """Images in a full batch of a loader, also of one with a batch sampler of its own."""
+    """Return the number of images in a full batch, also for a loader with a batch sampler."""
     return loader.batch_size or loader.batch_sampler.batch_size
 
 
 def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> Iterator:
-    """Batches of a fixed random choice of training images, split over the ranks.
+    """Yield batches of a fixed random sample of the training images, split over the ranks.
 
-    The data loader itself is not touched, so that training sees the batches it would see without.
+    The training data loader itself is not used, so training sees the same batches as without
+    calibration. Rank 0 shows a progress bar on a terminal.
 
     Args:
         dataloader (DataLoader): Training data loader.
-        num_images (int): Images on all ranks together; rounded up to full batches.
-        seed (int): Seed of the choice.
+        num_images (int): Number of images over all ranks; rounded up to full batches.
+        seed (int): Seed of the sample.
 
     Yields:
-        object: Batches of this rank, with a progress bar on the first rank's terminal.
+        object: Batches of this rank.
     """
     size = batch_size(dataloader)
-    # One image counts once, in however many processes: the basis does not depend on them.
+    # `num_images` counts over all ranks, so the basis does not depend on the number of processes.
     num_batches = -(-min(num_images, len(dataloader.dataset)) // (size * get_world_size()))
     loader = DataLoader(
         dataloader.dataset,
@@ -143,7 +143,7 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
         worker_init_fn=dataloader.worker_init_fn,
         multiprocessing_context=dataloader.multiprocessing_context,
     )
-    # Its workers are started here, before the bar has a thread, whose locks they would inherit.
+    # `zip` starts the workers here, before the bar's thread exists, whose locks they would inherit.
     batches = (batch for _, batch in zip(range(num_batches), loader))
     if is_main_process():
         batches = watched(batches, 'training images', total=num_batches)

@@ -1,4 +1,4 @@
-"""Taps on a running network, and FPN levels paired by stride."""
+"""Taps that record feature maps of a network, and FPN levels matched by stride."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from .errors import ConfigError
 from .names import explain
 
-# The first is large enough to tell strides up to 256 apart, and costs next to nothing. The extra
-# layers of SSD have no padding, so that nothing of a small image is left for the last of them.
+# The first is cheap and large enough to distinguish strides up to 256. SSD's extra layers have no
+# padding and reduce a small image to nothing, so larger sizes follow.
 PROBE_SIZES = (256, 384, 512)
 
 
 class ProbeError(ConfigError):
-    """A network refuses blank images of every size."""
+    """A network fails on the blank images of all probe sizes."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Level:
     """One feature map of a tap.
 
     Attributes:
-        index (int): Position in what the tapped module returns.
+        index (int): Index among the feature maps that the tapped module returns.
         stride (int): Input pixels per position.
         channels (int): Channels of the map.
-        image (int): Side of the image on which that was measured, in pixels.
+        image (int): Side of the image used to measure the level, in pixels.
     """
 
     index: int
@@ -42,14 +42,16 @@ class Level:
 
 @contextmanager
 def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Record what modules return while the block runs; nothing stays on the network after it.
+    """Record the feature maps that modules return while the block runs.
+
+    The forward hooks are removed when the block ends.
 
     Args:
-        network (nn.Module): Network that will run in the block.
-        taps (Sequence[str]): Paths of modules in it, e.g. 'neck'.
+        network (nn.Module): Network that runs in the block.
+        taps (Sequence[str]): Paths of its modules to record, e.g. 'neck'.
 
     Yields:
-        dict[str, list[Tensor]]: Filled during the block: tap to its feature maps (N, C, H, W).
+        dict[str, list[Tensor]]: Tap to its feature maps (N, C, H, W); filled during the block.
     """
     outputs: dict[str, list[Tensor]] = {}
     modules = {tap: find_module(network, tap) for tap in taps}
@@ -69,7 +71,7 @@ def _record(outputs: dict, tap: str, module: nn.Module, args: tuple, output: obj
 
 
 def as_feature_maps(output: object) -> list[Tensor]:
-    """The 4-D tensors in what a backbone or neck returns: a tensor, a sequence or a dict."""
+    """Return the 4-D tensors in a module's output, which is a tensor, a sequence or a dict."""
     if isinstance(output, Tensor):
         output = [output]
     elif isinstance(output, Mapping):
@@ -78,10 +80,10 @@ def as_feature_maps(output: object) -> list[Tensor]:
 
 
 def find_module(network: nn.Module, tap: str) -> nn.Module:
-    """The module at a path.
+    """Return the module at a path.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The network has no module at this path; the message lists its children.
     """
     try:
         module = network.get_submodule(tap)
@@ -99,18 +101,19 @@ def find_module(network: nn.Module, tap: str) -> nn.Module:
 
 @torch.no_grad()
 def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Level]]:
-    """Strides and channels of the feature maps at taps, measured on one small blank image.
+    """Measure strides and channels of the feature maps at taps, on one small blank image.
 
     Args:
-        network (nn.Module): Takes images (N, 3, H, W). Its modes are as before afterwards.
-        taps (Sequence[str]): Paths of modules in it.
+        network (nn.Module): Network that takes images (N, 3, H, W). It runs in eval mode; the
+            modes of its modules are restored.
+        taps (Sequence[str]): Paths of its modules to tap.
 
     Returns:
-        dict[str, list[Level]]: The levels of each tap.
+        dict[str, list[Level]]: Tap to its levels.
 
     Raises:
-        ProbeError: The network takes none of these images.
-        ConfigError: A tap is missing, never runs, or gives no feature map.
+        ProbeError: The network fails on the images of all probe sizes.
+        ConfigError: A tap is missing, never runs, or returns no feature map.
     """
     modes = [(module, module.training) for module in network.modules()]
     for module, _ in modes:
@@ -136,7 +139,7 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
 
 
 def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dict]:
-    """The smallest image that a network takes, its side in pixels, and what the taps give there."""
+    """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
     device = next(network.parameters()).device
     for size in PROBE_SIZES:
         try:
@@ -144,7 +147,7 @@ def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dic
                 image = torch.zeros(1, 3, size, size, device=device)
                 getattr(network, 'extract_feat', network)(image)
                 return size, outputs
-        except NotImplementedError:  # of an operator that a device lacks, for every size
+        except NotImplementedError:  # an operator missing on the device fails for every size
             raise
         except RuntimeError as error:
             reason = error
@@ -157,20 +160,22 @@ def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dic
 def match_levels(
     student: Sequence[Level], teacher: Sequence[Level], where: str, nearest: bool = False
 ) -> list[tuple[Level, Level]]:
-    """Pair the levels of one stride, whatever their index; of several, the last.
+    """Match student and teacher levels by stride, independent of their index.
+
+    Where a model has several levels of one stride, the last one is used.
 
     Args:
         student (Sequence[Level]): Student's levels.
         teacher (Sequence[Level]): Teacher's levels.
-        where (str): The taps, for the message.
-        nearest (bool): Whether, without any common stride, levels may meet whose strides differ
-            by a factor of at most 2. Their maps must then be resized. Defaults to False.
+        where (str): Component and tap, for the error message.
+        nearest (bool): Whether, if no stride is common, to match levels whose strides differ by a
+            factor of at most 2. Their maps must then be resized. Defaults to False.
 
     Returns:
-        list[tuple[Level, Level]]: Student's and teacher's level, by ascending stride.
+        list[tuple[Level, Level]]: Pairs of student's and teacher's level, by ascending stride.
 
     Raises:
-        ConfigError: No levels meet.
+        ConfigError: No levels match.
     """
     of_student = {level.stride: level for level in student}
     of_teacher = {level.stride: level for level in teacher}
@@ -189,19 +194,19 @@ def match_levels(
 def crop_to_common(
     student: Tensor, teacher: Tensor, student_stride: int = 1, teacher_stride: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Cut two maps to the part of the image that both cover.
+    """Crop two maps to the part of the image that both cover.
 
-    Both start at the image's first pixel; one reaches further where its model pads the batch
-    further. Maps of one stride have one size then.
+    Both maps start at the image's first pixel, but one extends further if its model pads the batch
+    more. After cropping, maps of the same stride have the same size.
 
     Args:
         student (Tensor): Map (N, C_s, H_s, W_s).
         teacher (Tensor): Map (N, C_t, H_t, W_t).
         student_stride (int): Pixels per position of the student's map. Defaults to 1.
-        teacher_stride (int): The same of the teacher's. Defaults to 1.
+        teacher_stride (int): Pixels per position of the teacher's map. Defaults to 1.
 
     Returns:
-        tuple[Tensor, Tensor]: Both maps without what only one of them has.
+        tuple[Tensor, Tensor]: The cropped student's and teacher's map.
     """
     covered = [
         min(s * student_stride, t * teacher_stride)

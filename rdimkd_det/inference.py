@@ -1,4 +1,4 @@
-"""Trained detectors, ready for inference."""
+"""Trained detectors, built and loaded for inference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .files.weights import load_strictly
 
 
 def student_config(model: Mapping) -> Mapping:
-    """Config of the plain detector: of a distilled one, its student."""
+    """Return the config of the plain detector: the student's, if the model is distilled."""
     return model.get('student', model)
 
 
@@ -27,16 +27,16 @@ def trained_detector(
     """Build a detector, without its teacher if it is distilled, and load its weights.
 
     Args:
-        model (Mapping): Config of the model; it is left as it is.
+        model (Mapping): Config of the model; it is not changed.
         checkpoint (str): Path or URL of its weights.
-        who (str): Whose checkpoint it is, for messages.
-        config (str): The config's name, for messages. Defaults to 'this config'.
+        who (str): Owner of the checkpoint, for messages.
+        config (str): Name of the config, for messages. Defaults to 'this config'.
 
     Returns:
-        nn.Module: In evaluation mode, on the CPU.
+        nn.Module: The detector, in eval mode on the CPU.
 
     Raises:
-        ConfigError: The checkpoint cannot be read, or is of another architecture.
+        ConfigError: The checkpoint cannot be read or is of another architecture.
     """
     weights = load_checkpoint_safely(checkpoint, who)
     mend_detectors()
@@ -46,20 +46,20 @@ def trained_detector(
 
 
 def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistiller:
-    """Build a distilled student with its bases and adapters, as a checkpoint of it holds them.
+    """Build a distilled student and load its weights, bases and adapters from a checkpoint.
 
     Args:
         model (Mapping): Config of a ``RdimKDDistiller``.
         checkpoint (str): Path or URL of a checkpoint of its training.
-        who (str): Whose checkpoint it is, for messages.
+        who (str): Owner of the checkpoint, for messages.
 
     Returns:
-        RdimKDDistiller: In evaluation mode, on the CPU, with ``dataset_meta`` from the checkpoint;
-        its teacher is built on first use.
+        RdimKDDistiller: The student, in eval mode on the CPU, with ``dataset_meta`` from the
+        checkpoint; its teacher is built on first use.
 
     Raises:
-        ConfigError: The model is not distilled; the checkpoint cannot be read, is of another
-            config, or holds no distillation state.
+        ConfigError: The model is not distilled; or the checkpoint cannot be read, belongs to
+            another config, or holds no distillation state.
     """
     content = read_checkpoint_safely(checkpoint, who)
     weights = weights_in(content, checkpoint, who)

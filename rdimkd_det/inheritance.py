@@ -1,4 +1,4 @@
-"""``inherit``: modules of the student that start from the teacher's weights."""
+"""``inherit``: initialises modules of the student with the teacher's weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .files.checkpoints import load_checkpoint_safely
 
 
 def weights_to_inherit(checkpoint: str) -> dict[str, Tensor]:
-    """The teacher's state dict, its head included.
+    """Load the teacher's state dict, including the head.
 
     Args:
-        checkpoint (str): Of the teacher; one with a cache needs it for this alone.
+        checkpoint (str): Path or URL of the teacher's checkpoint, also for a cached teacher.
 
     Raises:
-        ConfigError: It is not there, or cannot be read.
+        ConfigError: The checkpoint is missing or cannot be read.
     """
     try:
         return load_checkpoint_safely(checkpoint, who='teacher')
@@ -30,19 +30,19 @@ def weights_to_inherit(checkpoint: str) -> dict[str, Tensor]:
 def matching_weights(
     student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a student's modules that start from the teacher's weights.
+    """Return the student's tensors that inherit the teacher's weights.
 
     Args:
         student (nn.Module): The student detector.
-        weights (Mapping[str, Tensor]): The teacher's state dict, its head included.
+        weights (Mapping[str, Tensor]): The teacher's state dict, including the head.
         paths (Sequence[str]): Paths of modules, e.g. 'neck' or 'bbox_head.cls_convs'.
 
     Returns:
-        dict[str, dict[str, Tensor]]: Path to key to the student's own tensor.
+        dict[str, dict[str, Tensor]]: Per path, a dict from key to the student's own tensor.
 
     Raises:
-        ConfigError: A module is missing, or one of its tensors has no equal in the teacher; names
-            the tensors with both shapes.
+        ConfigError: A module is missing, or the teacher has no tensor of the same key and shape;
+            the message names such tensors with both shapes.
     """
     found = {}
     for path in paths:
@@ -79,7 +79,7 @@ def inherit_weights(
         dict[str, int]: Path to the number of tensors copied.
 
     Raises:
-        ConfigError: As :func:`matching_weights`; nothing has been copied then.
+        ConfigError: As :func:`matching_weights`, before anything is copied.
     """
     found = matching_weights(student, weights, paths)
     for own in found.values():
@@ -89,13 +89,13 @@ def inherit_weights(
 
 
 def inherit_from_teacher(model: nn.Module) -> dict[str, int]:
-    """Let a distilled student start as its ``inherit`` says, from its (first) teacher.
+    """Copy the (first) teacher's weights into the modules in a distilled student's ``inherit``.
 
     Args:
         model (nn.Module): The distilled student, changed in place.
 
     Returns:
-        dict[str, int]: As :func:`inherit_weights`.
+        dict[str, int]: Path to the number of tensors copied; empty without ``inherit``.
 
     Raises:
         ConfigError: As :func:`weights_to_inherit` and :func:`matching_weights`.

@@ -23,14 +23,14 @@ from .files.weights import load_strictly
 
 
 class FeatureExtractor(nn.Module):
-    """Backbone and neck of a detector: what its ``extract_feat`` runs.
+    """Backbone and neck of a detector, the part that its ``extract_feat`` runs.
 
     Args:
         model (ConfigDict): The detector's config.
-        with_neck (bool): Whether the neck is wanted.
+        with_neck (bool): Whether to build the neck, if the config has one.
     """
 
-    called = 'the teacher'  # in messages
+    called = 'the teacher'  # name in error messages
 
     def __init__(self, model: ConfigDict, with_neck: bool) -> None:
         super().__init__()
@@ -44,27 +44,27 @@ class FeatureExtractor(nn.Module):
 
 
 class Teacher:
-    """A detector whose feature maps are matched.
+    """A frozen detector that provides the feature maps for the student to match.
 
-    It is a plain object, so that no ``state_dict``, parameter list, optimizer, DDP or EMA copy of
-    the student that owns it ever sees its weights; a deepcopy shares it, a pickle holds its config
-    and the name of its checkpoint.
+    The teacher is a plain object, not a module. So its weights stay out of the student's
+    ``state_dict``, parameters, optimizer, DDP and EMA copies. A deepcopy shares the teacher; a
+    pickle holds its config and the name of its checkpoint, but no weights.
 
     Args:
         config (str | dict): Path of the detector's config file, ``'mmdet::...'`` for one that
             ships with MMDetection, or a config with a ``model``.
-        checkpoint (str): Path or URL of its weights.
+        checkpoint (str): Path or URL of the detector's weights.
         taps (Sequence[str]): Paths of the tapped modules.
-        acceleration (Acceleration, optional): How it is made fast. Defaults to what is safe
-            everywhere.
+        acceleration (Acceleration, optional): Options for speed and memory. Defaults to
+            ``Acceleration()``.
 
     Raises:
         UnreadableConfigError: The config cannot be read.
-        ConfigError: It has no backbone, the checkpoint is not a name, or a tap is out of reach of
-            a compiled network.
+        ConfigError: The config has no backbone, the checkpoint is not a path or URL, or a tap lies
+            inside a compiled module.
     """
 
-    # A `CachedTeacher` gives coordinates in the subspace in place of maps.
+    # A `CachedTeacher` returns coordinates in the subspace instead of maps.
     projected = False
 
     def __init__(
@@ -99,7 +99,7 @@ class Teacher:
         return self
 
     def __getstate__(self) -> dict:
-        # Its weights are in a file already; the next call builds them from there.
+        # The next call loads the weights from the checkpoint again.
         return {**vars(self), '_network': None, '_dtype': None, '_stream': None}
 
     @property
@@ -109,29 +109,29 @@ class Teacher:
 
     @property
     def num_bytes(self) -> int:
-        """int: Memory that the weights take now, in bytes."""
+        """int: Memory of the weights in bytes; 0 while they are not loaded."""
         return (
             sum(value.nbytes for value in self._network.state_dict().values()) if self.built else 0
         )
 
     def build_preprocessor(self) -> nn.Module:
         """Build the teacher's own data preprocessor, for the ``InputBridge``."""
-        # Without one, or without its type, a detector takes mmengine's base class.
+        # Like a detector, fall back to mmengine's base class if the config or its type is missing.
         preprocessor = self.model.get('data_preprocessor') or {}
         return MODELS.build({'type': 'BaseDataPreprocessor', **preprocessor})
 
     def build_bridge(self, preprocessor: nn.Module) -> InputBridge:
-        """Build what turns a batch that the student's preprocessor made into this teacher's."""
+        """Build the bridge that converts batches of the student's preprocessor for this teacher."""
         return InputBridge(preprocessor, self.build_preprocessor())
 
     def check(self, cfg: Config) -> None:
-        """Check what :meth:`prepare` will need: a checkpoint that loads strictly."""
+        """Check that :meth:`prepare` will succeed: the checkpoint must load strictly."""
         self.load_plain()
 
     def prepare(self, cfg: Config) -> None:
-        """Be ready for a training: build the network, and know the training's precision.
+        """Build the network, and note the precision of the training's autocast.
 
-        The projections are fitted, and a cache is made, outside of the training's autocast.
+        Fitting projections and making a cache run the teacher outside that autocast.
 
         Args:
             cfg (Config): Config of the training.
@@ -143,31 +143,31 @@ class Teacher:
         self._training_dtype = training_dtype(cfg)
 
     def provide_bases(self, tap: str, indices: Sequence[int], loss: nn.Module) -> None:
-        """Nothing to provide: a loss fits its own bases."""
+        """Do nothing: with a live teacher, a loss fits its own bases."""
 
     def probe(self) -> dict[str, list[Level]]:
-        """Strides and channels at the taps, without weights or memory for them."""
+        """Measure strides and channels at the taps, if possible without memory for weights."""
         try:
             with torch.device('meta'):
                 return probe_levels(self._build_network(), self.taps)
         except (NotImplementedError, RuntimeError, ProbeError):
-            # Swin reads numbers off tensors while it is built, deformable convolution has no
-            # kernel for shapes alone: those are built for real, and dropped.
+            # Swin reads values of tensors while it is built, and deformable convolution has no
+            # kernel for the meta device: build these on a real device and discard them.
             return probe_levels(self._build_network(), self.taps)
 
     def build(self) -> None:
-        """Build the network and load its weights, unless that has been done.
+        """Build the network and load its weights, unless they are loaded.
 
         Raises:
             ConfigError: The checkpoint is missing, unreadable, or not of this architecture.
         """
         if self._network is None:
-            # The checkpoint first: a wrong one costs no time.
+            # Read the checkpoint first, to fail early on an unreadable one.
             load = partial(self._load_network, self._read_weights())
             self._network = accelerate(load, self.acceleration, self.taps)
 
     def load_plain(self) -> FeatureExtractor:
-        """The network as its checkpoint has it, without what makes it fast; it is not kept.
+        """Build and return the network without acceleration; the teacher does not keep it.
 
         Raises:
             ConfigError: As :meth:`build`.
@@ -181,7 +181,7 @@ class Teacher:
     def _load_network(self, weights: Mapping[str, Tensor]) -> FeatureExtractor:
         network = None
         try:
-            # No time for an initialisation that the weights replace.
+            # The meta device skips an initialisation that the weights replace.
             with torch.device('meta'):
                 network = self._build_network()
         except (NotImplementedError, RuntimeError):
@@ -195,17 +195,17 @@ class Teacher:
 
     def _build_network(self) -> FeatureExtractor:
         with_neck = any(tap.split('.')[0] != 'backbone' for tap in self.taps)
-        # Initialisation draws random numbers, which must not shift those of the student's run.
+        # Initialisation draws random numbers, and must not change those that the student draws.
         with torch.random.fork_rng(devices=[]):
             return FeatureExtractor(self.model, with_neck)
 
     def release(self) -> None:
-        """Free the weights; the next call builds them again."""
+        """Free the weights; the next call loads them again."""
         self._network = self._dtype = None
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> dict[str, list[Tensor]]:
-        """Feature maps of a batch; with a stream of its own they are there after :meth:`wait`.
+        """Compute the feature maps of a batch; with ``own_stream`` they need :meth:`wait` first.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) as the teacher's own preprocessor makes it.
@@ -226,7 +226,7 @@ class Teacher:
         return outputs
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
-        """Half precision of the weights; once they have one, they keep it."""
+        """Return the half precision or None; once set, the weights keep it."""
         if self._dtype is None:
             self._dtype = self.acceleration.dtype(device, self._training_dtype)
             if self._dtype is not None:
@@ -246,10 +246,10 @@ class Teacher:
             yield
 
     def wait(self, outputs: Mapping[str, Sequence[Tensor]]) -> None:
-        """Let the current stream wait for maps, where the teacher has a stream of its own.
+        """Make the current stream wait for maps, if the teacher runs in a separate stream.
 
         Args:
-            outputs (Mapping[str, Sequence[Tensor]]): Maps from a call, by any name.
+            outputs (Mapping[str, Sequence[Tensor]]): Maps from a call of the teacher, by any key.
         """
         if self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
@@ -259,7 +259,7 @@ class Teacher:
 
 
 def _lacks_values(network: nn.Module) -> bool:
-    """Whether a module computed a tensor that is in no checkpoint, so that it is on meta still."""
+    """Check whether a tensor that no checkpoint holds is still on the meta device."""
     attributes = chain.from_iterable(vars(module).values() for module in network.modules())
     flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
     tensors = chain(network.parameters(), network.buffers(), flat)
