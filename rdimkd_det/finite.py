@@ -1,4 +1,4 @@
-"""Checks that the distillation losses are finite, without waiting for the device."""
+"""Checks that the distillation losses are finite, without an extra wait for the device."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from torch import Tensor
 
 
 class FiniteCheck:
-    """Notes which losses of a step are not finite.
+    """Records which losses of a step are not finite.
 
     Args:
-        same_on_ranks (bool): Whether every rank has the same losses, and need not ask the others.
+        same_on_ranks (bool): Whether every rank has the same losses, so that the ranks need not
+            exchange the result.
 
     Attributes:
-        deferred (bool): Whether somebody asks later, with :func:`take_broken`, when the host waits
-            for the device anyway. Else a loss that is not finite is an error at once.
+        deferred (bool): Whether a caller checks later with :func:`take_broken`, at a point where
+            the host waits for the device anyway. If False, :meth:`note` raises at once.
     """
 
     def __init__(self, same_on_ranks: bool) -> None:
         self.deferred = False
         self._same_on_ranks = same_on_ranks
         self._names: list[str] = []
-        self._broken: Tensor | None = None  # on the device, one number per loss
+        self._broken: Tensor | None = None  # on the device: 1 per loss that is not finite, else 0
 
     def note(self, losses: Mapping[str, Tensor]) -> None:
-        """Note the losses of a step; the same names each time.
+        """Record the losses of a step, which have the same names at every step.
 
         Args:
             losses (Mapping[str, Tensor]): Name to 0-dim loss.
 
         Raises:
-            FloatingPointError: Not deferred, and a loss is not finite; names it.
+            FloatingPointError: A loss is not finite and the check is not deferred; the message
+                names the loss.
         """
         broken = (~torch.stack([loss.detach() for loss in losses.values()]).isfinite()).float()
-        if self.deferred and not self._same_on_ranks:  # all ranks stop, or none
+        if self.deferred and not self._same_on_ranks:  # so that all ranks stop together
             all_reduce(broken, 'max')
         if self._broken is not None:
             broken = broken.maximum(self._broken)
@@ -45,13 +47,15 @@ class FiniteCheck:
             stop_if_broken([self])
 
     def take(self) -> tuple[list[str], Tensor | None]:
-        """Names and flags since the last time, which are told once."""
+        """Return the losses' names and the flags recorded since the last call, and reset them."""
         broken, self._broken = self._broken, None
         return self._names, broken
 
 
 def take_broken(checks: Iterable[FiniteCheck]) -> list[str]:
-    """Names of the losses that are not finite; each is told once. One wait for the device.
+    """Return the names of the losses recorded as not finite, and reset the checks.
+
+    Waits for the device once.
 
     Args:
         checks (Iterable[FiniteCheck]): One per teacher.
@@ -67,14 +71,15 @@ def take_broken(checks: Iterable[FiniteCheck]) -> list[str]:
 def stop_if_broken(
     checks: Iterable[FiniteCheck], say_what_is_kept: Callable[[], str] = str
 ) -> None:
-    """End a training whose losses are not finite.
+    """Stop a training whose distillation losses are not finite.
 
     Args:
         checks (Iterable[FiniteCheck]): One per teacher.
-        say_what_is_kept (Callable): Says from where such a training can go on. Defaults to nothing.
+        say_what_is_kept (Callable): Returns a sentence on the checkpoint to resume from. Defaults
+            to none.
 
     Raises:
-        FloatingPointError: Names them, and says what is kept.
+        FloatingPointError: A loss is not finite; the message names all such losses.
     """
     names = take_broken(checks)
     if not names:

@@ -1,7 +1,7 @@
 """The losses as pure tensor maths: no modules, no MMDetection.
 
-All of them compare two feature maps in the subspace spanned by the columns of a basis
-``K`` (C, d) and average over the batch, the positions and the ``d`` directions.
+Each loss compares two feature maps in the subspace spanned by the columns of a basis
+``K`` (C, d) and averages over the batch, the positions and the ``d`` directions.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch.autograd.function import once_differentiable
 
 from .moments import centred, merge_ranks, merge_spreads, moments, products, spread
 
-# The floor under a variance, relative to the teacher's mean variance in the subspace: directions
-# in which the teacher does (almost) not vary must not be blown up to unit variance.
+# Added to every variance, relative to the teacher's mean variance in the subspace, so that
+# directions with (almost) no variance of the teacher are not scaled up to unit variance.
 RELATIVE_EPS = 1e-6
-# Keeps a level with a single position, where every variance is exactly 0, free of NaN.
+# Prevents NaN on a level with a single position, where every variance is exactly 0.
 ABSOLUTE_EPS = 1e-12
 
 
 def working_dtype(feats: Tensor) -> torch.dtype:
-    """The precision to compare feature maps in: float64 for float64, else float32."""
+    """Return the precision in which to compare feature maps: float64 for float64, else float32."""
     return torch.promote_types(feats.dtype, torch.float32)
 
 
 def project(feats: Tensor, basis: Tensor) -> Tensor:
-    """Coordinates of feature maps along the columns of a basis.
+    """Compute the coordinates of feature maps along the columns of a basis.
 
     Args:
-        feats (Tensor): Feature map (N, C, H, W), of the basis's precision or a lower one.
+        feats (Tensor): Feature map (N, C, H, W), in the basis's precision or a lower one.
         basis (Tensor): Basis (C, d).
 
     Returns:
@@ -47,15 +47,15 @@ def rdimkd_loss(student: Tensor, teacher: Tensor, basis: Tensor) -> Tensor:
     .. math:: L = \frac{1}{N H W d} \sum \left( K^T F_s - K^T F_t \right)^2
 
     Args:
-        student (Tensor): Student's feature map (N, C, H, W), any floating type.
-        teacher (Tensor): Teacher's feature map, same shape; no gradient flows into it.
+        student (Tensor): Student's feature map (N, C, H, W), any floating-point dtype.
+        teacher (Tensor): Teacher's feature map of the same shape; no gradient flows into it.
         basis (Tensor): Semi-orthogonal basis ``K`` (C, d) with ``1 <= d <= C``.
 
     Returns:
         Tensor: The loss, a 0-dim tensor.
 
     Raises:
-        ValueError: The maps differ in shape, or the basis does not have their channels.
+        ValueError: The maps differ in shape, or the basis has another number of channels.
 
     Example:
         >>> import torch
@@ -76,19 +76,19 @@ def rdimkd_loss(student: Tensor, teacher: Tensor, basis: Tensor) -> Tensor:
         )
     teacher = teacher.detach()
     if student.stride() == teacher.stride():
-        # One product over the difference: half the work of projecting both maps, and nothing with
-        # C channels is kept for the backward pass.
+        # Projecting the difference is half the work of projecting both maps, and keeps nothing
+        # with C channels for the backward pass.
         student, teacher = student.to(basis.dtype), teacher.to(basis.dtype)
         return mean_square(project(student - teacher, basis))
-    # The difference of maps in two memory formats takes longer than a second product.
+    # Subtracting maps of different memory formats takes longer than a second projection.
     return mean_square(project(student, basis) - project(teacher, basis))
 
 
 def mean_square(projected: Tensor) -> Tensor:
-    """Mean of the squares of coordinates, without a tensor of them.
+    """Compute the mean of squared coordinates without a tensor of the squares.
 
     Args:
-        projected (Tensor): Coordinates (N, d, L), or differences of them.
+        projected (Tensor): Coordinates (N, d, L), or differences of coordinates.
 
     Returns:
         Tensor: 0-dim.
@@ -97,27 +97,28 @@ def mean_square(projected: Tensor) -> Tensor:
 
 
 def subspace_variance(projected: Tensor) -> Tensor:
-    """Mean, over the directions, of the biased variance over batch and positions.
+    """Compute the biased variance over batch and positions, averaged over the directions.
 
     Args:
         projected (Tensor): Coordinates (N, d, L), see :func:`project`.
 
     Returns:
-        Tensor: 0-dim, the same on every rank: the ranks' batches, of whatever size, count as one.
+        Tensor: 0-dim, the same on every rank: computed over the batches of all ranks, which may
+        differ in size.
     """
     (variance,) = merge_spreads([spread(projected)])
     return variance.mean()
 
 
 def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Distance of two sets of coordinates, each direction standardised over batch and positions.
+    r"""L2 distance of coordinates after standardising each direction over batch and positions.
 
-    With :math:`\hat x = (x - \mu_x) / \sigma_x` per direction this is
-    :math:`\operatorname{mean} (\hat s - \hat t)^2`, which is twice one minus the correlation of
-    student and teacher along that direction. With ``K = I`` it is the loss of PKD
-    (arXiv 2207.02039). It is computed from the directions' second moments, which are merged over
-    the ranks: several processes compute what one process with the whole batch would. So the loss is
-    the same on every rank, and any factor on it must be the same on every rank too.
+    With :math:`\hat x = (x - \mu_x) / \sigma_x` per direction, the loss is
+    :math:`\operatorname{mean} (\hat s - \hat t)^2`: twice one minus the correlation of student and
+    teacher along a direction, averaged over the directions. With ``K = I`` it is the loss of PKD
+    (arXiv 2207.02039). The second moments are merged over the ranks, so several processes compute
+    the same loss as one process with the whole batch. The loss is the same on every rank, and any
+    factor that a rank multiplies it with must be too.
 
     Args:
         student (Tensor): Student's coordinates (N, d, L), float32 or float64.
@@ -137,11 +138,11 @@ def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def standardized_losses(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """:func:`standardized_loss` of several levels, with one exchange between the ranks for all.
+    """Compute :func:`standardized_loss` of several levels with one exchange between the ranks.
 
     Args:
         pairs (Iterable[tuple[Tensor, Tensor]]): Coordinates (N, d, L) of student and teacher, one
-            pair per level. Made on the way, a pair is freed before the next one is asked for.
+            pair per level. A generator saves memory: each pair is freed before the next is made.
 
     Returns:
         list[Tensor]: The losses, 0-dim tensors.
@@ -157,13 +158,13 @@ def standardized_losses(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 
 class _Projection(torch.autograd.Function):
-    """``K^T F``. Keeps the map as it came, if at all: no copy of it in a higher precision."""
+    """``K^T F``, which saves the map only if needed, and then without a higher-precision copy."""
 
     @staticmethod
     def forward(ctx: object, feats: Tensor, basis: Tensor) -> Tensor:
         ctx.save_for_backward(feats if ctx.needs_input_grad[1] else None, basis)
         ctx.shape, ctx.dtype = feats.shape, feats.dtype
-        # Detached: of a matrix with gradient `matmul` transposes the maps, which copies them.
+        # Detached: with a matrix that requires grad, `matmul` transposes the maps, a copy.
         return basis.detach().t() @ feats.flatten(2).to(basis.dtype)
 
     @staticmethod
@@ -195,11 +196,11 @@ class _MeanSquare(torch.autograd.Function):
 
 
 class _StandardizedDistance(torch.autograd.Function):
-    """See :func:`standardized_loss`; its gradient in closed form.
+    """See :func:`standardized_loss`; the gradient is in closed form.
 
-    The loss depends on the coordinates through each direction's variances and covariance, so that
-    its gradient is ``slope_s * s + slope_t * t + shift`` with three numbers per direction, and a
-    backward pass takes one look at the coordinates.
+    The loss depends on the coordinates only through each direction's variances and covariance. So
+    its gradient is ``slope_s * s + slope_t * t + shift`` with three numbers per direction, and the
+    backward pass reads the coordinates once.
     """
 
     @staticmethod
@@ -219,6 +220,6 @@ class _StandardizedDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
         s, t, factors = ctx.saved_tensors
-        # Every rank's loss is of every rank's coordinates, and all ranks' gradients are alike.
+        # Every rank's loss depends on all ranks' coordinates, and `gradient` is equal on all ranks.
         slope_s, slope_t, shift = (get_world_size() * gradient * factors)[..., None]
         return torch.addcmul(shift, s, slope_s).addcmul_(t, slope_t), None, None, None

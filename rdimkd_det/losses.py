@@ -24,41 +24,42 @@ RESIZE_MODES = (None, 'student', 'teacher')
 
 @MODELS.register_module()
 class RdimKDLoss(nn.Module):
-    """The distance of two feature pyramids seen through a fixed low-dimensional projection.
+    """Distance of two feature pyramids in a fixed low-dimensional subspace per level.
 
     For each level, with student map ``F_s``, teacher map ``F_t``, channel adapter ``r`` and basis
     ``K`` (RdimKD, arXiv 2312.08700)::
 
         L_level = mean over N, H, W, d of (norm(K^T r(F_s)) - norm(K^T F_t))^2
 
-    It does not depend on detectors and compares any two lists of feature maps. Under
-    ``RdimKDDistiller`` the channels, levels and their names are filled in.
+    The loss works on any two lists of feature maps, without a detector. ``RdimKDDistiller`` fills
+    in the channels, the number of levels and their names.
 
     Args:
-        projection (dict | Sequence[Projection]): Config of the projection, built once per level;
-            or the built ones, one per level.
-        student_channels (int | Sequence[int]): Channels C_s of the student's maps, of all levels
-            or of each.
-        teacher_channels (int | Sequence[int]): Channels C_t of the teacher's maps. Where they
-            differ from the student's the adapter is a learned 1x1 convolution, else the identity.
+        projection (dict | Sequence[Projection]): Config of the projection, from which one is built
+            per level; or the built projections, one per level.
+        student_channels (int | Sequence[int]): Channels C_s of the student's maps, one number for
+            all levels or one per level.
+        teacher_channels (int | Sequence[int]): Channels C_t of the teacher's maps, likewise. Where
+            they differ from C_s the adapter is a learned 1x1 convolution, else the identity.
         num_levels (int): Number of FPN levels.
-        normalize (str, optional): ``'standardize'`` compares directions of unit deviation,
-            ``'teacher'`` divides by the teacher's deviation in the subspace, ``None`` leaves the
-            scale as it is. Defaults to 'standardize'.
-        loss_weight (float | Sequence[float] | str): Factor of every level's loss, or one factor per
-            level, 0 or more. ``'auto'`` is set once, at the first training batch, so that the
-            gradient of distillation at the student's maps is ``auto_share`` of the task's there;
-            it needs ``RdimKDDistiller``. Defaults to 1.0.
-        auto_share (float): See ``loss_weight='auto'``. Defaults to 1.0.
-        resize (str, optional): Which of two maps of different size is resized (bilinearly) to the
-            other's: 'student' or 'teacher'. None makes a difference an error. Defaults to None.
-        level_names (Sequence[str], optional): Names of the levels, in the keys of the losses and
-            in messages. Defaults to '0', '1', ...
-        momentum (float): Weight of a new batch in the running scale of ``normalize='teacher'``,
-            in (0, 1]. Defaults to 0.05.
+        normalize (str, optional): ``'standardize'`` scales every direction of both maps to zero
+            mean and unit deviation, ``'teacher'`` divides the loss by the teacher's variance in
+            the subspace, ``None`` does not normalise. Defaults to 'standardize'.
+        loss_weight (float | Sequence[float] | str): Weight of every level, or one weight per level,
+            0 or more. ``'auto'``, under ``RdimKDDistiller`` only, is set once, at the first
+            training batch with finite gradients: the distillation's gradient norm at the student's
+            maps is then ``auto_share`` times the task's. Defaults to 1.0.
+        auto_share (float): See ``loss_weight='auto'``; above 0. Defaults to 1.0.
+        resize (str, optional): Which of two maps of different size to resize (bilinearly) to the
+            size of the other: 'student' or 'teacher'. With None, different sizes are an error.
+            Defaults to None.
+        level_names (Sequence[str], optional): Names of the levels in the keys of the losses and in
+            messages. Defaults to '0', '1', ...
+        momentum (float): Weight of a new batch in the running variance of
+            ``normalize='teacher'``, in (0, 1]. Defaults to 0.05.
 
     Raises:
-        ConfigError: An argument is out of its range, or the lists differ in length.
+        ConfigError: An argument is out of range, or the lists differ in length.
 
     Example:
         >>> import torch
@@ -110,9 +111,9 @@ class RdimKDLoss(nn.Module):
         self.auto_share = auto_share
         self.resize = resize
         self.momentum = momentum
-        # What a schedule makes of the weights.
+        # The schedule's factor on all weights.
         self.factor = 1.0
-        # Whether the teacher's maps come as coordinates K^T F_t, with d channels, from a cache.
+        # Whether the teacher's maps are cached coordinates K^T F_t, with d channels.
         self.teacher_projected = False
         self.projections = nn.ModuleList(self._build_projections(projection))
         self.adapters = nn.ModuleList(
@@ -148,19 +149,19 @@ class RdimKDLoss(nn.Module):
 
     @property
     def active(self) -> bool:
-        """bool: Whether any level has a weight."""
+        """bool: Whether any level has a weight above 0 now."""
         return self.factor > 0 and any(weight > 0 for weight in self.level_weights)
 
     @property
     def needs_auto_weight(self) -> bool:
-        """bool: Whether ``loss_weight='auto'`` is still to be set."""
-        if not self._weight_known:  # once it is, the host need not wait for the device to say so
+        """bool: Whether ``loss_weight='auto'`` has not been set yet."""
+        if not self._weight_known:  # reading `auto_weight` waits for the device
             self._weight_known = not bool(self.auto_weight.isnan())
         return not self._weight_known
 
     @property
     def same_on_ranks(self) -> bool:
-        """bool: Whether each rank's loss is that of all ranks' batches."""
+        """bool: Whether the loss is computed over all ranks' batches, and is equal on all ranks."""
         return self.normalize == 'standardize'
 
     def _load_from_state_dict(self, *args) -> None:
@@ -174,16 +175,16 @@ class RdimKDLoss(nn.Module):
 
         Args:
             student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
-            teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W) of the same levels and,
-                without ``resize``, sizes; no gradient flows into them.
+            teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W) of the same levels, and
+                of the same sizes unless ``resize`` is set; no gradient flows into them.
 
         Returns:
-            dict[str, Tensor]: 'loss_rdimkd_<level name>': 0-dim float32 loss of each level, times
-            its weight.
+            dict[str, Tensor]: 'loss_rdimkd_<level name>' to the 0-dim loss of each level, times its
+            weight; float32, or float64 for float64 maps.
 
         Raises:
-            ValueError: The maps do not have the announced number, channels or sizes.
-            RuntimeError: A projection has not been fitted, or 'auto' not been set.
+            ValueError: The maps have another number, other channels or different sizes.
+            RuntimeError: A projection has not been fitted, or the weight 'auto' has not been set.
         """
         if self.needs_auto_weight:
             raise RuntimeError(
@@ -193,7 +194,7 @@ class RdimKDLoss(nn.Module):
         return self.weighted(self.distances(student_feats, teacher_feats))
 
     def weighted(self, distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`distances` gives, each level times its weight."""
+        """Multiply the result of :meth:`distances` by the weight of each level."""
         common = self.auto_weight * self.factor if self.auto else self.factor
         return {
             name: weight * common * distance
@@ -203,7 +204,7 @@ class RdimKDLoss(nn.Module):
     def distances(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """As :meth:`forward`, before the weights; 0 for a level whose weight is 0."""
+        """Compute :meth:`forward` without the weights; 0 for a level whose weight is 0."""
         if not len(student_feats) == len(teacher_feats) == self.num_levels:
             raise ValueError(
                 f'RdimKDLoss: expected {self.num_levels} levels, got {len(student_feats)} maps of '
@@ -211,7 +212,7 @@ class RdimKDLoss(nn.Module):
             )
         for level, maps in enumerate(zip(student_feats, teacher_feats)):
             self._check_maps(level, *maps)
-        # Half precision is for the networks; the sums over a whole feature map are not.
+        # Sums over a whole feature map need more than half precision.
         with torch.autocast(student_feats[0].device.type, enabled=False):
             distances = self._distances(student_feats, teacher_feats)
         return {f'loss_rdimkd_{name}': it for name, it in zip(self.level_names, distances)}
@@ -222,7 +223,7 @@ class RdimKDLoss(nn.Module):
         maps = list(zip(student_feats, teacher_feats))
         levels = [level for level, weight in enumerate(self.level_weights) if weight > 0]
         if self.normalize == 'standardize':
-            # The mean is removed, and an adapter's bias with it.
+            # Standardising removes the mean, and the adapter's bias with it.
             found = functional.standardized_losses(
                 self._coordinates(level, *maps[level], with_bias=False) for level in levels
             )
@@ -262,7 +263,7 @@ class RdimKDLoss(nn.Module):
         return [distance / scales[level] for level, distance in zip(levels, distances)]
 
     def _note_variances(self, levels: Sequence[int], variances: Sequence[Tensor]) -> None:
-        """The teacher's variance in the subspace, averaged over the batches seen in training."""
+        """Update the running average of the teacher's variance in the subspace."""
         current = torch.stack(list(variances)).to(self.teacher_variance)
         running = self.teacher_variance[levels]
         running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
@@ -271,7 +272,7 @@ class RdimKDLoss(nn.Module):
     def _coordinates(
         self, level: int, student: Tensor, teacher: Tensor, with_bias: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """``K^T r(F_s)``, with the adapter's bias or without, and ``K^T F_t``: (N, d, H * W)."""
+        """Compute ``K^T r(F_s)``, with or without adapter bias, and ``K^T F_t``: (N, d, H * W)."""
         student, teacher = self.same_size(student, teacher.detach())
         basis, adapter = self._basis(level, student), self.adapters[level]
         if self.teacher_projected:
@@ -283,11 +284,11 @@ class RdimKDLoss(nn.Module):
         return functional.project(student, folded(adapter, basis)), teacher
 
     def _basis(self, level: int, student: Tensor) -> Tensor:
-        # Maps may come in half precision; from the basis on everything is in the basis's.
+        # Products with half-precision maps are computed in the basis's precision.
         return self.projections[level].basis.to(working_dtype(student))
 
     def same_size(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Two maps (N, C, H, W), the one that ``resize`` names resized to the other's size."""
+        """Resize the map (N, C, H, W) that ``resize`` names, if any, to the size of the other."""
         if self.resize == 'student':
             return _resize(student, like=teacher), teacher
         if self.resize == 'teacher':

@@ -1,7 +1,7 @@
-"""Means, variances and covariance of student and teacher per direction, all ranks together.
+"""Means, variances and covariance of student and teacher per direction, merged over the ranks.
 
-Moments of parts, whether ranks or pieces of a map, are merged by the rule of Chan, Golub and
-LeVeque (1983), which loses no digits where means are large.
+The moments of ranks, or of pieces of a map, are merged by the rule of Chan, Golub and LeVeque
+(1983), which keeps its precision when means are large.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 def centred(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates less a fixed point near their means.
+    """Subtract each direction's mean, as a constant without gradient, from coordinates.
 
     Args:
         student (Tensor): Student's coordinates (N, D, L).
         teacher (Tensor): Teacher's coordinates (N, D, L); no gradient flows into it.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: Both, and the points (2, D), which are constants.
+        tuple[Tensor, Tensor, Tensor]: Both centred coordinates, and the centers (2, D).
     """
     teacher = teacher.detach()
     centers = torch.stack([student.detach().mean((0, 2)), teacher.mean((0, 2))])
@@ -29,16 +29,16 @@ def centred(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def moments(student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
-    """Moments of what :func:`centred` gives; exact whichever the centers are.
+    """Compute the moments of coordinates that :func:`centred` returns; exact for any centers.
 
     Args:
-        student (Tensor): Student's coordinates (N, D, L) less ``centers[0]``.
-        teacher (Tensor): Teacher's coordinates (N, D, L) less ``centers[1]``.
+        student (Tensor): Student's coordinates (N, D, L) minus ``centers[0]``.
+        teacher (Tensor): Teacher's coordinates (N, D, L) minus ``centers[1]``.
         centers (Tensor): (2, D).
 
     Returns:
         Tensor: (6, D), without gradient: the number of positions, the means of student and teacher,
-        the sums of their deviations' squares, and of the deviations' product.
+        the sums of their squared deviations, and the sum of the product of their deviations.
     """
     student = student.detach()
     count = student.shape[0] * student.shape[2]
@@ -50,7 +50,7 @@ def moments(student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:
-    """Sum over batch and positions of the product of two sets of coordinates.
+    """Sum the product of two sets of coordinates over batch and positions.
 
     Args:
         first (Tensor): Coordinates (N, D, L).
@@ -63,7 +63,7 @@ def products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def merge(parts: Tensor) -> Tensor:
-    """Moments of several parts as those of one.
+    """Merge the moments of several parts into the moments of the whole.
 
     Args:
         parts (Tensor): (P, 6, D), see :func:`moments`.
@@ -80,7 +80,7 @@ def merge(parts: Tensor) -> Tensor:
 
 
 def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Statistics over all ranks, those of all levels by one exchange between the ranks.
+    """Merge the moments of all levels over the ranks, with one exchange between the ranks.
 
     Args:
         levels (Sequence[Tensor]): (6, D) of each level, see :func:`moments`.
@@ -97,7 +97,7 @@ def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
 
 
 def spread(values: Tensor) -> Tensor:
-    """Mean and variance of one set of coordinates per direction, on this rank.
+    """Compute mean and variance of coordinates per direction, on this rank.
 
     Args:
         values (Tensor): Coordinates (N, D, L).
@@ -110,7 +110,7 @@ def spread(values: Tensor) -> Tensor:
 
 
 def merge_spreads(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Biased variances over all ranks, those of all levels by one exchange between the ranks.
+    """Merge the biased variances of all levels over the ranks, with one exchange between them.
 
     Args:
         levels (Sequence[Tensor]): (3, D) of each level, see :func:`spread`.

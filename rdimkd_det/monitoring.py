@@ -1,7 +1,7 @@
-"""What a training logs: the weights in force, and what the student explains of the teacher.
+"""Monitoring of a training: the loss weights in force, and the variance the student explains.
 
-The student is guided inside the subspace and free in its complement (RdimKD, arXiv 2312.08700);
-the share of the teacher's variance that it explains is told for both.
+RdimKD (arXiv 2312.08700) guides the student inside the subspace and leaves it free in the
+complement. The share of the teacher's variance that the student explains is logged for both.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from .functional import project, working_dtype
 from .losses import RdimKDLoss
 from .moments import centred, merge, merge_ranks, moments
 
-# Keeps a direction that does not vary at all free of NaN.
+# Prevents NaN along a direction without any variance.
 TINY = 1e-30
-# The largest level is looked at in so many pieces, others in fewer: the coordinates of one piece
-# take a fraction of the memory of the maps.
+# Number of pieces that the largest level is projected in (smaller levels take fewer), so that the
+# coordinates in memory are a fraction of the maps.
 NUM_PIECES = 16
 
 
 def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Share of the teacher's variance that a student explains, direction by direction.
+    r"""Compute the share of the teacher's variance that a student explains per direction.
 
     .. math:: \frac{\sum_k \sigma_{t,k}^2 \max(\rho_k, 0)^2}{\sum_k \sigma_{t,k}^2}
 
     with the teacher's variance :math:`\sigma_{t,k}^2` over batch and positions along direction
     ``k``, and the correlation :math:`\rho_k` of student and teacher along it. Per direction it is
-    the coefficient of determination of the best line through student and teacher, so that, like
-    ``normalize='standardize'``, it does not ask for the teacher's mean or scale; a line that falls
+    the coefficient of determination of a linear fit of the teacher to the student. Like
+    ``normalize='standardize'``, it ignores the student's mean and scale. A negative correlation
     explains nothing.
 
     Args:
@@ -39,7 +39,7 @@ def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
         teacher (Tensor): Teacher's coordinates (N, D, L).
 
     Returns:
-        Tensor: 0-dim, from 0 to 1; the same on every rank: the ranks' batches count as one.
+        Tensor: 0-dim, from 0 to 1, over the batches of all ranks; the same on every rank.
 
     Example:
         >>> import torch
@@ -62,18 +62,19 @@ def _share(statistics: Tensor) -> Tensor:
 def explained_shares(
     loss: RdimKDLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Share of the teacher's variance that the student explains, inside and outside, per level.
+    """Compute the share of the teacher's variance explained inside and outside the subspace.
 
-    The complement has no directions of its own: there, the channels of what is left are compared.
+    The complement has no basis: there, the channels of ``(I - K K^T) F`` are compared.
 
     Args:
-        loss (RdimKDLoss): The loss of these maps, its projections fitted.
+        loss (RdimKDLoss): The loss of these maps, with fitted projections.
         student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
-        teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W).
+        teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W), one per level; (N, d, H, W)
+            from a cached teacher.
 
     Returns:
-        dict[str, Tensor]: 'explained_in_<level name>' and, unless the subspace is everything or
-        the teacher comes from a cache, 'explained_out_<level name>': 0-dim each.
+        dict[str, Tensor]: 0-dim share 'explained_in_<level name>' of each level, and
+        'explained_out_<level name>' unless d = C_t or the teacher is cached.
     """
     length = -(-max(maps[0, 0].numel() for maps in student_feats) // NUM_PIECES)
     levels = enumerate(zip(student_feats, teacher_feats))
@@ -90,13 +91,13 @@ def explained_shares(
 
 
 def _moments(loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor, length: int) -> Tensor:
-    """Moments (6, d), or with the complement (6, d + C_t), of a level on this rank.
+    """Compute the moments of a level on this rank: (6, d), or (6, d + C_t) with the complement.
 
-    No map of full size is made: the level is projected piece by piece, of ``length`` positions.
+    The level is projected in pieces of ``length`` positions, to save memory.
     """
     student, teacher = loss.same_size(student, teacher)
     basis = loss.projections[level].basis.to(working_dtype(student))
-    if loss.teacher_projected:  # by a cache, which holds nothing of the complement
+    if loss.teacher_projected:  # a cache holds no maps of the complement
         directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
     else:
         directions = of_teacher = with_complement(basis)
@@ -107,13 +108,13 @@ def _moments(loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor, len
 
 
 def with_complement(basis: Tensor) -> Tensor:
-    """Directions of the subspace, and the channels of what is left in its complement.
+    """Append the projector onto the complement to a basis.
 
     Args:
         basis (Tensor): Semi-orthogonal basis ``K`` (C, d).
 
     Returns:
-        Tensor: ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` if it is everything.
+        Tensor: ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` alone if d = C.
     """
     num_channels, dim = basis.shape
     if dim == num_channels:
@@ -124,16 +125,16 @@ def with_complement(basis: Tensor) -> Tensor:
 def adapted_maps(
     loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two maps as the loss compares them, before the projection.
+    """Return two maps as the loss compares them, before the projection.
 
     Args:
         loss (RdimKDLoss): The loss.
-        level (int): Their level.
+        level (int): Index of the maps' level.
         student (Tensor): Student's map (N, C_s, H, W).
         teacher (Tensor): Teacher's map (N, C_t, H, W).
 
     Returns:
-        tuple[Tensor, Tensor]: Both (N, C_t, H, W), of one size, in float32 or float64.
+        tuple[Tensor, Tensor]: Student's and teacher's map (N, C_t, H, W), float32 or float64.
     """
     precision = working_dtype(student)
     student, teacher = (maps.to(precision) for maps in loss.same_size(student, teacher))
@@ -143,7 +144,7 @@ def adapted_maps(
 
 
 class Monitor:
-    """Notes what the student explains, at one iteration."""
+    """Records the shares of variance that the student explains at one iteration."""
 
     def __init__(self) -> None:
         self.shares: dict[str, Tensor] = {}
@@ -151,25 +152,25 @@ class Monitor:
     def __call__(
         self, loss: RdimKDLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
     ) -> None:
-        """See :func:`explained_shares`; ``Distillation`` calls it for each tap."""
+        """Record :func:`explained_shares`; ``Distillation`` calls this for each tap."""
         self.shares.update(explained_shares(loss, student_feats, teacher_feats))
 
     def scalars(self) -> dict[str, float]:
-        """What has been noted, by name; one wait for the device."""
+        """Return the recorded shares by name; waits for the device once."""
         if not self.shares:
             return {}
         return dict(zip(self.shares, torch.stack(list(self.shares.values())).tolist()))
 
 
 def weights_in_force(loss: RdimKDLoss) -> dict[str, float]:
-    """The factors on a loss's levels: its weights, times the schedule's factor and 'auto'.
+    """Return the effective weights of a loss: the levels' weights times the schedule and 'auto'.
 
     Args:
         loss (RdimKDLoss): The loss of a tap.
 
     Returns:
-        dict[str, float]: 'rdimkd_weight_<tap>', or one entry per level if they differ; empty while
-        'auto' is not set.
+        dict[str, float]: 'rdimkd_weight_<tap>', or 'rdimkd_weight_<level name>' for each level if
+        the weights differ; empty while 'auto' is not set.
     """
     if loss.needs_auto_weight:
         return {}

@@ -1,4 +1,4 @@
-"""Projections: the bases ``K`` (C, d) of the subspaces, one module per FPN level."""
+"""Projections: the bases ``K`` (C, d) of RdimKD, one module per FPN level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .errors import ConfigError
 from .values import is_whole
 
-# By the names that `distill_config` and tools/distill.py have for them.
+# By their names in `distill_config` and tools/distill.py.
 PROJECTIONS = {
     'pca': 'PCAProjection',
     'autoencoder': 'AutoencoderProjection',
@@ -22,10 +22,10 @@ class Projection(nn.Module):
     """A fixed semi-orthogonal basis, ``K^T K = I``.
 
     Attributes:
-        basis (Tensor): The buffer ``K`` (C, d). It is (C, 0) as long as a projection that learns
-            from the teacher's features has not been fitted.
+        basis (Tensor): The buffer ``K`` (C, d); (C, 0) until a projection that learns from the
+            teacher's features is fitted.
         variance_kept (Tensor): 0-dim, the share of the teacher's variance that lies in the
-            subspace; NaN as long as nobody has looked at the teacher's features.
+            subspace; NaN until it is measured.
 
     Args:
         num_channels (int): Channels C of the teacher's feature map.
@@ -41,17 +41,17 @@ class Projection(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """bool: Whether there is a basis to project on."""
+        """bool: Whether the basis is known."""
         return self.basis.shape[1] > 0
 
     def fit(self, covariance: Tensor) -> None:
-        """Learn the basis, where there is one to learn, and measure the variance it keeps.
+        """Learn the basis, if the projection learns one, and measure the variance it keeps.
 
         Args:
             covariance (Tensor): Channel covariance (C, C) of the teacher's feature map, float64.
 
         Raises:
-            FloatingPointError: It holds NaN or infinity.
+            FloatingPointError: The covariance holds NaN or infinity.
         """
         covariance = covariance.double()
         if not covariance.isfinite().all():
@@ -69,11 +69,11 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def _set_basis(self, basis: Tensor) -> None:
-        # Contiguous, as a checkpoint gives it back: a resumed run rounds its products alike.
+        # Contiguous, as a checkpoint restores it, so that products round equally in a resumed run.
         self.basis = basis.to(self.basis).contiguous()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # The number of directions of a fitted basis is known from its checkpoint only.
+        # Only the checkpoint knows the number of directions of a fitted basis.
         basis = state_dict.get(prefix + 'basis')
         if basis is not None and basis.shape[0] == self.num_channels:
             self.basis = self.basis.new_empty(basis.shape)
@@ -84,7 +84,7 @@ class Projection(nn.Module):
 
 
 def check_dim(name: str, dim: int, num_channels: int) -> int:
-    """Number of directions, when it is one.
+    """Return the number of directions after checking it.
 
     Raises:
         ConfigError: ``dim`` is not a whole number from 1 to ``num_channels``.
@@ -101,7 +101,7 @@ def check_dim(name: str, dim: int, num_channels: int) -> int:
 class RandomProjection(Projection):
     """RdimKD-R: a random orthonormal basis, the Q of a seeded Gaussian matrix.
 
-    It does not depend on the teacher, and is the same on every rank and machine for one seed.
+    It needs no calibration, and a seed gives the same basis on every rank and machine.
 
     Args:
         dim (int): Number of directions d, 1 to C.
@@ -124,7 +124,7 @@ class RandomProjection(Projection):
         generator = torch.Generator().manual_seed(seed * 1000 + level)
         gaussian = torch.randn(num_channels, dim, generator=generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
-        # QR is unique up to the signs of R's diagonal, which differ between LAPACK builds.
+        # QR is unique only up to the signs of R's diagonal, which differ between LAPACK builds.
         self._set_basis(q * r.diagonal().sign())
 
 
@@ -134,7 +134,7 @@ class IdentityProjection(Projection):
 
     Args:
         num_channels (int): Channels C of the teacher's feature map.
-        level (int): Ignored; all projections share one signature. Defaults to 0.
+        level (int): Ignored; accepted because every projection gets it. Defaults to 0.
     """
 
     def __init__(self, num_channels: int, level: int = 0) -> None:
@@ -147,13 +147,13 @@ class PCAProjection(Projection):
     """RdimKD-P: the leading principal directions of the teacher's feature map.
 
     Args:
-        dim (int | float): Number of directions d, 1 to C; or a share of the teacher's variance,
-            between 0 and 1 (exclusive), and as many directions as it takes to keep that share.
+        dim (int | float): Number of directions d, 1 to C; or a float between 0 and 1 (exclusive),
+            the share of the teacher's variance to keep with as few directions as possible.
         num_channels (int): Channels C of the teacher's feature map.
-        level (int): Ignored; all projections share one signature. Defaults to 0.
+        level (int): Ignored; accepted because every projection gets it. Defaults to 0.
 
     Raises:
-        ConfigError: ``dim`` is neither of the two.
+        ConfigError: ``dim`` is neither an int from 1 to C nor a float between 0 and 1.
 
     Example:
         >>> import torch
@@ -197,15 +197,17 @@ class AutoencoderProjection(Projection):
     """RdimKD-A: the encoder of a linear autoencoder, trained to reconstruct the teacher's features.
 
     Encoder E (d, C) and decoder D (C, d) minimise the mean of ``|x - D E x|^2`` over the centred
-    features x of the calibration images. For a linear pair that is
-    ``tr((I - D E) S (I - D E)^T)`` with their covariance S, so that training needs the covariance
-    alone and sees every calibration feature at every step. The encoder's rows are orthonormalised
-    before use. They span (nearly) the principal subspace, in directions of their own.
+    features x of the calibration images. For a linear autoencoder this equals
+    ``tr((I - D E) S (I - D E)^T)`` with the features' covariance S. So training needs only the
+    covariance and uses every calibration feature at every step. The encoder's rows are
+    orthonormalised before use. They span (nearly) the principal subspace, but are not the
+    principal directions.
 
     Args:
         dim (int): Number of directions d, 1 to C.
         num_channels (int): Channels C of the teacher's feature map.
-        level (int): Index of the FPN level; each level starts from its own draw. Defaults to 0.
+        level (int): Index of the FPN level; each level draws its own initial weights. Defaults
+            to 0.
         seed (int): Seed of the initial weights. Defaults to 0.
         max_iters (int): Iterations of the optimiser (L-BFGS). Defaults to 300.
 
@@ -225,13 +227,13 @@ class AutoencoderProjection(Projection):
 
     @torch.enable_grad()
     def _learn_basis(self, covariance: Tensor) -> Tensor:
-        # On the CPU, where a seed means the same numbers on every machine.
+        # On the CPU, where a seed gives the same numbers on every machine.
         tiny = torch.finfo(covariance.dtype).tiny  # a level that never varies has trace 0
         covariance = (covariance / covariance.trace().clamp(min=tiny)).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.randn(self.num_channels, self.dim, generator=generator, dtype=torch.float64)
-        # Drawn where the features vary: what the encoder has of directions without variance at
-        # the start gets no gradient, and would stay in the subspace to the end.
+        # Start inside the range of the covariance: components of the encoder along directions
+        # without variance get no gradient, and would stay in the subspace to the end.
         start = torch.linalg.qr(covariance @ draw).Q.contiguous()
         encoder = start.t().clone(memory_format=torch.contiguous_format).requires_grad_()
         decoder = start.requires_grad_()

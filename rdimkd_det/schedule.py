@@ -1,4 +1,4 @@
-"""How the weight of distillation changes over a training."""
+"""Schedule of the distillation weight over a training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Schedule:
         decay (str, optional): 'linear' or 'cosine'; None keeps the factor at 1 until ``stop``.
             Defaults to None.
         decay_begin (float): Time at which the decay starts. Defaults to 0.
-        stop (float, optional): Time from which the factor is 0 for good, where the decay ends.
-            Defaults to the end of training.
+        stop (float, optional): Time at which the decay ends and from which the factor stays 0.
+            Defaults to None: the decay ends with the training.
         by_epoch (bool): Whether times are in epochs. Defaults to True.
 
     Raises:
@@ -58,14 +58,14 @@ class Schedule:
             )
 
     def factor(self, time: float, end: float) -> float:
-        """The factor at a time.
+        """Return the factor at a time.
 
         Args:
-            time (float): Epochs or iterations done.
-            end (float): Length of the training.
+            time (float): Epochs or iterations completed.
+            end (float): Length of the training in the same unit.
 
         Returns:
-            float: From 0 to 1.
+            float: The factor, from 0 to 1.
         """
         stop = end if self.stop is None else self.stop
         if self.stop is not None and time >= stop:
@@ -83,7 +83,7 @@ class Schedule:
         return not self.warmup and self.decay is None and self.stop is None
 
     def stopped(self, time: float) -> bool:
-        """Whether the factor is 0 for good."""
+        """Check whether the factor stays 0 from this time on."""
         return self.stop is not None and time >= self.stop
 
 
@@ -91,7 +91,7 @@ def build_schedule(options: dict | None) -> Schedule:
     """Build a schedule from a config entry.
 
     Raises:
-        ConfigError: It has an unknown option.
+        ConfigError: The entry is not a dict, has an unknown option or an invalid value.
     """
     if not isinstance(options, (Mapping, type(None))):
         raise ConfigError(f'DistillHook: schedule must be a dict, got {options!r}.')

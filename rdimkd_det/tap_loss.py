@@ -1,4 +1,4 @@
-"""The loss of one tap, built from its config entry and what was measured of the two models."""
+"""The loss of one tap, built from its config entry and the measured levels of both models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ LOSS_TYPES = ('RdimKDLoss',)
 
 
 def check_losses(losses: object) -> None:
-    """Check that losses and their projections are of known types, and their options' names.
+    """Check the types and option names of losses and their projections.
 
     Args:
-        losses (object): What is to be a dict of tap to config.
+        losses (object): Expected to be a dict from tap to the config of a loss.
 
     Raises:
-        ConfigError: They are not; suggests the nearest name.
+        ConfigError: A type or option is unknown; the message suggests the closest name. Or an
+            entry is not a dict.
     """
     if not isinstance(losses, Mapping):
         raise ConfigError(f'losses must be a dict, e.g. dict(neck=dict(...)); got {losses!r}.')
@@ -32,7 +33,7 @@ def check_losses(losses: object) -> None:
 
 def _check_loss(where: str, loss: object) -> None:
     if check_type(loss, where, MODELS, LOSS_TYPES) is not RdimKDLoss:
-        return  # another's loss has its own options
+        return  # the options of a user's own loss class are not known
     check_options(where, loss, RdimKDLoss, others=('type', 'teacher_module'))
     if not isinstance(loss.get('teacher_module', ''), str):
         raise ConfigError(
@@ -45,12 +46,12 @@ def _check_loss(where: str, loss: object) -> None:
 
 
 def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
-    """Build a loss, its channels, levels and their names filled in.
+    """Build a loss after filling in its channels, number of levels and level names.
 
     Args:
-        where (str): The tap, with the teacher's name in front where there are several.
-        loss (dict): Config of the loss; ``loss_weight`` may be a dict by stride.
-        pairs (list[tuple[Level, Level]]): Student's and teacher's levels that meet.
+        where (str): The tap, prefixed with the teacher's name where there are several.
+        loss (dict): Config of the loss; ``loss_weight`` may be a dict from stride to weight.
+        pairs (list[tuple[Level, Level]]): Matched levels of student and teacher.
 
     Raises:
         ConfigError: An entry contradicts the models, or the loss cannot be built.
