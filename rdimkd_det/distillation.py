@@ -1,4 +1,4 @@
-"""``Distillation``: what a teacher adds to a student, in one child module."""
+"""``Distillation``: the child module that adds a teacher and its losses to a student."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ class Distillation(nn.Module):
     """Runs the teacher on the student's batch and compares the tapped feature maps.
 
     Args:
-        student (nn.Module): The student detector; it is looked at, not kept.
+        student (nn.Module): The student detector; it is probed, and no reference is kept.
         teacher (dict): ``config`` and ``checkpoint`` of the teacher, and options of
-            :class:`rdimkd_det.acceleration.Acceleration`.
-        losses (dict): Path of a module of the student, e.g. 'neck', to the config of a loss. The
+            :class:`rdimkd_det.acceleration.Acceleration`; or ``cache``, a directory written by
+            ``tools/cache_teacher.py``.
+        losses (dict): Maps the path of a student module, e.g. 'neck', to the config of a loss. The
             teacher is tapped at the same path unless the entry has a ``teacher_module``.
-        name (str): Set apart in the names of the losses, where there are several teachers.
+        name (str): Name of the teacher among several, used as a prefix in the names of its losses.
             Defaults to ''.
 
     Raises:
-        ConfigError: Anything in the two that cannot work: see the message.
+        ConfigError: ``teacher`` or ``losses`` is invalid or does not fit the student.
     """
 
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
-        # Is shown each tap's loss and the maps that it compares.
+        # Called with each tap's loss and the maps that it compares.
         self.observer: Callable[[RdimKDLoss, Sequence, Sequence], None] | None = None
         check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
@@ -67,7 +68,7 @@ class Distillation(nn.Module):
         self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.losses.values()))
         self._provide_bases()
         if not self.active:
-            # Off means off: gradient clipping and DDP do not even see the adapters.
+            # So that gradient clipping and DDP ignore the adapters.
             self.requires_grad_(False)
 
     @property
@@ -77,12 +78,12 @@ class Distillation(nn.Module):
 
     @property
     def active(self) -> bool:
-        """bool: Whether any loss has a weight, so that the teacher must run."""
+        """bool: Whether any loss has a weight above 0 now, so that the teacher must run."""
         return any(loss.active for loss in self.losses.values())
 
     @property
     def wanted(self) -> bool:
-        """bool: Whether any loss has a weight at some time of its schedule."""
+        """bool: Whether any loss has a weight above 0, apart from the schedule's factor."""
         return any(max(loss.level_weights) > 0 for loss in self.losses.values())
 
     @property
@@ -91,7 +92,7 @@ class Distillation(nn.Module):
         return [self]
 
     def check(self, cfg: Config) -> None:
-        """Find what :meth:`prepare` would refuse, without making the teacher fast.
+        """Check that :meth:`prepare` will succeed, without accelerating the teacher.
 
         Args:
             cfg (Config): Config of the training.
@@ -102,17 +103,17 @@ class Distillation(nn.Module):
         self.teacher.check(cfg)
 
     def prepare(self, cfg: Config) -> None:
-        """Load the teacher; of a cached one, check that it is of this training.
+        """Load the teacher, or check that a cached teacher belongs to this training.
 
         Args:
             cfg (Config): Config of the training.
 
         Raises:
-            ConfigError: The teacher's checkpoint is not there or not its own; or the cache is
-                incomplete, or of another teacher, other losses or other images.
+            ConfigError: The teacher's checkpoint is missing or does not fit its config; or the
+                cache is incomplete, or was made with another teacher, other losses or other images.
         """
         self.teacher.prepare(cfg)
-        # Again: a checkpoint that has been resumed in between may have brought others.
+        # Again, because a resumed checkpoint may have replaced the bases since __init__.
         self._provide_bases()
 
     def _provide_bases(self) -> None:
@@ -121,7 +122,7 @@ class Distillation(nn.Module):
             self.teacher.provide_bases(self.teacher_taps[tap], indices, loss)
 
     def set_factor(self, factor: float) -> None:
-        """Scale every loss weight, as a schedule asks.
+        """Set the schedule's factor on every loss weight.
 
         Args:
             factor (float): 0 or more.
@@ -130,26 +131,27 @@ class Distillation(nn.Module):
             loss.factor = factor
 
     def full_name(self, tap: str) -> str:
-        """A tap, with the teacher's name in front where there are several."""
+        """Return a tap's name, prefixed with the teacher's name where there are several."""
         return f'{self.name}_{tap}'.strip('_')
 
     def items(self) -> list[tuple[str, RdimKDLoss]]:
-        """Each tap with its loss."""
+        """Return the taps of the student, each with its loss."""
         return [(tap, self.losses[_key(tap)]) for tap in self.taps]
 
     def teacher_feats(
         self, inputs: Tensor, data_samples: Sequence | None, wait: bool = True
     ) -> dict[str, list[Tensor]]:
-        """The teacher's maps that have a counterpart, for a batch of the student.
+        """Compute the teacher's maps of the matched levels for a batch of the student.
 
         Args:
             inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
-            data_samples (Sequence[DetDataSample], optional): Its data samples.
-            wait (bool): Whether the maps may be used at once, or by :meth:`forward` only, so that
-                the teacher may run beside the student. Defaults to True.
+            data_samples (Sequence[DetDataSample], optional): Data samples of the batch.
+            wait (bool): Whether the maps must be ready on return. False lets the teacher run in
+                parallel with the student; only :meth:`forward` may then use the maps. Defaults to
+                True.
 
         Returns:
-            dict[str, list[Tensor]]: Tap of the student to the teacher's maps, by level.
+            dict[str, list[Tensor]]: Tap of the student to the teacher's maps, one per level.
         """
         outputs = self.teacher(self.bridge(inputs, data_samples))
         if wait:
@@ -165,20 +167,20 @@ class Distillation(nn.Module):
         teacher_feats: Mapping[str, list[Tensor]],
         task_loss: Callable[[], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of all taps and levels.
+        """Compute the losses of all taps and levels.
 
         Args:
             student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
             teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
-            task_loss (Callable, optional): Gives the student's own loss, 0-dim; called with
-                ``loss_weight='auto'`` until a batch has told the weight.
+            task_loss (Callable, optional): Returns the student's own loss, 0-dim; called with
+                ``loss_weight='auto'`` until a batch has set the weight.
 
         Returns:
-            dict[str, Tensor]: 'loss_rdimkd_<tap>_s<stride>': 0-dim loss.
+            dict[str, Tensor]: 'loss_rdimkd_<tap>_s<stride>' to a 0-dim loss.
 
         Raises:
-            FloatingPointError: A loss is not finite; names it. Under ``DistillHook``, which asks
-                later, nothing is raised here.
+            FloatingPointError: A loss is not finite; the message names it. Not raised under
+                ``DistillHook``, which checks later.
         """
         self.teacher.wait(teacher_feats)
         losses, compared = {}, []
@@ -201,16 +203,16 @@ class Distillation(nn.Module):
 
     @torch.compiler.disable
     def _show(self, compared: list[tuple]) -> None:
-        # Not compiled: for each observer that comes or goes the student would be compiled anew.
+        # Not compiled: each change of the observer would recompile the student.
         if self.observer is not None:
             for maps in compared:
                 self.observer(*maps)
 
     def zero_losses(self) -> dict[str, Tensor]:
-        """A loss of exactly 0 per level with an adapter, so that DDP finds none unused.
+        """Return a loss of exactly 0 per trainable adapter, so that DDP finds none unused.
 
         Returns:
-            dict[str, Tensor]: As :meth:`forward` gives; empty without adapters.
+            dict[str, Tensor]: Keys as in :meth:`forward`; empty without trainable adapters.
         """
         return {
             f'loss_rdimkd_{name}': zero_of(parameters)
@@ -220,7 +222,7 @@ class Distillation(nn.Module):
         }
 
     def describe(self) -> list[str]:
-        """The teacher, its input, and one line per level: stride, channels, d, variance kept."""
+        """Describe the teacher and its input, then each level: stride, channels, d, variance."""
         lines = [f'teacher {self.teacher.checkpoint}, its input by {self.bridge}']
         for tap, loss in self.items():
             for (student, teacher), projection in zip(self.level_pairs[tap], loss.projections):
@@ -236,7 +238,7 @@ class Distillation(nn.Module):
 
 
 class SeveralTeachers(nn.ModuleList):
-    """The ``Distillation`` of each of several teachers, used as one.
+    """Several teachers with the interface of one ``Distillation``.
 
     Args:
         parts (Sequence[Distillation]): One per teacher.
@@ -254,22 +256,22 @@ class SeveralTeachers(nn.ModuleList):
 
     @property
     def active(self) -> bool:
-        """bool: Whether any teacher must run."""
+        """bool: Whether any teacher must run now."""
         return any(part.active for part in self)
 
     @property
     def wanted(self) -> bool:
-        """bool: Whether any teacher must run at some time of its schedule."""
+        """bool: Whether any teacher has a loss with a weight above 0."""
         return any(part.wanted for part in self)
 
     def teacher_feats(self, *args, **kwargs) -> list[dict]:
-        """:meth:`Distillation.teacher_feats` of each active teacher."""
+        """Return :meth:`Distillation.teacher_feats` of each active teacher, None of the others."""
         return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
 
     def forward(
         self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
     ) -> dict[str, Tensor]:
-        """Losses of all teachers, see :meth:`Distillation.forward`."""
+        """Compute the losses of all teachers, see :meth:`Distillation.forward`."""
         losses = {}
         for part, feats in zip(self, teacher_feats):
             if feats is None:
@@ -279,20 +281,23 @@ class SeveralTeachers(nn.ModuleList):
         return losses
 
     def zero_losses(self) -> dict[str, Tensor]:
-        """:meth:`Distillation.zero_losses` of all teachers."""
+        """Return :meth:`Distillation.zero_losses` of all teachers."""
         return {name: loss for part in self for name, loss in part.zero_losses().items()}
 
 
 def build_distillation(
     student: nn.Module, teacher: dict | Sequence[dict], losses: dict
 ) -> Distillation | SeveralTeachers:
-    """Build what one teacher, or each of several, adds to a student.
+    """Build the distillation of a student from one or several teachers.
 
     Args:
         student (nn.Module): The student detector.
-        teacher (dict | Sequence[dict]): ``config`` and ``checkpoint``; of several teachers each may
-            have a ``name`` (default 't0', 't1', ...) and ``losses`` of its own.
-        losses (dict): The losses of the teachers that have none of their own.
+        teacher (dict | Sequence[dict]): Config of the teacher, see :class:`Distillation`. Each of
+            several may also have a ``name`` (default 't0', 't1', ...) and its own ``losses``.
+        losses (dict): Losses of the teachers without their own.
+
+    Raises:
+        ConfigError: As :class:`Distillation`; or two teachers have the same name.
     """
     if isinstance(teacher, Mapping):
         return Distillation(student, teacher, losses)
@@ -312,10 +317,10 @@ def _set_auto_weight(
     maps: Sequence[Tensor],
     task: Tensor,
 ) -> Mapping[str, Tensor]:
-    """Set the weight 'auto' by a batch; returns the batch's losses, times the weight."""
+    """Set the weight 'auto' from a batch, and return the batch's losses times the weight."""
     balance = gradient_balance(task, sum(distances.values()), maps)
     loss.auto_weight.copy_(loss.auto_share * balance)
-    if loss.needs_auto_weight:  # the batch is not finite; the next one may tell
+    if loss.needs_auto_weight:  # the gradients are not finite; the next batch may set it
         return distances
     weight = float(loss.auto_weight)
     print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')

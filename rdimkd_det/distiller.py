@@ -1,4 +1,4 @@
-"""``RdimKDDistiller``: the student detector, with a distilling ``loss()``."""
+"""``RdimKDDistiller``: the student detector with the distillation losses added to ``loss()``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .features import record_outputs
 from .files.configs import UnreadableConfigError
 
-# Of what a Runner may wrap a model in, these keep every parameter whole on every rank.
+# The wrappers of a Runner that keep every parameter whole on every rank.
 WRAPPERS = (DataParallel, DistributedDataParallel)
 
 
@@ -26,36 +26,37 @@ WRAPPERS = (DataParallel, DistributedDataParallel)
 class RdimKDDistiller:
     """Builds a student that also learns from a teacher's feature maps (RdimKD, arXiv 2312.08700).
 
-    What it returns *is* the student detector: an instance of its class, with its attributes and
-    its parameters' names. It is given a class of its own whose ``loss()`` adds the distillation
-    losses, the way ``torch.distributed.fsdp.fully_shard`` does it, and one more child,
-    ``distill``, with the bases, adapters and running scales. They stay out of ``state_dict()``, so
-    that each checkpoint is the plain student's.
+    The returned object *is* the student detector: an instance of the student's class with the
+    student's attributes and parameter names. Its class is replaced by a subclass whose ``loss()``
+    adds the distillation losses, as ``torch.distributed.fsdp.fully_shard`` does. One more child
+    module, ``distill``, holds the bases, adapters and running scales. Their tensors stay out of
+    ``state_dict()``, so every checkpoint is a plain student checkpoint.
 
     Args:
-        student (dict | nn.Module): Config of the student detector, or the built one.
+        student (dict | nn.Module): Config of the student detector, or the built detector.
         teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
             ``checkpoint`` (path or URL) of the teacher, and options of
-            :class:`rdimkd_det.acceleration.Acceleration`. Of several teachers, each may have a
-            ``name`` (it goes into the names of its losses) and ``losses`` of its own.
-        losses (dict): Path of a module of the student, e.g. 'neck', to the config of its loss,
+            :class:`rdimkd_det.acceleration.Acceleration`. Each of several teachers may also have a
+            ``name``, which appears in the names of its losses, and its own ``losses``.
+        losses (dict): Maps the path of a student module, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
-            teacher is tapped at the same path unless the entry says ``teacher_module='...'``.
-        inherit (Sequence[str]): Paths of modules that start from the (first) teacher's weights when
-            training starts, e.g. ``['neck', 'bbox_head']``. Defaults to none.
-        data_preprocessor (dict, optional): The student's, unless its config has one. mmengine's
-            Runner hands it in from the top level of a config, where YOLOv3's is.
+            teacher is tapped at the same path unless the entry has ``teacher_module='...'``.
+        inherit (Sequence[str]): Paths of modules initialised with the (first) teacher's weights
+            when training starts, e.g. ``['neck', 'bbox_head']``. Defaults to none.
+        data_preprocessor (dict, optional): Data preprocessor of the student, unless its config has
+            one. mmengine's Runner passes it from the top level of a config, as YOLOv3's has it.
 
     Returns:
         nn.Module: The student.
 
     Raises:
-        ConfigError: One of the three is missing or does not fit the others. A missing teacher
-            config is an error only when training starts: testing needs none.
+        ConfigError: ``student``, ``teacher`` or ``losses`` is missing, or they do not fit each
+            other. A missing teacher config raises only when training starts, so that testing
+            works without it.
     """
 
     def __new__(cls, student=None, teacher=None, losses=None, inherit=(), data_preprocessor=None):
-        if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student comes this way
+        if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student calls this
             return super().__new__(cls)
         _check_arguments(student, teacher, losses)
         mend_detectors()
@@ -67,27 +68,27 @@ class RdimKDDistiller:
         )
 
     def __init__(self, *args, **kwargs) -> None:
-        """The detector is built already; Python calls this after ``__new__`` all the same."""
+        """Do nothing: Python calls this after ``__new__``, which has built the detector."""
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        """For pickle and deepcopy: pickle finds a class by name, which finds none made at run time.
+        """Support pickle and deepcopy: pickle cannot find a class created at run time by its name.
 
-        The teacher's weights are not in a pickle; they are loaded when they are wanted.
+        A pickle does not contain the teacher's weights; they are loaded again when needed.
         """
         _, _, *state = super().__reduce_ex__(protocol)
         student_class = type(self).__bases__[-1]
         return (_new_distilling, (student_class,), *state)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        """The student's losses, and those of distillation.
+        """Compute the student's losses and the distillation losses.
 
         Args:
             batch_inputs (Tensor): Batch (N, 3, H, W).
-            batch_data_samples (list[DetDataSample]): With the ground truth.
+            batch_data_samples (list[DetDataSample]): Data samples with the ground truth.
 
         Returns:
-            dict[str, Tensor]: The student's losses as they are without distillation, and
-            'loss_rdimkd_<tap>_s<stride>' for each level.
+            dict[str, Tensor]: The student's losses, unchanged, and 'loss_rdimkd_<tap>_s<stride>'
+            for each level.
         """
         distill = self.distill
         if not distill.wanted:
@@ -97,7 +98,7 @@ class RdimKDDistiller:
         teacher_feats = (
             distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
         )
-        # While a schedule rests as well: torch.compile would not notice taps that come later.
+        # Also while the schedule's factor is 0: torch.compile would miss taps registered later.
         with record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
         if not active:
@@ -107,8 +108,8 @@ class RdimKDDistiller:
         return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
 
     def init_weights(self) -> None:
-        """Initialise the student as without distillation; the adapters stay as they were drawn."""
-        # An init_cfg of the detector would reach each layer of its type in all children.
+        """Initialise the student as without distillation; the adapters keep their weights."""
+        # The detector's init_cfg would otherwise initialise matching layers in `distill` too.
         distill = self._modules.pop('distill')
         try:
             super().init_weights()
@@ -117,11 +118,11 @@ class RdimKDDistiller:
 
 
 def distilled_student(model: nn.Module) -> RdimKDDistiller:
-    """The distilled student in a model, unwrapped from DDP.
+    """Return the distilled student in a model, unwrapped from DDP.
 
     Raises:
-        ConfigError: It is a plain model, its teacher's config could not be read, or its parameters
-            are sharded.
+        ConfigError: The model is plain, its teacher's config could not be read, or its wrapper
+            shards parameters.
     """
     if is_model_wrapper(model):
         if not isinstance(model, WRAPPERS):
@@ -150,7 +151,7 @@ def _check_taps(taps: Sequence[str], student_outputs: Mapping[str, list[Tensor]]
 
 
 def sharding_message(wrapper: str) -> str:
-    """Why distillation refuses a model wrapper or strategy other than DDP."""
+    """Return the message that rejects a model wrapper or strategy other than DDP."""
     return (
         f'{wrapper}: distillation folds its adapters into the projection and saves them beside the '
         f"student, so every rank must hold them whole, which FSDP, DeepSpeed and ColossalAI don't "
@@ -188,7 +189,7 @@ def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[
     detector.__class__ = _distilling_class(type(detector))
     detector.distill = distill
     distill.inherit = list(inherit)
-    # mmengine walks the modules itself and calls these hooks, as torch does, EMA's copies included.
+    # Both torch and mmengine, which walks the modules itself, call these hooks, also in EMA copies.
     detector._register_state_dict_hook(_hide_distillation)
     detector.register_load_state_dict_post_hook(_miss_no_distillation)
     return detector
@@ -204,7 +205,7 @@ def _distilling_class(detector_class: type) -> type:
 
 
 def _new_distilling(student_class: type) -> nn.Module:
-    """An empty instance, which pickle fills, in another process too."""
+    """Create an empty instance for pickle to fill, possibly in another process."""
     mend_detectors()
     distilling_class = _distilling_class(student_class)
     return distilling_class.__new__(distilling_class)
@@ -218,14 +219,14 @@ def _hide_distillation(module: nn.Module, state_dict: dict, prefix: str, metadat
 
 
 def _miss_no_distillation(module: nn.Module, incompatible_keys: tuple) -> None:
-    # The hook is not told the prefix under which an EMA or DDP wrapper loads the student.
+    # The hook does not receive the prefix under which an EMA or DDP wrapper loads the student.
     hidden = tuple(f'.distill.{key}' for key in module.distill.state_dict())
     missing = incompatible_keys.missing_keys
     missing[:] = [key for key in missing if not f'.{key}'.endswith(hidden)]
 
 
 class _WithoutTeacher(nn.Module):
-    """Stands in for a ``Distillation`` whose teacher config is not there: good for testing."""
+    """Replaces a ``Distillation`` whose teacher config cannot be read, so that testing works."""
 
     wanted = active = True
 

@@ -1,4 +1,4 @@
-"""``DistillHook``: prepares distillation before training, and keeps its state in checkpoints."""
+"""``DistillHook``: prepares distillation before training and saves its state in checkpoints."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ NONFINITE = ('stop', 'skip')
 
 @HOOKS.register_module()
 class DistillHook(Hook):
-    """Prepares distillation before training, schedules its weight, keeps its state in checkpoints.
+    """Prepares distillation before training, schedules its weight, saves its state in checkpoints.
 
     Args:
-        calibration_images (int, optional): Number of training images, over all ranks, on which
-            projections are fitted. Defaults to 256, but at most a tenth of the data set, so that
-            fitting costs at most 2 percent of an epoch; and at least 32, which cost more if the
-            data set has fewer than 320 images.
-        seed (int): Seed of the choice of these images. Defaults to 0.
+        calibration_images (int, optional): Number of training images, over all ranks, to fit the
+            projections on. Defaults to a tenth of the data set, at most 256, so that fitting takes
+            at most 2 percent of an epoch; but at least 32, which takes longer on data sets of
+            fewer than 320 images.
+        seed (int): Seed of the random sample of these images. Defaults to 0.
         schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
-            ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights as
-            they are. Defaults to None.
-        nonfinite (str): Reaction to a distillation loss that is not finite: 'stop' ends the
-            training with the level's name, 'skip' skips the optimizer step and counts it. Defaults
-            to 'stop'.
-        monitor_interval (int): Iterations between two measurements of what the student explains,
-            see :mod:`rdimkd_det.monitoring`; 0 for none. Defaults to 50.
+            ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights
+            constant. Defaults to None.
+        nonfinite (str): What to do when a distillation loss is not finite: 'stop' ends the
+            training with an error that names the level, 'skip' skips the optimizer step and counts
+            it. Defaults to 'stop'.
+        monitor_interval (int): Interval in iterations at which to log the loss weights and the
+            share of the teacher's variance that the student explains, see
+            :mod:`rdimkd_det.monitoring`; 0 for never. Defaults to 50.
 
     Raises:
         ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown,
@@ -90,18 +91,18 @@ class DistillHook(Hook):
         self._skipper: StepSkipper | None = None
         self._facts: dict[str, str] = {}
         self._resumed = False
-        # Before any data loader has started its workers.
+        # Here, before any data loader starts workers, which inherit it.
         name_unreadable_images()
 
     def before_run(self, runner: Runner) -> None:
-        """Guard a training against interruptions."""
+        """Guard the training against interruptions, see :mod:`rdimkd_det.guard`."""
         guard(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Load the teachers, fit what is not fitted, make all ranks equal, and tell the levels.
+        """Load the teachers, fit unfitted projections, synchronise the ranks and log the levels.
 
         Args:
-            runner (Runner): The runner, its model initialised and a checkpoint resumed.
+            runner (Runner): The runner, with its model initialised and any checkpoint resumed.
         """
         model = distilled_student(runner.model)
         if self.nonfinite == 'skip':
@@ -128,7 +129,7 @@ class DistillHook(Hook):
                 runner.logger.info('RdimKD: %s', line)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Set the weight of this iteration; free the teachers once it is 0 for good.
+        """Set the schedule's factor for this iteration; free the teachers once it stays 0.
 
         Args:
             runner (Runner): The runner.
@@ -154,18 +155,18 @@ class DistillHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
     ) -> None:
-        """Stop at a loss that is not finite; log weights and what the student explains.
+        """Stop at a loss that is not finite; log weights and explained variance to the message hub.
 
         Args:
-            runner (Runner): The runner; every visualiser backend shows what its message hub gets.
+            runner (Runner): The runner.
             batch_idx (int): Index of the batch in the epoch.
             data_batch (dict, optional): The batch.
             outputs (dict, optional): What the training step returned.
 
         Raises:
-            FloatingPointError: A loss of this iteration is not finite; names it.
+            FloatingPointError: A loss of this iteration is not finite; the message names it.
         """
-        # RuntimeInfoHook has waited for the device just now, to log the losses.
+        # Costs no extra wait: RuntimeInfoHook has just waited for the device to log the losses.
         stop_if_broken(self._to_stop_at, self._say_what_is_kept)
         if not self.every_n_train_iters(runner, self.monitor_interval):
             return
@@ -188,17 +189,17 @@ class DistillHook(Hook):
         return runner.iter / self._unit(runner)
 
     def _unit(self, runner: Runner) -> float:
-        """Iterations in the schedule's unit of time."""
+        """Return the number of iterations in the schedule's unit of time."""
         if not self.schedule.by_epoch:
             return 1
         loader = runner.train_dataloader
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             return len(loader)
-        # An infinite sampler's length is the data set's, in however many processes.
+        # An infinite sampler's length is the data set's, independent of the number of processes.
         return len(loader.dataset) / (batch_size(loader) * get_world_size())
 
     def fit(self, model: RdimKDDistiller, dataloader: DataLoader) -> None:
-        """Fit the projections of a student on training images; random states are left alone.
+        """Fit the projections of a student on training images; preserves the random states.
 
         Args:
             model (RdimKDDistiller): The student.
@@ -210,15 +211,15 @@ class DistillHook(Hook):
             fit_projections(model, calibration_batches(dataloader, num_images, self.seed))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the state beside the student's.
+        """Add the distillation state to a checkpoint.
 
         Args:
             runner (Runner): The runner.
-            checkpoint (dict): Gets the entry 'distill'.
+            checkpoint (dict): Gets the entry 'distill', and the facts of the training in 'meta'.
 
         Raises:
-            FloatingPointError: A loss of this iteration is not finite: weights that it has spoilt
-                are not saved, in whatever order a config has its hooks.
+            FloatingPointError: A loss of this iteration is not finite. Weights that it has spoilt
+                are not saved, independent of the order of the hooks in a config.
         """
         stop_if_broken(self._to_stop_at, self._say_what_is_kept)
         distill = distilled_student(runner.model).distill
@@ -226,13 +227,16 @@ class DistillHook(Hook):
         checkpoint['meta'][KEY] = self._facts
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Restore the state when training resumes.
+        """Restore the distillation state when training resumes.
 
         Args:
             runner (Runner): The runner.
             checkpoint (dict): The loaded checkpoint.
+
+        Raises:
+            ConfigError: The checkpoint was made with another teacher or other losses.
         """
-        if not runner._resume:  # testing, or training anew from given weights
+        if not runner._resume:  # testing, or a new training from given weights
             return
         self._resumed = True
         if 'distill' not in checkpoint:
@@ -253,13 +257,13 @@ class DistillHook(Hook):
 
 
 def _broadcast(distill: Distillation) -> None:
-    # The Runner sends state_dict() to all ranks, and DDP no buffers; neither covers these.
+    # Neither the Runner, which sends `state_dict()`, nor DDP, which sends no buffers, covers these.
     for tensor in distill.state_dict().values():
         broadcast(tensor)
 
 
 def _update_averaged_models(runner: Runner, distill: Distillation) -> None:
-    # EMAHook copied the model in before_run, when a fitted basis had no shape yet.
+    # EMAHook copies the model in before_run, before the bases are fitted.
     for hook in runner.hooks:
         if hasattr(hook, 'ema_model'):
             hook.ema_model.module.distill.load_state_dict(distill.state_dict())

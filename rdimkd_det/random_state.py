@@ -1,4 +1,4 @@
-"""Random states of a process, as plain data that any checkpoint may hold."""
+"""Random states of a process, as plain data that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RandomState = dict  # of tensors and numbers only, so that torch.load(weights_on
 
 
 def random_state() -> RandomState:
-    """Random states of Python, NumPy and PyTorch, those of all GPUs included."""
+    """Return the random states of Python, NumPy and PyTorch, including all GPUs."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -35,10 +35,10 @@ def random_state() -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
-    """Set what :func:`random_state` gave.
+    """Restore the random states that :func:`random_state` returned.
 
     Args:
-        state (RandomState): GPUs that this process does not have are left out.
+        state (RandomState): The states; those of GPUs that this process does not have are ignored.
     """
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
@@ -57,13 +57,13 @@ def set_random_state(state: RandomState) -> None:
 
 
 def _cuda_states() -> list[torch.Tensor]:
-    # A data loader's worker must not start CUDA; it has no random state there either.
+    # A data loader's worker must not initialise CUDA, and has no random state there.
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's random states as they were found."""
+    """Restore Python's, NumPy's and PyTorch's random states when the block ends."""
     state = random_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a distilled training must share with the checkpoint that it resumes from."""
+"""Check of a resumed training's distillation against the run that wrote the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from .errors import ConfigError
 from .files.checkpoints import fingerprint
 from .projections import Projection
 
-# Where the facts stand in a checkpoint's 'meta'.
+# Key of the facts in a checkpoint's 'meta'.
 KEY = 'distillation'
 
 
 def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
-    """What the bases and adapters of a training were made for.
+    """Return the facts that the bases and adapters of a training depend on.
 
-    Weights and schedules are not among them: they may change on the way.
+    Loss weights and schedules are not included, because they may change between runs.
 
     Args:
-        distill (Distillation | SeveralTeachers): Of the training.
+        distill (Distillation | SeveralTeachers): Distillation of the training.
 
     Returns:
-        dict[str, str]: What it is to how it is; a teacher only where its file is at hand.
+        dict[str, str]: Name of a fact to its value: the fingerprint of each teacher's checkpoint,
+        if that file is available, and projection and ``normalize`` of each tap.
     """
     facts = {}
     for part in distill.parts:
@@ -42,14 +43,15 @@ def _kind(projection: Projection) -> str:
 
 
 def check_same_training(meta: Mapping, facts: Mapping[str, str]) -> None:
-    """Check that a checkpoint is of this training.
+    """Check that a checkpoint belongs to this training.
 
     Args:
-        meta (Mapping): The checkpoint's; one of an earlier version holds no facts.
-        facts (Mapping[str, str]): This training's, from :func:`training_facts`.
+        meta (Mapping): 'meta' of the checkpoint; facts that it lacks, as in checkpoints of earlier
+            versions, are not compared.
+        facts (Mapping[str, str]): Facts of this training, from :func:`training_facts`.
 
     Raises:
-        ConfigError: A fact differs; names it.
+        ConfigError: A fact differs; the message names it.
     """
     of_checkpoint = meta.get(KEY) or {}
     for what, value in facts.items():

@@ -1,4 +1,4 @@
-"""``distill_config``: a distilled training from any two detector configs."""
+"""``distill_config``: the config of a distilled training from any two detector configs."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def distill_config(
     hook: Mapping | None = None,
     **loss_options,
 ) -> Config:
-    """Make the config of a distilled training out of a student's and a teacher's.
+    """Make the config of a distilled training from a student's and a teacher's config.
 
     Args:
         student (str | Config): Config of the student's plain training: a path, ``'mmdet::...'``
-            or a Config, which is left as it is.
-        teacher (str | Config): Config of the teacher.
+            or a Config, which is not changed.
+        teacher (str | Config): Config of the teacher, in the same forms.
         checkpoint (str): Path or URL of the teacher's weights.
         projection (str): 'pca', 'autoencoder', 'random' or 'identity'. Defaults to 'pca'.
         dim (int | float, optional): Number of directions d; for 'pca' also the share of variance
-            to keep. Defaults to half of the teacher's channels.
-        tap (str | Sequence[str]): Path, or paths, of the matched modules. Defaults to 'neck'.
+            to keep. Defaults to half of the teacher's channels, at the level with the fewest.
+        tap (str | Sequence[str]): Path or paths of the matched modules. Defaults to 'neck'.
         hook (Mapping, optional): Options of ``DistillHook``.
         **loss_options: Further options of ``RdimKDLoss``, e.g. ``loss_weight=2.0``.
 
@@ -46,7 +46,7 @@ def distill_config(
         Config: The student's config with a distilled model and ``DistillHook``.
 
     Raises:
-        ConfigError: A config cannot be read, or an option does not exist.
+        ConfigError: A config cannot be read or has no model, or ``projection`` is unknown.
 
     Example:
         >>> from rdimkd_det import distill_config
@@ -87,9 +87,9 @@ def distill_config(
 def projection_config(
     projection: str, dim: int | float | None, tap: str, teacher: str | Config, checkpoint: str
 ) -> dict:
-    """Config of one tap's projection; see :func:`distill_config` for the arguments.
+    """Make the config of one tap's projection.
 
-    Here ``tap`` is the path in the teacher.
+    The arguments are those of :func:`distill_config`, but ``tap`` is the path in the teacher.
     """
     if projection not in PROJECTIONS:
         raise ConfigError(
@@ -104,12 +104,12 @@ def projection_config(
 
 
 def write_config(path: str, student: str, distilled: Config) -> None:
-    """Write a distilled config as a person would: the student's file as base, and the additions.
+    """Write a distilled config with the student's config as base, as one would by hand.
 
     Args:
         path (str): File to write.
         student (str): The student's config, a path or ``'mmdet::...'``.
-        distilled (Config): What :func:`distill_config` made of it.
+        distilled (Config): Result of :func:`distill_config` for this student.
     """
     directory = Path(path).absolute().parent
     base = student if '::' in student else os.path.relpath(student, directory)
