@@ -1,4 +1,4 @@
-"""Requirements on MMDetection, and workarounds, each with the versions that need it."""
+"""Check of the MMDetection distribution, and workarounds with the versions that need them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ONEDL = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection')
 
 
 def check_distribution() -> str:
-    """Which of the two MMDetection distributions is installed.
+    """Check that exactly one of the two MMDetection distributions is installed.
 
     Returns:
         str: 'openmmlab' or 'onedl'.
 
     Raises:
-        ImportError: Neither is there in full, or packages of both are.
+        ImportError: Neither is completely installed, or packages of both are.
     """
     openmmlab = [name for name in OPENMMLAB if _installed(name)]
     onedl = [name for name in ONEDL if _installed(name)]
@@ -55,9 +55,9 @@ def _installed(package: str) -> bool:
 def allow_config_prefix() -> None:
     """Let ``_base_ = ['rdimkd_det::_base_/distill.py']`` find this package's configs.
 
-    mmengine (0.10.7, OneDL 0.10.12) asserts that such a prefix is one of OpenMMLab's packages; it
-    looks in site-packages, where ``pip install -e`` puts nothing; and it would look for the classes
-    in registries of the prefix's name, while this package's are in MMDetection's.
+    mmengine (0.10.7, OneDL 0.10.12) asserts that the prefix is one of OpenMMLab's packages, looks
+    for the config in site-packages, where ``pip install -e`` puts nothing, and would look for the
+    classes in the prefix's own registries, while this package registers in MMDetection's.
     """
     from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
@@ -74,10 +74,13 @@ def allow_config_prefix() -> None:
 
 
 def own_config(name: str) -> str | None:
-    """Path of a config of this package, installed or in its repository; None for any other.
+    """Return the path of a config of this package, installed or in its repository.
 
     Args:
-        name (str): E.g. 'rdimkd_det::_base_/distill.py'.
+        name (str): Name of a config, e.g. 'rdimkd_det::_base_/distill.py'.
+
+    Returns:
+        str | None: The path; None for a name without the prefix 'rdimkd_det::'.
     """
     prefix, _, path = name.partition('::')
     if prefix != 'rdimkd_det':
@@ -89,7 +92,7 @@ def own_config(name: str) -> str | None:
 def allow_checkpoint_types() -> None:
     """Let ``torch.load(weights_only=True)`` read the data types in mmengine's own checkpoints.
 
-    torch >= 2.6 refuses them by default, so that mmengine 0.10.7 cannot resume; switching the
+    torch >= 2.6 refuses them by default, so mmengine 0.10.7 cannot resume. Switching the
     protection off would let any checkpoint run code. OneDL's mmengine 0.10.12 allows the same
     types, but falls back to unsafe loading for others.
     """
@@ -106,7 +109,7 @@ def allow_checkpoint_types() -> None:
 
 
 def _statistics_method(owner: object, name: str) -> object:
-    """The one use of ``getattr`` in mmengine's checkpoints: ``HistoryBuffer``'s own methods."""
+    """Replace ``getattr`` in mmengine's checkpoints: allow only ``HistoryBuffer``'s statistics."""
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
@@ -114,13 +117,13 @@ def _statistics_method(owner: object, name: str) -> object:
     return getattr(owner, name)
 
 
-# The name under which checkpoints ask for it; the real one would open every door.
+# Checkpoints refer to `builtins.getattr`; allowing the real one would allow any attribute access.
 _statistics_method.__module__ = 'builtins'
 _statistics_method.__qualname__ = _statistics_method.__name__ = 'getattr'
 
 
 def cuda_autocast_dtype() -> torch.dtype | None:
-    """Precision of the CUDA autocast that is on, if one is."""
+    """Return the precision of the CUDA autocast, or None outside of one."""
     import torch
 
     if not torch.is_autocast_enabled():
@@ -131,10 +134,10 @@ def cuda_autocast_dtype() -> torch.dtype | None:
 
 
 def show_student_in_config() -> None:
-    """Let code that looks into a detector's config find the student in a distilled one.
+    """Let code that reads a detector's config find the student's keys in a distilled one.
 
-    ``init_detector`` (mmdet 3.3.0, OneDL 3.5.1) reads ``config.model.backbone`` of whatever model
-    it is given. A key that a distilled model's config lacks is looked up in its student.
+    ``init_detector`` (mmdet 3.3.0, OneDL 3.5.1) reads ``config.model.backbone`` of every model.
+    A key missing from a distilled model's config is looked up in the student's.
     """
     from mmengine.config import ConfigDict
 
@@ -152,16 +155,16 @@ def show_student_in_config() -> None:
 
 @cache
 def mend_detectors() -> None:
-    """Let detectors run that fail in mmdet itself.
+    """Work around bugs of mmdet that stop some detectors from running.
 
-    Not done at import, since it imports all of mmdet's models.
+    Call it when a model is built, not at import: it imports all of mmdet's models.
     """
     _make_positional_encoding_contiguous()
     _let_ssd_predict()
 
 
 def _let_ssd_predict() -> None:
-    """Let SSD predict: mmdet (3.3.0, OneDL 3.5.1) asks for a ``loss_cls`` that its head lacks."""
+    """Let SSD predict: mmdet (3.3.0, OneDL 3.5.1) reads a ``loss_cls`` that SSD's head lacks."""
     from mmdet.models.dense_heads import SSDHead
 
     if not hasattr(SSDHead, 'loss_cls'):
@@ -172,7 +175,7 @@ def _make_positional_encoding_contiguous() -> None:
     """Let the DETR family run on current PyTorch.
 
     The detectors of mmdet (3.3.0, OneDL 3.5.1) call ``view`` on a permuted positional encoding,
-    and torch 2.13 lays out its strides so that this fails.
+    which fails with the strides that torch 2.13 gives it.
     """
     from mmdet.models.layers import SinePositionalEncoding
 
@@ -187,10 +190,10 @@ def _make_positional_encoding_contiguous() -> None:
 
 @cache
 def name_unreadable_images() -> None:
-    """Let an image file that cannot be read be named in one line.
+    """Make an unreadable image raise a one-line error that names the file.
 
-    mmcv (2.1.0, OneDL 2.3.6) names it in some of its errors only: OpenCV's for an empty file does
-    not, and a worker's traceback hides the rest.
+    mmcv (2.1.0, OneDL 2.3.6) names it in some errors only: OpenCV's error for an empty file does
+    not name it, and a worker's traceback hides the others.
     """
     from mmcv.transforms import LoadImageFromFile
 
@@ -200,7 +203,7 @@ def name_unreadable_images() -> None:
     def transform_or_name(self, results: dict) -> dict | None:
         try:
             return transform(self, results)
-        except Exception as error:  # whatever the file's backend and decoder raise
+        except Exception as error:  # file backends and decoders raise many types
             path = results.get('img_path')
             reason = str(error).strip().split('\n')[-1] or type(error).__name__
             raise TrainingStoppedError(

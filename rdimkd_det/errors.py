@@ -1,4 +1,4 @@
-"""Exceptions that users see: mistakes that they can fix, and reasons why a training ended."""
+"""Exceptions for users: errors they can fix, and reasons why a training ended."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from __future__ import annotations
 class ConfigError(ValueError):
     """A config, file or option that the user gave cannot be used.
 
-    Its message is one line: who complains, what was expected, what was given, what to do. The
-    command lines print that line and exit with status 2.
+    The message is one line: which component raises it, what it expected, what it got and what to
+    do. The command lines print that line and exit with status 2.
     """
 
 
 class TrainingStoppedError(RuntimeError):
-    """A training cannot go on, for a reason outside of its config, e.g. a full disk.
+    """A training cannot continue for a reason outside its config, e.g. a full disk.
 
-    Its message is one line, with what to do. The command lines exit with status 1.
+    The message is one line that says what to do. The command lines exit with status 1.
     """
 
 
@@ -23,7 +23,7 @@ class TrainingInterruptedError(KeyboardInterrupt):
 
     Args:
         message (str): One line that names the checkpoint.
-        status (int): Exit status of the command line: 128 and the signal's number.
+        status (int): Exit status of the command line: 128 plus the signal's number.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -32,13 +32,13 @@ class TrainingInterruptedError(KeyboardInterrupt):
 
 
 def last_line(error: Exception) -> str:
-    """The last line of an exception's text; one from a data loader's worker is a traceback."""
+    """Return the last line of an exception's text, which is a traceback if a worker sent it."""
     name = f'{TrainingStoppedError.__module__}.{TrainingStoppedError.__name__}: '
     return str(error).strip().split('\n')[-1].removeprefix(name)
 
 
 def named_file(error: OSError) -> str | None:
-    """Which file the operating system refused and why, as one line; None if it does not say."""
+    """Return the file and reason of an OSError as one line, or None if it does not hold them."""
     if error.filename is None or error.strerror is None:
         return None
     return f'{error.filename}: {error.strerror}.'

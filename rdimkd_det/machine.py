@@ -1,4 +1,4 @@
-"""The machine and the software versions that measurements depend on."""
+"""Description of the machine and the package versions, to be stored with results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores, system and versions, by the names that results are written with."""
+    """Return processor, number of cores, system and versions, by the keys used in results."""
     return {'processor': processor(), 'cores': count_cores(), **versions()}
 
 
 def processor() -> str:
-    """The processor's model, 'unknown' where the system does not tell."""
+    """Return the processor's model, or 'unknown' if the system does not report it."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text(errors='replace').splitlines() if info.is_file() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
@@ -26,14 +26,14 @@ def processor() -> str:
 
 
 def count_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Of the system, Python and the packages that compute."""
+    """Return the system and the versions of Python, torch, mmengine, mmcv and mmdet."""
     return {
         'system': f'{platform.system()} {platform.machine()}',
         'python': platform.python_version(),

@@ -1,4 +1,4 @@
-"""Misspelled names, and what was probably meant."""
+"""Checks of option and type names in configs, with suggestions for misspelled ones."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mmengine.registry import Registry
 from .errors import ConfigError
 from .signatures import parameters, refused_option
 
-# What an exception's line is cut to.
+# Maximum length of an exception's line, in characters.
 LONGEST = 400
-# Packages whose names are told apart without a scope: their registries are mmdet's and above.
+# Packages whose types are found without a scope, in mmdet's registries or their parents.
 PACKAGES = ('mmdet', 'mmcv', 'mmengine', 'rdimkd_det')
-# The key by which mmengine knows an entry of a base `mmdet::...` or `rdimkd_det::...`.
+# The key with which mmengine marks entries of a base `mmdet::...` or `rdimkd_det::...`.
 SCOPE = '_scope_'
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of a message: '; did you mean 'x'?', or nothing where nothing is near."""
+    """Return the end of a message, "; did you mean 'x'?", or '' if no known name is close."""
     others = [entry for entry in known if entry != name]
     nearest = get_close_matches(str(name), others, n=1, cutoff=0.7)
     return f"; did you mean '{nearest[0]}'?" if nearest else ''
@@ -38,18 +38,19 @@ def check_options(
     others: Iterable[str] = ('type',),
     passed_to: Callable | None = None,
 ) -> None:
-    """Check that a config entry has no option that its class does not take.
+    """Check that a class takes all options of a config entry.
 
     Args:
-        where (str): Its place in the config.
-        options (Iterable[str]): The names of the options.
+        where (str): Place of the entry in the config, for the message.
+        options (Iterable[str]): Names of the options.
         builder (type): The class.
-        others (Iterable[str]): Keys that are not for the class. Defaults to 'type'.
-        passed_to (Callable, optional): What it hands other options on to. Defaults to None: any
-            option will do for a class that hands on.
+        others (Iterable[str]): Additional keys that the class does not take. Defaults to
+            ``('type',)``.
+        passed_to (Callable, optional): Callable that receives the ``**kwargs`` of the class.
+            Defaults to None: a class with ``**kwargs`` then accepts any option.
 
     Raises:
-        ConfigError: One is unknown, see :func:`check_names`.
+        ConfigError: An option is unknown, see :func:`check_names`.
     """
     known, hands_on = parameters(builder)
     if hands_on and passed_to is not None:
@@ -60,15 +61,15 @@ def check_options(
 
 
 def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Check that a config entry has no other keys than the known ones, and its scope.
+    """Check that a config entry has only known keys; mmengine's scope key is always allowed.
 
     Args:
-        where (str): Its place in the config.
-        names (Iterable[str]): Its keys.
-        known (Iterable[str]): Those that there are.
+        where (str): Place of the entry in the config, for the message.
+        names (Iterable[str]): Keys of the entry.
+        known (Iterable[str]): Known keys.
 
     Raises:
-        ConfigError: One is unknown; suggests the nearest, or lists them.
+        ConfigError: A key is unknown; the message suggests the closest known key or lists all.
     """
     for name in sorted(set(names) - {SCOPE, *known}, key=str):
         hint = did_you_mean(name, known) or f'; it has {", ".join(known)}.'
@@ -79,16 +80,16 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
     """Check that a config entry names a registered type.
 
     Args:
-        entry (object): The entry, which should be a dict with a 'type'.
-        where (str): Its place in the config.
-        registry (Registry): Where the type should be.
-        known (Iterable[str]): Types that make sense there, to suggest.
+        entry (object): The entry, expected to be a dict with a 'type'.
+        where (str): Place of the entry in the config, for the message.
+        registry (Registry): Registry of the type.
+        known (Iterable[str]): Names of suitable types, to suggest.
 
     Returns:
         type: The class.
 
     Raises:
-        ConfigError: It does not; suggests the nearest name.
+        ConfigError: The entry has no type, or an unknown one; the message suggests a name.
     """
     known = list(known)
     name = entry.get('type') if isinstance(entry, Mapping) else None
@@ -98,7 +99,7 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
         )
     try:
         found = registry.get(name) if isinstance(name, str) else name
-    except Exception:  # of the import of a name with dots, and of ''
+    except Exception:  # the import of a dotted name may raise anything, and '' raises too
         found = None
     if found is None:
         listed = f'; there are {", ".join(known)}.' if len(known) < 10 else '.'
@@ -108,12 +109,12 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
 
 
 def type_name(entry: Mapping) -> str:
-    """The name of a config entry's type, which is a registered name, a dotted path or a class.
+    """Return the name of a config entry's type: a registered name, a dotted path or a class.
 
-    Nothing is imported for it, so that it may be asked of a stranger's config.
+    Imports nothing, so it is safe on an untrusted config.
 
     Returns:
-        str: E.g. 'Resize', or 'theirs.Resize' of a package that is none of :data:`PACKAGES`.
+        str: E.g. 'Resize', or 'theirs.Resize' for a package outside :data:`PACKAGES`.
     """
     kind = entry.get('type')
     path = f'{kind.__module__}.{kind.__name__}' if hasattr(kind, '__name__') else str(kind)
@@ -125,7 +126,7 @@ def type_name(entry: Mapping) -> str:
 
 
 def explain(error: Exception) -> str:
-    """An exception of the host as one line, with what a misspelled name probably meant."""
+    """Return an exception as one line, with a hint if it is about a misspelled name."""
     # An OSError's first argument is a number; a KeyError's text would be quoted.
     text = str(error if isinstance(error, OSError) or not error.args else error.args[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
@@ -139,12 +140,12 @@ def explain(error: Exception) -> str:
     if unknown:
         return unknown[1] + did_you_mean(unknown[2], _registered_names())
     refused = refused_option(error)
-    line = textwrap.shorten(line, LONGEST, placeholder=' ...')  # it may show a whole config
+    line = textwrap.shorten(line, LONGEST, placeholder=' ...')  # it may contain a whole config
     return line + did_you_mean(*refused) if refused else line
 
 
 def registered(registry: Registry) -> list[str]:
-    """Names of all types in one of mmdet's registries and in mmengine's above it, sorted."""
+    """Return the names of all types in one of mmdet's registries and in its parent, sorted."""
     registries = [registry] if registry.parent is None else [registry, registry.parent]
     return sorted({name for each in registries for name in each.module_dict})
 

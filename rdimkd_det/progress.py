@@ -1,4 +1,4 @@
-"""Progress bars for long work, on a terminal only; and durations in words."""
+"""Progress bars, shown on a terminal only, and durations in words."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rich.progress import (
 def watched(
     items: Iterable, description: str, total: int | None = None, console: Console | None = None
 ) -> Iterable:
-    """The items, with a bar and the time left on a terminal; nothing is shown elsewhere.
+    """Iterate over items, with a progress bar and the remaining time on a terminal.
 
     Args:
-        items (Iterable): What takes long.
-        description (str): What is being done.
-        total (int, optional): Their number. Defaults to their length.
-        console (Console, optional): Where to show it. Defaults to stderr.
+        items (Iterable): The items.
+        description (str): Text beside the bar.
+        total (int, optional): Number of items. Defaults to their length.
+        console (Console, optional): Console of the bar. Defaults to stderr.
     """
     console = console or Console(stderr=True)
     options = dict(console=console, transient=True, disable=not console.is_terminal)
@@ -36,16 +36,16 @@ def watched(
 def counting_bar(
     title: str, total: int, console: Console | None = None, shown: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """A bar with numbers and the time left on a terminal, for work that counts by itself.
+    """Show a bar with counts and the remaining time on a terminal, advanced by the caller.
 
     Args:
-        title (str): What is being done.
-        total (int): How many there are.
-        console (Console, optional): Where to show it. Defaults to stderr.
-        shown (bool): Whether to show it, e.g. in the first process only. Defaults to True.
+        title (str): Text beside the bar.
+        total (int): Number of items.
+        console (Console, optional): Console of the bar. Defaults to stderr.
+        shown (bool): Whether to show the bar, e.g. on rank 0 only. Defaults to True.
 
     Yields:
-        Callable: Takes how many more are done, 1 unless told.
+        Callable: Advances the bar by a number of items, 1 by default.
     """
     console = console or Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -56,7 +56,7 @@ def counting_bar(
 
 
 def format_time(seconds: float) -> str:
-    """A duration for people, e.g. '40 s', '12 min' or '1 h 05 min'."""
+    """Return a duration in words, e.g. '40 s', '12 min' or '1 h 05 min'."""
     if seconds < 90:
         return f'{max(seconds, 0):.0f} s'
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Which options a callable takes: by its signature, or by the traceback of one that it refused."""
+"""Options that a callable takes, from its signature or the traceback of a rejected option."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ UNEXPECTED = re.compile(r"(\w+)(?:\.(\w+))?\(\) got an unexpected keyword argume
 
 
 def parameters(function: Callable) -> tuple[list[str], bool]:
-    """Names of a function's or class's parameters, and whether it takes any other."""
+    """Return the names of a callable's parameters, and whether it has ``**kwargs``."""
     found = inspect.signature(function).parameters.values()
     named = [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return named, any(p.kind is p.VAR_KEYWORD for p in found)
 
 
 def refused_option(error: BaseException) -> tuple[str, list[str]] | None:
-    """The option that a callable of the host refused, and those that it takes.
+    """Return the option that a callable rejected, and those that it takes.
 
     Args:
         error (BaseException): An exception with its traceback.
 
     Returns:
-        tuple[str, list[str]] | None: None if it is about something else; no options where the
-        traceback does not show the callable.
+        tuple[str, list[str]] | None: The rejected option and the callable's options, which are
+        empty if the traceback does not show the callable; None for an exception of another kind.
     """
     refused = UNEXPECTED.search(str(error))
     if refused is None:
         return None
     name, method, option = refused.groups()
     known: dict[str, None] = {}
-    while error is not None:  # mmengine raises anew, and the first of them knows most
+    while error is not None:  # mmengine re-raises, and the original traceback shows the callable
         for frame, _ in traceback.walk_tb(error.__traceback__):
             for found in _named(frame, name):
                 called = found if method in (None, '__init__') else getattr(found, method, found)
@@ -43,7 +43,7 @@ def refused_option(error: BaseException) -> tuple[str, list[str]] | None:
 
 
 def _named(frame: FrameType, name: str) -> Iterator[Callable]:
-    """The classes and functions of a name that a frame could call, and the class that it is in."""
+    """Yield classes and functions of this name in a frame's scope, and the class of ``self``."""
     for value in (*frame.f_locals.values(), *frame.f_globals.values()):
         if isinstance(value, (type, FunctionType)) and value.__name__ == name:
             yield value
@@ -53,16 +53,16 @@ def _named(frame: FrameType, name: str) -> Iterator[Callable]:
 
 
 def options_of(kind: Callable) -> tuple[list[str], bool]:
-    """Options of a callable, with those of the bases of a class that hands others on to them.
+    """Return the options of a callable; for a class with ``**kwargs``, also those of its bases.
 
     Returns:
-        tuple[list[str], bool]: Their names, and whether it takes any other.
+        tuple[list[str], bool]: Names of the options, and whether any other option is accepted.
     """
     known: list[str] = []
     for each in getattr(kind, '__mro__', (kind,)):
         try:
             names, takes_others = parameters(each)
-        except (TypeError, ValueError):  # written in C
+        except (TypeError, ValueError):  # implemented in C
             break
         known += names
         if not takes_others:

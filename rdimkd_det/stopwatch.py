@@ -1,4 +1,4 @@
-"""Times and peak memory of pieces of work, on a CPU or a GPU."""
+"""Time and peak memory of pieces of work, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """What one piece of work costs.
+    """Time and memory of one piece of work.
 
     Attributes:
-        median (float): Milliseconds, of all rounds.
-        low (float): Their first quartile.
-        high (float): Their third quartile.
-        memory (int): Bytes at its peak that PyTorch holds beyond what it held before.
+        median (float): Median time of all rounds, in milliseconds.
+        low (float): First quartile, in milliseconds.
+        high (float): Third quartile, in milliseconds.
+        memory (int): Peak memory of PyTorch's allocator in bytes, beyond what it held before.
     """
 
     median: float
@@ -34,15 +34,15 @@ class Cost:
 
 
 def measure(pieces: Mapping[str, Callable], rounds: int, device: torch.device) -> dict[str, Cost]:
-    """Time pieces of work in turn, so that a machine's changing mood strikes all of them.
+    """Measure pieces of work in turn, so that changes in the machine's load affect all of them.
 
     Args:
         pieces (Mapping[str, Callable]): Name to a function without arguments.
-        rounds (int): How often each is timed, after two rounds of warm-up.
-        device (torch.device): Where they work.
+        rounds (int): Number of timed rounds, after two rounds of warm-up.
+        device (torch.device): Device that the functions use.
 
     Returns:
-        dict[str, Cost]: Name to its cost.
+        dict[str, Cost]: Name to the cost of the function.
     """
     times: dict[str, list[float]] = {name: [] for name in pieces}
     for number in range(WARM_UP + rounds):
@@ -58,7 +58,7 @@ def measure(pieces: Mapping[str, Callable], rounds: int, device: torch.device) -
 
 
 def _time(piece: Callable, device: torch.device) -> float:
-    """Milliseconds."""
+    """Return the time that one call takes, in milliseconds."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -74,19 +74,22 @@ def _time(piece: Callable, device: torch.device) -> float:
 
 
 def _alone() -> bool:
-    """Whether CPU time is what the work takes: with one thread, whatever else the machine does."""
+    """Check whether one thread does the work, so that CPU time measures it under any load."""
     return torch.get_num_threads() == 1
 
 
 def peak_memory(piece: Callable, device: torch.device) -> int:
-    """Bytes that PyTorch's allocator holds at the peak of a piece of work, beyond those before it.
+    """Return the peak memory of PyTorch's allocator in a piece of work, beyond the memory before.
 
-    On a CPU they are summed up from the allocator's own reports to the profiler: the resident set
-    would count what the C library keeps of earlier work, and miss what it reuses.
+    On a CPU the allocator's reports to the profiler are summed up. The resident set size would
+    count memory that the C library keeps from earlier work, and miss memory that it reuses.
 
     Args:
         piece (Callable): A function without arguments.
-        device (torch.device): Where it works.
+        device (torch.device): Device that the function uses.
+
+    Returns:
+        int: Bytes.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -95,17 +98,17 @@ def peak_memory(piece: Callable, device: torch.device) -> int:
         piece()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch 2.13 prints two lines a profile
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch 2.13 prints two lines per profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         piece()
-    # Its list of events leaves out what it books on operators; below are all reports.
+    # `profiler.events()` omits memory reports attributed to operators; Kineto's results have all.
     events = profiler.profiler.kineto_results.events()
     reports = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
     return max(accumulate((size for _, size in reports), initial=0))
 
 
 def describe_device(device: torch.device) -> dict[str, str | int | bool | None]:
-    """The device, how it is timed, its settings and all versions, as far as they bear on times."""
+    """Return the device, the clock, and the settings and versions that affect times."""
     on_gpu = device.type == 'cuda'
     return {
         'device': torch.cuda.get_device_name(device) if on_gpu else processor(),

@@ -1,4 +1,4 @@
-"""Checks of option values."""
+"""Checks of the values of options."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether an option is an int, and no bool, of at least ``least``."""
+    """Check whether an option is an int (not a bool) of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_amount(value: object) -> bool:
-    """Whether an option is a finite number, and no bool, of 0 or more."""
+    """Check whether an option is a finite number (not a bool) of 0 or more."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 <= value < math.inf
