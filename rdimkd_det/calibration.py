@@ -132,7 +132,7 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
         object: Batches of this rank.
     """
     size = batch_size(dataloader)
-    # `num_images` counts over all ranks, so the basis does not depend on the number of processes.
+    # `num_images` counts over all ranks: up to rounding, the basis is the same for any world size.
     num_batches = -(-min(num_images, len(dataloader.dataset)) // (size * get_world_size()))
     loader = DataLoader(
         dataloader.dataset,
