@@ -1,4 +1,4 @@
-"""What a cache depends on besides the images: the teacher and the projections, as plain facts."""
+"""The facts about teacher and projections that a cache and a training run must share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .store import TeacherCache
 
 
 def model_facts(model: Mapping) -> dict:
-    """The parts of a teacher's config that make its feature maps.
+    """Return the parts of a teacher's config that determine its feature maps.
 
     Args:
         model (Mapping): Model config of the teacher.
 
     Returns:
-        dict: Name of the fact to JSON types.
+        dict: Name of the fact to its value, in JSON types.
     """
     return {
         f"{part} of the teacher's config": as_json(_without_initialization(model.get(part)))
@@ -31,14 +31,14 @@ def model_facts(model: Mapping) -> dict:
 
 
 def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, str]) -> dict:
-    """The projections, by the tapped module of the teacher.
+    """Return the projection config at each tapped module of the teacher.
 
     Args:
         losses (Mapping[str, Mapping]): Tap of the student to the config of its loss.
-        teacher_taps (Mapping[str, str]): Tap of the student to the teacher's.
+        teacher_taps (Mapping[str, str]): Tap of the student to the tap of the teacher.
 
     Raises:
-        ConfigError: Two losses have the same maps of the teacher.
+        ConfigError: Two losses tap the same module of the teacher.
     """
     if len(set(teacher_taps.values())) < len(teacher_taps):
         raise ConfigError(
@@ -54,7 +54,7 @@ def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, s
 
 
 def checkpoint_facts(checkpoint: str) -> dict:
-    """Name and SHA-256 of a checkpoint; the latter is None where the file is not on this machine.
+    """Return a checkpoint's file name and its SHA-256 (None if the file is not on this machine).
 
     Args:
         checkpoint (str): Path or URL.
@@ -65,17 +65,17 @@ def checkpoint_facts(checkpoint: str) -> dict:
 
 
 def check_facts(cache: TeacherCache, given: Mapping) -> None:
-    """Check that a cache serves a training.
+    """Check that a cache fits a training run.
 
-    A training without flips may use a cache with flipped entries. Weights are compared by their
-    hash where both sides know it, else by the name of the file.
+    A run without flips may use a cache with flipped entries. Weights are compared by hash if both
+    hashes are known, otherwise by file name.
 
     Args:
         cache (TeacherCache): The cache.
-        given (Mapping): Facts of the training, all or some.
+        given (Mapping): All or some of the run's facts.
 
     Raises:
-        ConfigError: One differs; names it.
+        ConfigError: A fact differs; the message names it.
     """
     facts = cache.about['facts']
     ignored = {'flip'} if given.get('flip') is False else set()
@@ -91,14 +91,14 @@ def check_facts(cache: TeacherCache, given: Mapping) -> None:
 
 
 def _first_difference(one: object, other: object) -> tuple[object, object]:
-    """The first items in which two lists differ; of anything else, the two."""
+    """Return the first items in which two lists differ; any other values are returned whole."""
     if not (isinstance(one, list) and isinstance(other, list)):
         return one, other
     return next((a, b) for a, b in zip_longest(one, other, fillvalue='nothing') if a != b)
 
 
 def _without_initialization(entry: object) -> object:
-    """Without what is said about initial weights: the checkpoint replaces them."""
+    """Drop the options for initial weights, which the checkpoint replaces."""
     if not isinstance(entry, Mapping):
         return entry
     return {

@@ -1,4 +1,4 @@
-"""Which images a cache can hold: those that the training's pipeline reproduces, bit for bit."""
+"""Which images can be cached: those that the training pipeline reproduces bit for bit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from ..names import PACKAGES, type_name
 
-# Both tables are closed: what is not in them may draw random numbers, or mix images. Another
-# package's Resize may do anything.
+# Allow-lists: any other transform may draw random numbers or mix images. Another package's Resize
+# may do anything.
 MAKES_THE_IMAGE = ('LoadImageFromFile', 'Resize', 'FixScaleResize', 'FixShapeResize', 'Pad')
 LEAVES_THE_IMAGE = (
     'LoadAnnotations',
@@ -24,29 +24,29 @@ WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
 SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 PREPROCESSORS = ('DetDataPreprocessor', 'BoxInstDataPreprocessor')
 META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
-# Where a file lies or how it is fetched changes no pixel.
+# Options that do not affect the pixels.
 IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
 
 
 def entry_key(metainfo: Mapping) -> str:
-    """The name of an image, as one pass through the pipeline made it, in a cache.
+    """Return the cache key of an image that the pipeline produced.
 
     Args:
-        metainfo (Mapping): Of its data sample: 'img_id', 'img_path' and, where flipped, 'flip'.
+        metainfo (Mapping): Of its data sample: 'img_id', 'img_path' and, if flipped, 'flip'.
 
     Returns:
         str: E.g. '139:000000000139.jpg', or '139:000000000139.jpg+flip'. The directory is left out,
-        so that a data set may move.
+        so that a dataset can be moved.
     """
     flip = '+flip' if metainfo.get('flip') else ''
     return f'{metainfo["img_id"]}:{Path(metainfo["img_path"]).name}{flip}'
 
 
 def cacheable_datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Configs of the data sets below repeating and concatenating wrappers.
+    """Yield the configs of the datasets below repeating and concatenating wrappers.
 
     Raises:
-        ConfigError: Another wrapper is around them, which may mix images.
+        ConfigError: There is another wrapper, which may mix images.
     """
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
@@ -61,19 +61,19 @@ def cacheable_datasets(dataset: Mapping) -> Iterator[Mapping]:
 
 
 def image_pipeline(cfg: Config) -> dict:
-    """What a training does to its images, as far as the teacher sees it.
+    """Describe what a training run does to an image before the teacher sees it.
 
     Args:
-        cfg (Config): Config of the training.
+        cfg (Config): Config of the run.
 
     Returns:
-        dict: 'transforms', the configs of those that make the image, with the place of
-        'RandomFlip' among them; 'batch_augments' of the student's preprocessor; and 'flip',
-        whether images are flipped. Only JSON types.
+        dict: 'transforms', the configs of the transforms that change the image, including the
+        position of 'RandomFlip'; 'batch_augments' of the student's preprocessor; and 'flip',
+        whether images are flipped. JSON types only.
 
     Raises:
         ConfigError: A transform, wrapper, batch augmentation or hook does not give the same image
-            each time; names it and says what to do.
+            each time; the message names it and the remedy.
     """
     scope = cfg.get('default_scope') or 'mmdet'
     if scope not in PACKAGES:
@@ -93,11 +93,11 @@ def image_pipeline(cfg: Config) -> dict:
 
 
 def unaugmented(pipeline: list, flip: bool) -> list[dict]:
-    """The pipeline that makes the images of a cache: without annotations, and without chance.
+    """Return the pipeline for the images of a cache, without annotations and randomness.
 
     Args:
         pipeline (list): A pipeline that :func:`image_pipeline` accepts.
-        flip (bool): Whether to flip every image, or none.
+        flip (bool): Whether to flip every image; otherwise none is flipped.
     """
     kept = [dict(step) for step in pipeline if type_name(step) not in LEAVES_THE_IMAGE]
     for step in kept:
@@ -107,7 +107,7 @@ def unaugmented(pipeline: list, flip: bool) -> list[dict]:
 
 
 def as_json(value: object) -> object:
-    """A config entry in the types of JSON, as it comes back from a file."""
+    """Convert a config entry to JSON types, as if it had been saved and loaded."""
     return json.loads(json.dumps(value, default=lambda kind: getattr(kind, '__name__', str(kind))))
 
 
@@ -162,7 +162,7 @@ def _batch_augments(cfg: Config) -> list:
 
 
 def _student_preprocessor(cfg: Config) -> Mapping:
-    """The one that the student gets, from where ``RdimKDDistiller`` and mmengine's Runner look."""
+    """Return the student's preprocessor, looked up like ``RdimKDDistiller`` and the Runner do."""
     places = (cfg.model.get('student', {}), cfg.model, cfg)
     found = (place['data_preprocessor'] for place in places if 'data_preprocessor' in place)
     return next(found, None) or {}

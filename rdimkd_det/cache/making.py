@@ -1,4 +1,4 @@
-"""Making a teacher cache: the teacher sees every training image once, and once flipped."""
+"""Making a teacher cache: run the teacher on every training image, and on its flip if used."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from .facts import checkpoint_facts, model_facts, projection_facts
 from .images import cacheable_datasets, entry_key, image_pipeline, unaugmented
 from .store import LevelArrays, TeacherCache, split_levels
 
-# Images that the size of an entry is measured on.
+# Number of images from which the size of an entry is estimated.
 NUM_SAMPLES = 8
-# Height and width in pixels of the padding that the teacher is shown: the middle feels no border.
+# Height and width in pixels of an input that is all padding, large enough that borders do not
+# affect its centre.
 PADDING_SIDE = 1024
 
 
 def without_cache(cfg: Config) -> Config:
-    """The config of the same training with the live teacher; one without a model as it is."""
+    """Return a copy of a config in which every teacher is live; needs no model in the config."""
     cfg = copy.deepcopy(cfg)
     model = cfg.get('model')
     if isinstance(model, Mapping):
@@ -43,14 +44,14 @@ def without_cache(cfg: Config) -> Config:
 
 
 def cache_images(cfg: Config, flip: bool) -> Dataset:
-    """Every training image as the pipeline makes it, without annotations; then flipped ones.
+    """Return the dataset of all images to cache, without annotations: unflipped, then flipped.
 
     Args:
-        cfg (Config): Config of the training.
-        flip (bool): Whether the training flips images.
+        cfg (Config): Config of the training run.
+        flip (bool): Whether the run flips images; if not, there are no flipped ones.
 
     Raises:
-        ConfigError: Two images would have the same key.
+        ConfigError: Two images have the same key.
     """
     parts = []
     for flipped in (False, True) if flip else (False,):
@@ -73,11 +74,11 @@ def _check_names(datasets: Sequence[Dataset]) -> None:
 
 
 def part_facts(part: Distillation, cfg: Config) -> dict:
-    """What the cache of a teacher depends on.
+    """Return all facts that the cache of a teacher depends on.
 
     Args:
-        part (Distillation): The teacher and its losses, live.
-        cfg (Config): Config of the training.
+        part (Distillation): The live teacher and its losses.
+        cfg (Config): Config of the training run.
     """
     return {
         **image_pipeline(cfg),
@@ -88,7 +89,7 @@ def part_facts(part: Distillation, cfg: Config) -> dict:
 
 
 def part_levels(part: Distillation) -> list[list]:
-    """[tap, index] of the teacher's levels, in the order in which an entry holds their maps."""
+    """Return [tap, index] of the teacher's levels, in the order of the maps in an entry."""
     return [
         [part.teacher_taps[tap], teacher.index]
         for tap in part.taps
@@ -97,14 +98,14 @@ def part_levels(part: Distillation) -> list[list]:
 
 
 def use_bases(part: Distillation, cache: TeacherCache) -> None:
-    """Project on what the entries of a cache were, and will be, projected on.
+    """Load the bases of a cache, so that new entries are projected like the existing ones.
 
     Args:
-        part (Distillation): The teacher and its losses, live.
+        part (Distillation): The live teacher and its losses.
         cache (TeacherCache): A cache of that teacher.
 
     Raises:
-        ConfigError: It holds other levels.
+        ConfigError: The cache holds other levels.
     """
     if part_levels(part) != cache.about['levels']:
         raise ConfigError(
@@ -121,12 +122,12 @@ def use_bases(part: Distillation, cache: TeacherCache) -> None:
 def coordinates(
     part: Distillation, preprocessor: nn.Module, batch: Mapping
 ) -> Iterator[tuple[str, tuple[int, int], list[np.ndarray]]]:
-    """Coordinates of the teacher's maps, each image padded as if it were alone.
+    """Project the teacher's maps of a batch, with each image padded as if it were alone.
 
-    A GPU is waited for once for all images of a size, not for each map.
+    Images of the same size form one batch, which needs a single wait for the GPU.
 
     Args:
-        part (Distillation): The teacher and its losses, live and fitted.
+        part (Distillation): The live teacher and its losses, fitted.
         preprocessor (nn.Module): The student's data preprocessor.
         batch (Mapping): Images (3, H, W) of any sizes in 'inputs', and 'data_samples'.
 
@@ -135,7 +136,7 @@ def coordinates(
         (d, h, w), float16, tap by tap and level by level.
 
     Raises:
-        FloatingPointError: They are not finite, or beyond half precision.
+        FloatingPointError: A coordinate is not finite, or exceeds half precision.
     """
     groups: dict[torch.Size, list] = {}
     for image, sample in zip(batch['inputs'], batch['data_samples']):
@@ -164,15 +165,15 @@ def prepare_cache(
     images: Dataset,
     shard_bytes: int,
 ) -> TeacherCache:
-    """Start a cache: measure a few images, and write all but the shards.
+    """Create a cache without shards, after estimating the size of an entry on a few images.
 
     Args:
-        directory (Path): Its directory.
-        part (Distillation): The teacher and its losses, live and fitted.
+        directory (Path): Directory of the cache.
+        part (Distillation): The live teacher and its losses, fitted.
         facts (Mapping): From :func:`part_facts`.
         preprocessor (nn.Module): The student's data preprocessor.
         images (Dataset): From :func:`cache_images`.
-        shard_bytes (int): About how large a shard should become.
+        shard_bytes (int): Approximate size of a shard, in bytes.
     """
     numbers = np.linspace(0, len(images) - 1, min(NUM_SAMPLES, len(images))).astype(int)
     samples = pseudo_collate([images[number] for number in numbers])
@@ -204,15 +205,15 @@ def prepare_cache(
 
 @torch.no_grad()
 def padding_coordinates(part: Distillation, preprocessor: nn.Module) -> list[Tensor]:
-    """Coordinates (d,) of each level where the teacher sees nothing but padding.
+    """Return the coordinates (d,) of each level where the teacher sees only padding.
 
     Args:
-        part (Distillation): The teacher and its losses, live and fitted.
+        part (Distillation): The live teacher and its losses, fitted.
         preprocessor (nn.Module): The student's data preprocessor.
     """
     shape = (1, 3, PADDING_SIDE, PADDING_SIDE)
     blank = torch.full(shape, float(preprocessor.pad_value), device=preprocessor.device)
-    # An image of no size: all of the batch is padding.
+    # An image of size zero, so that the whole input is padding.
     feats = part.teacher_feats(blank, [DetDataSample(metainfo={'img_shape': (0, 0)})])
     return [
         maps[0, :, maps.shape[2] // 2, maps.shape[3] // 2].float() @ projection.basis
@@ -222,13 +223,13 @@ def padding_coordinates(part: Distillation, preprocessor: nn.Module) -> list[Ten
 
 
 def check_room(cache: TeacherCache) -> str:
-    """Check that the rest of a cache fits on the disk.
+    """Check that the missing shards of a cache fit on the disk.
 
     Returns:
-        str: How large it will be, in a line.
+        str: One line on the size of the cache.
 
     Raises:
-        ConfigError: It will not fit.
+        ConfigError: They do not fit.
     """
     about, free = cache.about, shutil.disk_usage(cache.directory).free
     entries = about['shard_entries'] * len(cache.missing_shards())
@@ -256,23 +257,23 @@ def fill_cache(
     num_workers: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the shards that are missing; of several processes, each writes its share.
+    """Write the missing shards; with several processes, each writes its share.
 
     Args:
         cache (TeacherCache): The cache.
-        part (Distillation): The teacher and its losses, live, with the bases of the cache.
+        part (Distillation): The live teacher and its losses, with the bases of the cache.
         preprocessor (nn.Module): The student's data preprocessor.
         images (Dataset): From :func:`cache_images`.
-        batch_size (int): Images that are loaded at once.
-        num_workers (int): Processes that load them.
-        advance (Callable): Told the number of entries of each shard that has been written.
+        batch_size (int): Images per batch.
+        num_workers (int): Worker processes of the data loader.
+        advance (Callable): Called after each shard with its number of entries.
     """
     rank, world_size = get_dist_info()
     size = cache.about['shard_entries']
     shards = {
         number: range(number * size, min((number + 1) * size, len(images)))
         for number in cache.missing_shards()
-        if number % world_size == rank  # by its number: the others may be writing already
+        if number % world_size == rank  # not by position: other ranks may already be writing
     }
     batches = [
         numbers[start : start + batch_size]

@@ -15,22 +15,22 @@ from .store import TeacherCache
 class BatchReading:
     """Reads the maps of a batch in threads, into one buffer that moves to the device in one copy.
 
-    A live teacher sees all images of a batch padded to one size. Where an image's own map ends,
-    its response to padding follows.
+    A live teacher sees all images of a batch padded to one size. Beyond an image's own map, its
+    response to padding is therefore filled in.
 
     Args:
         cache (TeacherCache): The cache.
         images (Sequence[tuple[str, tuple[int, int]]]): Key and (H, W) of each image.
-        device (torch.device): Where the maps are wanted.
-        threads (Executor): Runs one job per image. Most of a job, the file and the checksum, is
-            done without Python's lock.
+        device (torch.device): Device of the maps.
+        threads (Executor): Runs one job per image. Most of a job, file access and checksum,
+            releases the GIL.
 
     Raises:
-        ConfigError: An image is not in the cache, or was cached in another size.
+        ConfigError: An image is not in the cache, or was cached at another size.
 
     Attributes:
-        levels (list[Tensor]): One per level, (N, d, H, W), float32, with the largest h and w of the
-            images; filled by :meth:`finish`.
+        levels (list[Tensor]): One map per level, (N, d, H, W), float32; H and W are the largest
+            of the images. Filled by :meth:`finish`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class BatchReading:
         by_level = zip(*(cache.find(*image).map_shapes for image in images))
         shapes = [(len(images), *map(max, zip(*of_level))) for of_level in by_level]
         sizes = [math.prod(shape) for shape in shapes]
-        # From pinned memory a GPU fetches by itself, and nobody waits.
+        # Pinned memory makes the copy to a GPU asynchronous.
         pinned = device.type == 'cuda'
         self._stored = torch.empty(sum(sizes), dtype=torch.float16, pin_memory=pinned)
         self._maps = torch.empty(sum(sizes), device=device)
@@ -58,7 +58,7 @@ class BatchReading:
         """Wait for the threads, and fill :attr:`levels`.
 
         Raises:
-            DamagedShardError: A shard is damaged; names it.
+            DamagedShardError: A shard is damaged; the message names it.
         """
         for job in self._jobs:
             job.result()
@@ -71,12 +71,12 @@ def _read(cache: TeacherCache, image: tuple, targets: Sequence[np.ndarray]) -> N
 
 
 def place(maps: np.ndarray, target: np.ndarray, padding: np.ndarray) -> None:
-    """Put an image's maps of a level where the batch has them, padded below and to the right.
+    """Copy an image's map of one level into its batch, padded at the bottom and on the right.
 
     Args:
-        maps (np.ndarray): (d, h, w), float16.
-        target (np.ndarray): (d, H, W), float16, at least as large.
-        padding (np.ndarray): (d,), the teacher's response to padding.
+        maps (np.ndarray): Map of the image (d, h, w), float16.
+        target (np.ndarray): Its place in the batch (d, H, W), float16, at least as large.
+        padding (np.ndarray): The teacher's response to padding (d,).
     """
     if maps.shape != target.shape:
         target[:] = padding[:, None, None]

@@ -1,8 +1,8 @@
 """``TeacherCache``: the teacher's projected maps of every training image, on disk.
 
-A directory holds ``cache.json`` (what was cached), ``bases.npz`` (what it was projected on), and
-shards: ``00007.npy``, one row of half-precision numbers, and ``00007.json``, what lies where in it.
-The index of a shard is written last: a shard is there if its index is.
+A directory holds ``cache.json`` (what was cached), ``bases.npz`` (a :class:`LevelArrays` per
+level), and shards: ``00007.npy``, one row of half-precision numbers, and ``00007.json``, its index.
+The index of a shard is written last: a shard exists if its index does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 class LevelArrays(NamedTuple):
-    """What belongs to a level besides the maps, all float32.
+    """The arrays that a cache holds once per level, all float32.
 
     Attributes:
         basis (np.ndarray): Basis K (C, d).
@@ -40,12 +40,12 @@ class LevelArrays(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Where the maps of one image lie.
+    """The location of one image's maps.
 
     Attributes:
         shard (int): Number of the shard.
-        offset (int): Of the first byte in the shard's file.
-        crc32 (int): Checksum of all of its bytes.
+        offset (int): Position of the first byte in the shard's file.
+        crc32 (int): Checksum of all bytes of the entry.
         image_shape (tuple[int, int]): (H, W) of the image without padding.
         map_shapes (tuple): (d, h, w) of each level.
     """
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
     @property
     def count(self) -> int:
-        """int: How many numbers it has."""
+        """int: Number of values in the entry."""
         return sum(d * h * w for d, h, w in self.map_shapes)
 
 
@@ -67,22 +67,22 @@ class DamagedShardError(ConfigError):
 
 
 class TeacherCache:
-    """A cache that has been prepared: opened, read, and given its shards.
+    """A teacher cache on disk, whose entries are read and whose shards are written.
 
     Args:
-        directory (str | Path): Its directory.
+        directory (str | Path): Directory of the cache.
 
     Raises:
         FileNotFoundError: There is no cache.
-        ConfigError: It is damaged, or of another version of the package.
+        ConfigError: The cache is damaged, or its format is of another version of the package.
 
     Attributes:
-        about (dict): What was cached. 'facts': what it depends on; 'taps': path of a module of the
-            teacher to [index, stride, channels] of its levels; 'levels': [tap, index] of those
-            that an entry holds, in its order; 'num_entries'; 'shard_entries': in one shard;
-            'entry_bytes': of an entry, as estimated.
-        arrays (list[LevelArrays]): Of each level of an entry.
-        entries (dict[str, Entry] | None): Where each image lies, once the index is loaded.
+        about (dict): What was cached. 'facts': what the cache depends on; 'taps': path of a tapped
+            module of the teacher to [index, stride, channels] of its levels; 'levels':
+            [tap, index] of the levels in an entry, in their order; 'num_entries';
+            'shard_entries': entries per shard; 'entry_bytes': estimated size of an entry.
+        arrays (list[LevelArrays]): One per level of an entry.
+        entries (dict[str, Entry] | None): Image key to its entry; None until the index is loaded.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -110,17 +110,17 @@ class TeacherCache:
         self._shapes: dict[tuple, tuple] = {}
 
     def __getstate__(self) -> dict:
-        # The index is as long as the data set, and read again when it is wanted.
+        # The index has an entry per image, and is read again on demand.
         return {**vars(self), 'entries': None, '_verified': set()}
 
     @classmethod
     def create(cls, directory: Path, about: Mapping, arrays: Sequence[LevelArrays]) -> TeacherCache:
-        """Prepare a cache without shards; ``cache.json`` is written last.
+        """Create a cache without shards; ``cache.json`` is written last.
 
         Args:
-            directory (Path): Its directory, made where there is none.
+            directory (Path): Directory of the cache, created if missing.
             about (Mapping): See :attr:`about`.
-            arrays (Sequence[LevelArrays]): Of each level of an entry.
+            arrays (Sequence[LevelArrays]): One per level of an entry.
         """
         with _writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -141,11 +141,11 @@ class TeacherCache:
 
     @property
     def num_shards(self) -> int:
-        """int: Shards of the complete cache."""
+        """int: Number of shards of the complete cache."""
         return -(-self.about['num_entries'] // self.about['shard_entries'])
 
     def missing_shards(self) -> list[int]:
-        """Numbers of the shards that are not there, or not there in full."""
+        """Return the numbers of the shards that are missing or incomplete."""
         return [number for number in range(self.num_shards) if not self._read_index(number)]
 
     def remove_leftovers(self) -> None:
@@ -157,7 +157,7 @@ class TeacherCache:
         """Write a shard, whole or not at all.
 
         Args:
-            number (int): Its number.
+            number (int): Number of the shard.
             entries (Mapping[str, tuple]): Key of an image to its (H, W) and its maps (d, h, w), one
                 per level, float16.
         """
@@ -175,7 +175,7 @@ class TeacherCache:
             write_text(self._path(number, 'json'), json.dumps(content, separators=(',', ':')))
 
     def load_index(self) -> None:
-        """Learn where every image lies, unless that has been done.
+        """Load the index, unless it is loaded already.
 
         Raises:
             ConfigError: Shards are missing.
@@ -202,14 +202,14 @@ class TeacherCache:
         return self.entries is not None
 
     def find(self, key: str, image_shape: tuple[int, int]) -> Entry:
-        """Where the maps of one image lie.
+        """Return the location of one image's maps.
 
         Args:
             key (str): See :func:`rdimkd_det.cache.images.entry_key`.
             image_shape (tuple[int, int]): (H, W) of the image in training.
 
         Raises:
-            ConfigError: The image is not in the cache, or was cached in another size.
+            ConfigError: The image is not in the cache, or was cached at another size.
         """
         self.load_index()
         entry = self.entries.get(key)
@@ -222,16 +222,16 @@ class TeacherCache:
         return entry
 
     def read(self, key: str, image_shape: tuple[int, int]) -> list[np.ndarray]:
-        """The maps of one image, see :meth:`find`; several threads may read.
+        """Read the maps of one image (see :meth:`find`); several threads may call this.
 
-        The checksum is looked at when an image is read for the first time.
+        The checksum is verified only the first time that an image is read.
 
         Returns:
             list[np.ndarray]: Maps (d, h, w), float16, one per level.
 
         Raises:
             ConfigError: As :meth:`find`.
-            DamagedShardError: Its shard is damaged; names it.
+            DamagedShardError: The shard is damaged; the message names it.
         """
         entry = self.find(key, image_shape)
         row = self._read_row(entry, check=key not in self._verified)
@@ -239,13 +239,13 @@ class TeacherCache:
         return split_levels(row, entry.map_shapes)
 
     def damage(self, number: int) -> str | None:
-        """Read all of a shard.
+        """Read and verify a whole shard.
 
         Args:
-            number (int): Its number.
+            number (int): Number of the shard.
 
         Returns:
-            str | None: What is wrong with it.
+            str | None: What is wrong with the shard, None if nothing.
         """
         index = self._read_index(number)
         if not index:
@@ -261,8 +261,8 @@ class TeacherCache:
         path = self._path(entry.shard, 'npy')
         row = np.empty(entry.count, np.float16)
         try:
-            # Half of the time of np.load(mmap_mode='r'), which parses the header each time; that a
-            # file stays open saves nothing more.
+            # Twice as fast as np.load(mmap_mode='r'), which parses the header each time. Keeping
+            # the file open would save nothing more.
             with path.open('rb') as file:
                 file.seek(entry.offset)
                 num_bytes = file.readinto(row)
@@ -279,7 +279,7 @@ class TeacherCache:
         )
 
     def _read_index(self, number: int) -> dict[str, Entry]:
-        """Entries of a shard; none if it is missing, cut short, or of another cache."""
+        """Return the entries of a shard; {} if it is missing, cut short, or of another cache."""
         try:
             content = json.loads(self._path(number, 'json').read_text(encoding='utf-8'))
             size = self._path(number, 'npy').stat().st_size
@@ -292,7 +292,7 @@ class TeacherCache:
         index = {}
         for key, (offset, crc32, image_shape, shapes) in content['entries'].items():
             shapes = tuple(map(tuple, shapes))
-            shapes = self._shapes.setdefault(shapes, shapes)  # few differ: each is kept once
+            shapes = self._shapes.setdefault(shapes, shapes)  # one object per distinct value
             start = header + 2 * offset
             index[key] = Entry(number, start, crc32, tuple(image_shape), shapes)
         return index
@@ -302,10 +302,10 @@ class TeacherCache:
 
 
 def split_levels(row: np.ndarray, shapes: Sequence[tuple]) -> list[np.ndarray]:
-    """The maps of an image, which lie in a row one after the other.
+    """Split the row of values of an image into one map per level.
 
     Args:
-        row (np.ndarray): All numbers of an image.
+        row (np.ndarray): All values of an image, level after level.
         shapes (Sequence[tuple]): (d, h, w) of each level.
     """
     ends = np.cumsum([d * h * w for d, h, w in shapes])[:-1]

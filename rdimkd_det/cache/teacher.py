@@ -1,4 +1,4 @@
-"""``CachedTeacher``: replaces a ``Teacher``, and reads its maps from a cache."""
+"""``CachedTeacher``: takes the place of a ``Teacher`` and reads its maps from a cache."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .images import entry_key, image_pipeline
 from .reading import BatchReading
 from .store import TeacherCache
 
-# That read a batch; a disk serves a few requests at once.
+# Threads that read a batch; a disk serves a few requests at once.
 NUM_THREADS = 4
 
 
 class CachedTeacher:
-    """The teacher's maps in the subspace, as ``tools/cache_teacher.py`` stored them.
+    """The teacher's projected maps, as ``tools/cache_teacher.py`` stored them.
 
-    Nothing of the teacher is built or loaded, and its files need not be there.
+    The teacher is neither built nor loaded, and its checkpoint need not exist.
 
     Args:
-        directory (str): The cache.
-        config (str | dict, optional): The teacher's config, compared with the cached one's.
-        checkpoint (str, optional): Its weights, compared by their hash if the file is there, else
-            by their name.
-        projections (Mapping): Of the losses, from :func:`rdimkd_det.cache.facts.projection_facts`.
+        directory (str): Directory of the cache.
+        config (str | dict, optional): The teacher's config, compared with the cached one.
+        checkpoint (str, optional): Path or URL of the teacher's weights, compared by hash if the
+            file exists, otherwise by name.
+        projections (Mapping): From :func:`rdimkd_det.cache.facts.projection_facts`.
 
     Raises:
         UnreadableConfigError: There is no cache.
-        ConfigError: It is damaged, or holds other projections.
+        ConfigError: The cache is damaged, or holds other projections.
     """
 
     projected = True
@@ -82,11 +82,11 @@ class CachedTeacher:
 
     @property
     def num_bytes(self) -> int:
-        """int: Memory that weights take: there are none."""
+        """int: Memory of the teacher's weights in bytes: 0, as none are loaded."""
         return 0
 
     def build(self) -> None:
-        """Load the cache's index, unless that has been done.
+        """Load the cache's index, unless it is loaded already.
 
         Raises:
             ConfigError: Shards are missing.
@@ -98,29 +98,29 @@ class CachedTeacher:
         self.cache.unload_index()
 
     def probe(self) -> dict[str, list[Level]]:
-        """Strides and channels at the taps, as they were when the cache was made."""
+        """Return the strides and channels at the taps, as recorded in the cache."""
         return {
             tap: [Level(*level) for level in levels]
             for tap, levels in self.cache.about['taps'].items()
         }
 
     def build_bridge(self, preprocessor: nn.Module) -> KeyBridge:
-        """What turns a batch of the student into what this teacher takes."""
+        """Build what turns a batch of the student into the input of this teacher."""
         return KeyBridge(self.cache)
 
     def check(self, cfg: Config) -> None:
-        """As :meth:`prepare`."""
+        """Check a config; the same as :meth:`prepare`."""
         self.prepare(cfg)
 
     def prepare(self, cfg: Config) -> None:
-        """Check that the cache is of this training, and load its index.
+        """Check that the cache fits this training run, and load its index.
 
         Args:
-            cfg (Config): Config of the training.
+            cfg (Config): Config of the run.
 
         Raises:
-            ConfigError: Its teacher or images are others than the cached ones; names the first
-                difference. Or shards are missing.
+            ConfigError: The teacher or the images differ from the cached ones (the message names
+                the first difference), or shards are missing.
         """
         check_facts(self.cache, image_pipeline(cfg))
         if self.config is not None:
@@ -134,11 +134,11 @@ class CachedTeacher:
 
         Args:
             tap (str): Path of the teacher's module.
-            indices (Sequence[int]): Its levels, in the order of the loss.
-            loss (RdimKDLoss): Gets them, unless it has them.
+            indices (Sequence[int]): Indices of its levels, in the order of the loss.
+            loss (RdimKDLoss): Receives the bases.
 
         Raises:
-            ConfigError: A level is not in the cache, or has another basis already.
+            ConfigError: A level is not in the cache, or already has another basis.
         """
         loss.teacher_projected = True
         for index, name, projection in zip(indices, loss.level_names, loss.projections):
@@ -161,14 +161,14 @@ class CachedTeacher:
     @torch.compiler.disable
     @torch.no_grad()
     def __call__(self, batch: CachedBatch) -> dict[str, dict[int, Tensor]]:
-        """Coordinates of a batch in the subspace, read beside the student; see :meth:`wait`.
+        """Start to read the projected maps of a batch while the student runs; see :meth:`wait`.
 
         Args:
-            batch (CachedBatch): Names of the images.
+            batch (CachedBatch): Keys of the images.
 
         Returns:
-            dict[str, dict[int, Tensor]]: Tap to the index of a level to (N, d, H, W), float32, as
-            large as the largest image's; they are there after :meth:`wait`.
+            dict[str, dict[int, Tensor]]: Tap to level index to maps (N, d, H, W), float32, sized
+            for the largest image; filled once :meth:`wait` returns.
         """
         self._reading = BatchReading(self.cache, batch.images, batch.device, self._threads)
         outputs: dict[str, dict[int, Tensor]] = {}
@@ -181,7 +181,7 @@ class CachedTeacher:
         """Wait until the maps of the last call have been read.
 
         Args:
-            outputs (Mapping): Maps from that call, by any name.
+            outputs (Mapping): Maps from that call; not used.
         """
         reading, self._reading = self._reading, None
         if reading is not None:
@@ -189,11 +189,11 @@ class CachedTeacher:
 
 
 class CachedBatch(NamedTuple):
-    """What a cached teacher takes of a batch.
+    """The input of a cached teacher: the images of a batch, by key.
 
     Attributes:
         images (list[tuple[str, tuple[int, int]]]): Key and (H, W) of each image.
-        device (torch.device): Where its maps are wanted.
+        device (torch.device): Device of the maps.
     """
 
     images: list[tuple[str, tuple[int, int]]]
@@ -201,10 +201,10 @@ class CachedBatch(NamedTuple):
 
 
 class KeyBridge:
-    """In the place of an ``InputBridge``: from a batch of the student to the names of its images.
+    """Takes the place of an ``InputBridge``: turns a batch of the student into image keys.
 
     Args:
-        cache (TeacherCache): The cache, for its name.
+        cache (TeacherCache): The cache, shown by ``repr``.
     """
 
     def __init__(self, cache: TeacherCache) -> None:
@@ -214,11 +214,11 @@ class KeyBridge:
         return self
 
     def __call__(self, inputs: Tensor, data_samples: Sequence) -> CachedBatch:
-        """Name the images of a batch.
+        """Return the keys and sizes of the images of a batch.
 
         Args:
-            inputs (Tensor): Batch (N, 3, H, W).
-            data_samples (Sequence[DetDataSample]): Theirs.
+            inputs (Tensor): Batch (N, 3, H, W); only its device is used.
+            data_samples (Sequence[DetDataSample]): Data samples of the images.
         """
         images = [
             (entry_key(sample.metainfo), tuple(sample.metainfo['img_shape'][:2]))
