@@ -1,4 +1,4 @@
-"""Guards a training: interruptions lose nothing, and its end is explained."""
+"""Protects a training run: an interruption loses nothing, and a failure is explained."""
 
 from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard

@@ -1,4 +1,4 @@
-"""Where a data loader stands within an epoch, random states of its workers included."""
+"""The position of a data loader within an epoch, including the random states of its workers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from ..random_state import RandomState, random_state, set_random_state
 
-# In a batch (a dict), on its way from a worker to the training process.
+# Key under which a worker puts its random state into a batch (a dict).
 KEY = '_rdimkd_random_state'
 
 
 class DataPosition:
-    """Follows an epoch-based data loader, and puts a new one where another stood.
+    """Tracks the position of an epoch-based data loader, and restores it in a new one.
 
-    Each worker sends its random state along with each batch. A new loader hands out batches to its
-    workers in turn from the first one, so that workers can only start anew where a whole round of
-    them began: the states of the last such round are kept, and the batches since then are loaded
-    again and dropped.
+    Each worker sends its random state along with each batch. A new loader assigns batches to its
+    workers in turn, beginning with the first worker, so a restart is only possible where a round
+    of all workers begins. The states at the start of the current round are kept, and the batches
+    since then are loaded again and dropped.
 
     Args:
         loader (DataLoader): Training data loader, before its first iteration.
@@ -29,13 +29,13 @@ class DataPosition:
         self.num_workers = loader.num_workers
         self._latest: list[RandomState | None] = [None] * self.num_workers
         self._round = {'batches': 0, 'states': []}
-        self._restarted = False  # whether a hook has had persistent workers started anew
+        self._restarted = False  # whether a hook has restarted persistent workers
         if self.num_workers:
             loader.collate_fn = _SendState(loader.collate_fn)
             loader.worker_init_fn = _StartFrom(loader.worker_init_fn)
 
     def start_epoch(self) -> None:
-        """Note that an epoch begins; hooks may have had persistent workers started anew in it."""
+        """Record that an epoch begins, for which a hook may have restarted persistent workers."""
         if self._workers_dropped:
             self._latest = [None] * self.num_workers
             self._restarted = True
@@ -43,21 +43,22 @@ class DataPosition:
 
     @property
     def _workers_dropped(self) -> bool:
-        # PipelineSwitchHook and YOLOXModeSwitchHook (mmdet 3.3.0, OneDL 3.5.1) do it by this flag:
-        # in the epoch of the switch, and in the first one of each resumed training after it.
+        # PipelineSwitchHook and YOLOXModeSwitchHook (mmdet 3.3.0, OneDL 3.5.1) restart the workers
+        # by this flag: in the epoch of the switch, and in the first epoch of each run that is
+        # resumed after it.
         return not self.loader._DataLoader__initialized
 
     def _first_round(self) -> dict:
-        # Workers that live for one epoch only start the next one anew, from their seeds.
+        # Workers that are not persistent start each epoch from their seeds.
         lives_on = self.num_workers > 0 and self.loader.persistent_workers
         known = lives_on and None not in self._latest
         return {'batches': 0, 'states': list(self._latest) if known else []}
 
     def advance(self, index: int, batch: object) -> None:
-        """Note that a batch has come, and take the worker's state out of it.
+        """Record that a batch has arrived, and take the worker's random state out of it.
 
         Args:
-            index (int): Its index in the epoch.
+            index (int): Index of the batch in the epoch.
             batch (dict): The batch.
         """
         if not self.num_workers or not isinstance(batch, dict) or KEY not in batch:
@@ -67,7 +68,7 @@ class DataPosition:
             self._round = {'batches': index + 1, 'states': list(self._latest)}
 
     def state(self, num_batches: int) -> dict:
-        """What a new loader needs; plain data.
+        """Return what a new loader needs to continue from here, as plain data.
 
         Args:
             num_batches (int): Batches of this epoch that have been trained on; 0 between epochs.
@@ -79,18 +80,18 @@ class DataPosition:
         return {'num_workers': self.num_workers, 'restarted': self._restarted, **start}
 
     def restore(self, state: dict, num_batches: int, at_position: Callable[[], None]) -> int:
-        """Let the next iteration of the loader go on from a position.
+        """Make the next pass over the loader continue from a position.
 
         Args:
             state (dict): From :meth:`state`.
             num_batches (int): Batches of this epoch that have been trained on.
-            at_position (Callable): Called when the loader has skipped them.
+            at_position (Callable): Called when the loader has skipped to the position.
 
         Returns:
-            int: Number of batches that it will load again, to be dropped.
+            int: Number of batches that the loader loads again, and that the caller must drop.
         """
         if self._workers_dropped and not num_batches and not state.get('restarted'):
-            return 0  # the workers with these states would have ended here
+            return 0  # without the interruption, a hook would have ended these workers here
         skip = state['batches'] if state['num_workers'] == self.num_workers else num_batches
         if state['states'] and state['num_workers'] == self.num_workers:
             self._latest = list(state['states'])
@@ -99,7 +100,7 @@ class DataPosition:
         return num_batches - skip
 
     def forget(self) -> None:
-        """Let workers of later epochs start as they do without a restored position."""
+        """Drop the restored states, so that workers of later epochs start from their seeds."""
         if self.num_workers:
             self.loader.worker_init_fn.states = []
 
@@ -118,7 +119,7 @@ class _SendState:
 
 
 class _StartFrom:
-    """A ``worker_init_fn`` after which a worker goes on from a random state."""
+    """A ``worker_init_fn`` that gives a worker its restored random state, if there is one."""
 
     def __init__(self, worker_init_fn: Callable | None) -> None:
         self.worker_init_fn = worker_init_fn
@@ -132,7 +133,7 @@ class _StartFrom:
 
 
 class _Skipping:
-    """A batch sampler that leaves out the first batches, the next time only."""
+    """A batch sampler that skips the first batches, in its next pass only."""
 
     def __init__(self, batch_sampler: object, skip: int, at_position: Callable[[], None]) -> None:
         self._batch_sampler = batch_sampler
@@ -156,7 +157,7 @@ class _Skipping:
 
 
 def _skip_once(loader: DataLoader, skip: int, at_position: Callable[[], None]) -> None:
-    # DataLoader refuses another batch_sampler after its construction, since an iterator that
-    # exists would not see it; here there is none yet.
+    # DataLoader refuses a new batch_sampler after construction, since an existing iterator would
+    # not see it; here there is no iterator yet.
     sampler = _Skipping(loader.batch_sampler, skip, at_position)
     object.__setattr__(loader, 'batch_sampler', sampler)

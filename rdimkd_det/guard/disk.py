@@ -1,4 +1,4 @@
-"""A disk that is full or fails ends a training with one line, whatever was being written."""
+"""Explains in one line that a training run ended because a disk is full or fails."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FAILURES = {
 
 @contextmanager
 def disk_failures_explained(work_dir: str) -> Iterator[None]:
-    """Say of a full or failing disk what is left of the training.
+    """Explain the error of a full or failing disk, and name the last good checkpoint.
 
     Args:
-        work_dir (str): Of the training, for its last checkpoint.
+        work_dir (str): Work directory of the training run.
 
     Raises:
-        TrainingStoppedError: In place of an ``OSError`` for such a reason.
+        TrainingStoppedError: Replaces an ``OSError`` with such a cause.
     """
     try:
         yield
@@ -42,9 +42,9 @@ def disk_failures_explained(work_dir: str) -> Iterator[None]:
 
 
 def raise_when_log_fails(logger: logging.Logger) -> None:
-    """Let a log file that a full or failing disk does not take end what is being done.
+    """Make a logger raise the error if its log file is on a full or failing disk.
 
-    Python's logging prints a traceback for each line that is lost, and goes on.
+    By default, Python's logging prints a traceback for each lost line and continues.
 
     Args:
         logger (Logger): The logger of a runner.

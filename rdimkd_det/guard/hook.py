@@ -1,4 +1,4 @@
-"""``TrainingGuard``: makes trainings resumable at any iteration."""
+"""``TrainingGuard``: makes a training run resumable after any interruption."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .resume_point import ResumePoint
 from .saving import INTERRUPTED, LateRemoval, note_last_checkpoint, write_checkpoints_whole
 from .signals import StopRequest
 
-# Iterations between two looks of several processes at each other's signals: one look waits for
-# the slowest of them.
+# Iterations between two exchanges of received signals among several processes; an exchange waits
+# for the slowest process.
 AGREE_EVERY = 10
 
 
@@ -41,15 +41,15 @@ def guard(runner: Runner) -> None:
 
 
 class TrainingGuard(Hook):
-    """Makes a training resumable to the bit, at any iteration, whatever ends it.
+    """Makes a training run resumable at any iteration, bit for bit, whatever ends it.
 
-    - Checkpoints are written whole or not at all; outdated ones are removed after, not before.
-    - ``checkpoint['resume']`` holds the random states of all processes and data loader workers and
-      the place in the data; a resumed training goes on from there, in the middle of an epoch too.
-    - SIGTERM and Ctrl-C write a checkpoint first.
+    - Checkpoints are written whole or not at all; outdated ones are removed only afterwards.
+    - ``checkpoint['resume']`` holds the random states of all processes and data loader workers, and
+      the position in the data. A resumed run continues from there, also in the middle of an epoch.
+    - SIGTERM and Ctrl-C write a checkpoint before they end the run.
 
-    ``DistillHook`` and the command lines add it. It comes after all other hooks, which have done
-    their part of an iteration when it looks.
+    ``DistillHook`` and the command lines add this hook. It runs after all other hooks, so that
+    they have done their part of an iteration.
     """
 
     priority = 'LOWEST'
@@ -57,12 +57,12 @@ class TrainingGuard(Hook):
     def __init__(self) -> None:
         self._stop = StopRequest()
         self._point: ResumePoint | None = None
-        self._resumed: list[dict] = []  # as `_states`, of the checkpoint
-        self._states: list[dict] = []  # of all ranks
-        self._saved_at: int | None = None  # iteration of which they are
+        self._resumed: list[dict] = []  # like `_states`, from the checkpoint
+        self._states: list[dict] = []  # one per rank
+        self._saved_at: int | None = None  # iteration of `_states`
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the position out of a checkpoint that training resumes from.
+        """Read the resume states from a checkpoint, if the run resumes from it.
 
         Args:
             runner (Runner): The runner.
@@ -91,10 +91,10 @@ class TrainingGuard(Hook):
         return len(self._resumed) == get_world_size()
 
     def before_train(self, runner: Runner) -> None:
-        """Prepare saving, and go where a resumed training stood.
+        """Set up saving and signals, and restore the position of a resumed run.
 
         Args:
-            runner (Runner): The runner, a checkpoint resumed.
+            runner (Runner): The runner, with the checkpoint to resume from loaded.
         """
         write_checkpoints_whole()
         self._point = ResumePoint(runner)
@@ -120,9 +120,9 @@ class TrainingGuard(Hook):
     def _save(
         self, hook: CheckpointHook, save: Callable, runner: Runner, step: int, meta: dict
     ) -> None:
-        """In place of ``CheckpointHook``'s own method, which all ranks call."""
+        """Replaces ``CheckpointHook``'s own method, which all ranks call."""
         if (meta['epoch'], meta['iter']) == (runner.epoch, runner.iter):
-            # With `save_best`, after a validation, of which it is told earlier than this hook.
+            # `save_best` saves after a validation, before this hook's `after_val_epoch` is called.
             self._point.end_validation()
         self._gather(meta)
         save(runner, step, meta=meta)
@@ -131,12 +131,12 @@ class TrainingGuard(Hook):
             Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)
 
     def _gather(self, meta: dict) -> None:
-        # The Runner saves on the first rank alone, where the others' states are not known.
+        # The Runner saves on rank 0 only, which does not know the states of the other ranks.
         self._states = all_gather_object(self._point.state(meta['epoch']))
         self._saved_at = meta['iter']
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Note the state in which the epoch begins, or take it up again."""
+        """Record the random state at the start of the epoch, or restore it in a resumed epoch."""
         self._point.start_epoch()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
@@ -144,7 +144,7 @@ class TrainingGuard(Hook):
         self._point.start_iteration(batch_idx, data_batch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the position, unless someone else saves than ``CheckpointHook`` and this.
+        """Store the resume states in a checkpoint that ``CheckpointHook`` or this hook saves.
 
         Args:
             runner (Runner): The runner.
@@ -161,7 +161,7 @@ class TrainingGuard(Hook):
             self._save_and_stop(runner, {'epoch': runner.epoch, 'iter': runner.iter + 1})
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """End at once if a signal asked for it and nothing would be lost."""
+        """End the training if a signal asked for it and the last checkpoint is up to date."""
         saved = self._saved_at == runner.iter
         if saved and get_world_size() == 1 and self._asked:
             self._stop_training('the last checkpoint is of this iteration')
@@ -174,12 +174,12 @@ class TrainingGuard(Hook):
                 self._save_and_stop(runner, {'epoch': runner.epoch, 'iter': runner.iter})
 
     def after_train(self, runner: Runner) -> None:
-        """Give the signals back."""
+        """Restore the earlier signal handlers."""
         self._stop.stop_listening()
 
     @property
     def _asked(self) -> bool:
-        """Whether any process has got a signal."""
+        """Whether any process has received a signal."""
         asked = torch.tensor(float(self._stop.signal is not None), device=get_comm_device())
         all_reduce(asked, 'max')
         return bool(asked)

@@ -1,4 +1,4 @@
-"""Reaction to a distillation loss that is not finite: end the training, or skip the step."""
+"""Handles a distillation loss that is not finite: end the training run, or skip the step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from ..distiller import distilled_student
 from ..finite import FiniteCheck, take_broken
 from .saving import last_good, newest_or_none, resumable
 
-# What a step changes; EMAHook keeps the weights that are trained apart. Not 'distill': in its
-# buffers NaN means "not known yet", and of its adapters the optimizer has the momenta.
+# Checkpoint entries that a step changes; with EMAHook, 'ema_state_dict' holds the trained weights.
+# 'distill' is left out: NaN in its buffers means "not known yet", and its adapters are covered by
+# their momenta in the optimizer.
 CHANGED_BY_STEPS = ('state_dict', 'ema_state_dict', 'optimizer')
 
 
 def last_finite(work_dir: str | Path) -> str:
-    """A sentence that names the newest whole checkpoint from which a training can be finite.
+    """Return a sentence that names the newest whole checkpoint without NaN and infinity.
 
-    The loss of an iteration shows what the step before has done to the weights, and a checkpoint
-    may have been written in between.
+    A loss that is not finite shows what the previous step did to the weights, and a checkpoint may
+    have been written in between.
 
     Args:
-        work_dir (str | Path): Work directory of the training.
+        work_dir (str | Path): Work directory of the training run.
     """
     newest = newest_or_none(work_dir)
     finite = newest_or_none(work_dir, accept=_is_finite)
@@ -57,10 +58,10 @@ def _tensors(node: object) -> Iterator[Tensor]:
 
 
 def deferred_checks(runner: Runner) -> list[FiniteCheck]:
-    """The checks of a distilled training's losses, which the caller from now on has to ask.
+    """Defer the checks of the distillation losses, and return them; the caller must query them.
 
     Args:
-        runner (Runner): Runner of a distilled training.
+        runner (Runner): Runner of a distilled training run.
     """
     checks = [part.finite for part in distilled_student(runner.model).distill.parts]
     for check in checks:
@@ -70,26 +71,26 @@ def deferred_checks(runner: Runner) -> list[FiniteCheck]:
 
 @torch.no_grad()
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    if targets:  # in few kernels, and no wait for the device
+    if targets:  # few kernels, and no wait for the device
         torch._foreach_copy_(targets, sources)
 
 
 def _average_over_ranks(optimizer: Optimizer) -> None:
-    """In place of the backward pass that is left out: the one at a window's end exchanges."""
+    """Average the gradients, as DDP would in the skipped backward pass at a window's end."""
     if get_world_size() == 1:
         return
     params = [param for group in optimizer.param_groups for param in group['params']]
     for param in params:
-        if param.grad is None and param.requires_grad:  # maybe not on all ranks
+        if param.grad is None and param.requires_grad:  # other ranks may have a gradient
             param.grad = torch.zeros_like(param)
     all_reduce_params([param.grad for param in params if param.requires_grad], op='mean')
 
 
 class StepSkipper:
-    """Leaves out the optimizer's steps whose distillation losses are not finite, and counts them.
+    """Skips the optimizer steps whose distillation losses are not finite, and counts them.
 
     Args:
-        runner (Runner): Runner of a distilled training; its ``optim_wrapper`` is changed.
+        runner (Runner): Runner of a distilled training run; its ``optim_wrapper`` is modified.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -98,12 +99,12 @@ class StepSkipper:
         self._checks = deferred_checks(runner)
         self._model = distilled_student(runner.model)
         self._buffers: list[Tensor] = []  # as they were before the step
-        self._holds_gradient = False  # of earlier steps of a window of accumulation
+        self._holds_gradient = False  # from earlier iterations of an accumulation window
         self._update_params = runner.optim_wrapper.update_params
         runner.optim_wrapper.update_params = self._update_unless_broken
 
     def start_step(self) -> None:
-        """Keep the student's buffers: a forward pass changes BatchNorm's statistics."""
+        """Copy the student's buffers, since a forward pass changes BatchNorm's statistics."""
         buffers = self._buffers_now()
         if not self._buffers:
             self._buffers = [torch.empty_like(buffer) for buffer in buffers]
@@ -117,7 +118,7 @@ class StepSkipper:
         ]
 
     def _update_unless_broken(self, *args, **kwargs) -> None:
-        # Before the backward pass, whose NaN would stay in gradients that are accumulated.
+        # Checked before the backward pass, whose NaN would stay in accumulated gradients.
         broken = take_broken(self._checks)
         if not broken:
             self._update_params(*args, **kwargs)
@@ -135,7 +136,7 @@ class StepSkipper:
         self._runner.message_hub.update_scalar('train/rdimkd_skipped', self.num_skipped)
 
     def _end_window(self) -> None:
-        """Count the step; at a window's end, go where the gradient of the others points."""
+        """Count the skipped iteration; at a window's end, step with the gradient of the others."""
         optim = self._runner.optim_wrapper
         optim._inner_count += 1
         if self._holds_gradient and optim.should_update():

@@ -1,4 +1,4 @@
-"""The state of a training: random states and the position in the data; and how to resume it."""
+"""The state that a training run resumes from: random states and the position in the data."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ..random_state import RandomState, random_state, set_random_state
 from .data_position import DataPosition
 
-# Of a data loader whose workers have no random states to go on from.
+# State of a data loader without random states to restore in its workers.
 NO_STATES = {'num_workers': -1, 'batches': 0, 'states': []}
 
 
 class ResumePoint:
-    """Follows a training, says where it stands, and puts a new one there.
+    """Tracks the position of a training run, and restores it in a new run.
 
-    Epochs resume in their middle. Of an iteration-based loop mmengine itself advances the data.
+    An epoch-based loop can resume in the middle of an epoch. For an iteration-based loop, mmengine
+    itself advances the data.
 
     Args:
-        runner (Runner): The runner, with its loop built and before the first iteration.
+        runner (Runner): The runner, with its loop built, before the first iteration.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._data = DataPosition(runner.train_dataloader) if self._by_epoch else None
-        self._place = (0, 0)  # an epoch, and how many of its batches have come
+        self._place = (0, 0)  # an epoch, and the number of its batches that have arrived
         self._at_epoch_end = False
         self._epoch_start: RandomState = {}
         self._resumed_epoch_start: RandomState | None = None
         self._validated = False
 
     def state(self, epoch: int) -> dict:
-        """What :meth:`go_on` needs; plain data.
+        """Return what :meth:`go_on` needs, as plain data.
 
         Args:
-            epoch (int): Epochs done, as the checkpoint says.
+            epoch (int): Number of finished epochs, as in the checkpoint.
         """
         done = self._place[1] if self._by_epoch and self._place[0] == epoch else 0
         return {
@@ -54,15 +55,15 @@ class ResumePoint:
         return len(self._runner.train_dataloader) if self._by_epoch else 0
 
     def go_on(self, state: dict, same_processes: bool = True) -> None:
-        """Put the training where a state was taken.
+        """Restore a state, so that the run continues from it.
 
         A validation that was due there and may have been cut off is run again: mmengine (0.10.7,
-        OneDL 0.10.12) leaves it out, and it takes part in the sequence of random numbers.
+        OneDL 0.10.12) skips it, although it can advance the random state.
 
         Args:
             state (dict): From :meth:`state`, of this version or an earlier one.
-            same_processes (bool): Whether there are as many as there were; else only the place is
-                taken, no random states. Defaults to True.
+            same_processes (bool): Whether the number of processes is unchanged; otherwise only the
+                position is restored, not the random states. Defaults to True.
         """
         loop = self._runner.train_loop
         if not self._by_epoch and not hasattr(loop, 'dataloader_iterator'):
@@ -95,9 +96,9 @@ class ResumePoint:
             loop.run_epoch = partial(self._run_rest_of_epoch, state['data'], done, restore)
 
     def _place_in_other_epoch(self, done: int, length: int) -> int:
-        """Batches done, where epochs have been of another length.
+        """Return the number of batches done if the length of an epoch has changed.
 
-        They have with another batch size, data set or number of processes.
+        The batch size, the dataset or the number of processes may have changed.
         """
         if done == length:
             return self._epoch_length
@@ -112,7 +113,7 @@ class ResumePoint:
 
     @property
     def nothing_left(self) -> bool:
-        """bool: Whether the training has come to its end."""
+        """bool: Whether the run is complete."""
         loop = self._runner.train_loop
         if self._by_epoch:
             return loop.epoch + self._at_epoch_end >= loop.max_epochs
@@ -127,7 +128,7 @@ class ResumePoint:
         return time % loop.val_interval == 0 or time == end
 
     def _run_rest_of_epoch(self, data: dict, done: int, restore: Callable[[], None]) -> None:
-        """Stands in for ``EpochBasedTrainLoop.run_epoch`` once: the epoch begins in its middle."""
+        """Replaces ``EpochBasedTrainLoop.run_epoch`` once, to begin in the middle of an epoch."""
         runner, loop = self._runner, self._runner.train_loop
         del loop.run_epoch
         runner.call_hook('before_train_epoch')
@@ -143,7 +144,7 @@ class ResumePoint:
         loop._epoch += 1
 
     def start_epoch(self) -> None:
-        """Note the state in which an epoch begins; of a resumed one, take it up again."""
+        """Record the random state at the start of an epoch, or restore it in a resumed epoch."""
         if self._resumed_epoch_start is not None:
             set_random_state(self._resumed_epoch_start)
             self._resumed_epoch_start = None
@@ -152,10 +153,10 @@ class ResumePoint:
             self._data.start_epoch()
 
     def start_iteration(self, index: int, batch: object) -> None:
-        """Note that a batch has come; takes out of it what a worker has added.
+        """Record that a batch has arrived, and take the worker's random state out of it.
 
         Args:
-            index (int): Its index in the epoch.
+            index (int): Index of the batch in the epoch.
             batch (dict): The batch.
         """
         self._validated = False
@@ -164,15 +165,16 @@ class ResumePoint:
             self._data.advance(index, batch)
 
     def end_validation(self) -> None:
-        """Note that a validation is over."""
+        """Record that a validation has finished."""
         self._validated = True
 
 
 def _stored_place(state: dict, loop: EpochBasedTrainLoop, length: int) -> tuple[int, int]:
-    """Batches done of a state's epoch, and how many it had; -1 if nobody knows."""
+    """Return the number of batches done in a state's epoch, and its length (-1 if unknown)."""
     if 'batches' in state or not state['data']:
         return state.get('batches', 0), state.get('epoch_length', 0)
-    # Of an earlier version, which took all epochs to be alike: it is if its workers agree.
+    # A state of an earlier version, which assumed epochs of equal length. That holds if the result
+    # agrees with the position of the workers.
     data = state['data']
     done, least = loop.iter - loop.epoch * length, data['batches']
     agrees = least <= done < least + max(1, data['num_workers'])
@@ -180,7 +182,7 @@ def _stored_place(state: dict, loop: EpochBasedTrainLoop, length: int) -> tuple[
 
 
 class _At:
-    """Calls a function when an iterator has given a number of items."""
+    """Calls a function once an iterator has yielded a number of items."""
 
     def __init__(self, iterator: object, num_items: int, function: Callable[[], None]) -> None:
         self._iterator = iterator
@@ -189,13 +191,13 @@ class _At:
 
     def __next__(self) -> object:
         if self._left == 0:
-            # OneDL's (0.10.12) starts only now, and draws a random number for that.
+            # OneDL's iterator (0.10.12) starts only now, which draws a random number.
             getattr(self._iterator, '_ensure_iterator', lambda: None)()
             self._function()
         self._left -= 1
         return next(self._iterator)
 
     def skip_iter(self, num_iters: int) -> None:
-        """What OneDL's mmengine (0.10.12) calls in place of ``next``."""
+        """Skip items; OneDL's mmengine (0.10.12) calls this instead of ``next``."""
         self._iterator.skip_iter(num_iters)
         self._left -= num_iters

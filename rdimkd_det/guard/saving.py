@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and the newest whole one of a work directory."""
+"""Writes checkpoints whole or not at all, and finds the newest whole one."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from ..errors import ConfigError, TrainingStoppedError
 from ..files.checkpoints import read_checkpoint_safely
 from ..files.whole import write_bytes, write_text, written_whole
 
-LAST_CHECKPOINT = 'last_checkpoint'  # where mmengine notes the newest one's path
+LAST_CHECKPOINT = 'last_checkpoint'  # file in which mmengine notes the path of the newest one
 INTERRUPTED = 'interrupted.pth'
 NEEDED_TO_RESUME = ('optimizer', 'message_hub')
 
 
 class WholeFileBackend(LocalBackend):
-    """mmengine's backend for the local disk, except that a file is written whole or not at all."""
+    """mmengine's backend for the local disk, with files written whole or not at all."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write a file to a temporary name, flush it to the disk, and rename it.
 
         Args:
             obj (bytes): Content.
-            filepath (str | Path): The file; its directory is made if need be.
+            filepath (str | Path): The file; its directory is created if missing.
 
         Raises:
-            TrainingStoppedError: The disk is full, or cannot be written for another reason.
+            TrainingStoppedError: The disk is full, or the file cannot be written for another
+                reason.
         """
         path = Path(filepath)
         try:
@@ -47,12 +48,12 @@ class WholeFileBackend(LocalBackend):
 
 
 def write_checkpoints_whole() -> None:
-    """Have mmengine write checkpoints, and which is the newest, whole from now on.
+    """Make mmengine write checkpoints and the file ``last_checkpoint`` whole or not at all.
 
-    mmengine (0.10.7, OneDL 0.10.12) writes both in place: a kill or a full disk leaves half of it.
+    mmengine (0.10.7, OneDL 0.10.12) writes both in place: a kill or a full disk leaves half a file.
     """
     register_backend('local', WholeFileBackend, force=True, prefixes='')
-    # All that this module opens is `last_checkpoint`.
+    # The only file that this module opens is `last_checkpoint`.
     checkpoint_hook.open = _open_whole
 
 
@@ -61,13 +62,13 @@ def _open_whole(path: str, mode: str) -> AbstractContextManager[IO]:
 
 
 class LateRemoval:
-    """A file backend of ``CheckpointHook`` that removes outdated checkpoints late.
+    """A file backend for ``CheckpointHook`` that removes outdated checkpoints late.
 
     mmengine (0.10.7, OneDL 0.10.12) removes the oldest checkpoint before it writes the new one:
     with ``max_keep_ckpts=1`` a full disk or a kill in between leaves none at all.
 
     Args:
-        backend (BaseStorageBackend): The backend that it stands in for.
+        backend (BaseStorageBackend): The wrapped backend.
     """
 
     def __init__(self, backend: BaseStorageBackend) -> None:
@@ -78,11 +79,11 @@ class LateRemoval:
         return getattr(self._backend, name)
 
     def remove(self, filepath: str | Path) -> None:
-        """Note a file that :meth:`flush` is to remove."""
+        """Mark a file for removal by :meth:`flush`."""
         self._outdated.append(str(filepath))
 
     def flush(self) -> None:
-        """Remove what has been noted; called when the new checkpoint is there."""
+        """Remove the marked files; called once the new checkpoint is written."""
         while self._outdated:
             path = self._outdated.pop()
             if self._backend.isfile(path):
@@ -90,37 +91,37 @@ class LateRemoval:
 
 
 def missing_to_resume(checkpoint: Mapping) -> list[str]:
-    """What a checkpoint lacks of the entries that mmengine's Runner resumes a training from.
+    """Return the entries that mmengine's Runner needs to resume and that a checkpoint lacks.
 
     Exported students, mmengine's ``best_*.pth`` and published weights lack some.
 
     Args:
-        checkpoint (Mapping): A checkpoint that has been read.
+        checkpoint (Mapping): Content of a checkpoint.
     """
     return [key for key in NEEDED_TO_RESUME if key not in checkpoint]
 
 
 def resumable(checkpoint: Mapping) -> bool:
-    """Whether a training can go on from a checkpoint that has been read."""
+    """Return whether a training run can resume from the content of a checkpoint."""
     return not missing_to_resume(checkpoint)
 
 
 def latest_checkpoint(
     work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
 ) -> tuple[str | None, list[str]]:
-    """The newest checkpoint that is whole.
+    """Return the newest whole checkpoint of a work directory.
 
     Args:
-        work_dir (str | Path): Work directory of a training.
-        accept (Callable): Which checkpoints are meant; is given what has been read of one.
-            Defaults to those that a training can go on from.
+        work_dir (str | Path): Work directory of a training run.
+        accept (Callable): Takes the content of a checkpoint and returns whether it qualifies.
+            Defaults to :func:`resumable`.
 
     Returns:
-        tuple[str | None, list[str]]: The checkpoint, None if there is none; and the newer ones
-        that are cut off or damaged.
+        tuple[str | None, list[str]]: Path of the checkpoint, None if there is none; and paths of
+        the newer ones that are cut off or damaged.
 
     Raises:
-        ConfigError: There are checkpoints, and all of them are damaged.
+        ConfigError: No checkpoint qualifies, and at least one is damaged.
     """
     damaged = []
     for path in _newest_first(Path(work_dir)):
@@ -139,18 +140,18 @@ def latest_checkpoint(
 def _accepted(path: Path, accept: Callable[[Mapping], bool]) -> bool:
     try:
         checkpoint = _read(path)
-    except ConfigError:  # whoever resumes from it is told why it cannot be read
+    except ConfigError:  # resuming from it will report why it cannot be read
         return True
     return isinstance(checkpoint, Mapping) and accept(checkpoint)
 
 
 def _read(path: Path) -> object:
-    mapped = zipfile.is_zipfile(path)  # then only what is looked at is read
+    mapped = zipfile.is_zipfile(path)  # then only the tensors that are used are read
     return read_checkpoint_safely(str(path), who='model', mapped=mapped)
 
 
 def last_good(work_dir: str | Path) -> str:
-    """A sentence that names the newest whole checkpoint."""
+    """Return a sentence that names the newest whole checkpoint."""
     path = newest_or_none(work_dir)
     return f'The last good checkpoint is {path}.' if path else 'There is no checkpoint yet.'
 
@@ -158,7 +159,7 @@ def last_good(work_dir: str | Path) -> str:
 def newest_or_none(
     work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
 ) -> str | None:
-    """As :func:`latest_checkpoint`, where damaged ones do not matter."""
+    """Return the path of :func:`latest_checkpoint`; None if no checkpoint qualifies."""
     try:
         return latest_checkpoint(work_dir, accept)[0]
     except ConfigError:
@@ -166,11 +167,11 @@ def newest_or_none(
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint has all its bytes, as the checksums in it say.
+    """Return whether a checkpoint is complete, according to the checksums in it.
 
     Args:
-        path (Path): A file of ``torch.save``: a zip archive, or a pickle of before 2020, which
-            has no checksums and is left to whoever reads it.
+        path (Path): A file of ``torch.save``: a zip archive, or a pickle from before 2020, which
+            has no checksums and counts as complete.
     """
     try:
         with path.open('rb') as file:
@@ -186,14 +187,14 @@ def _newest_first(work_dir: Path) -> Iterator[Path]:
     noted = noted_checkpoint(work_dir)
     if noted is not None:
         yield noted
-    # What is beyond it was left there by an earlier training.
+    # Checkpoints of later iterations were left by an earlier run, and come last.
     limit = _iteration(noted) if noted is not None else float('inf')
 
     def age(path: Path) -> tuple[bool, float, float]:
         iteration = _iteration(path)
         return iteration <= limit, iteration, path.stat().st_mtime
 
-    # A best_*.pth is not where the training stands.
+    # A best_*.pth is not the latest state of the run.
     others = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
     for path in sorted(others, key=age, reverse=True):
         if noted is None or path.resolve() != noted.resolve():
@@ -201,25 +202,25 @@ def _newest_first(work_dir: Path) -> Iterator[Path]:
 
 
 def noted_checkpoint(work_dir: Path) -> Path | None:
-    """The checkpoint that a work directory notes as its newest, if it is there."""
+    """Return the checkpoint that a work directory notes as its newest; None if it is missing."""
     note = work_dir / LAST_CHECKPOINT
     if not note.is_file():
         return None
     named = Path(note.read_text().strip())
-    # In a work directory that was copied or moved the note still names the old place.
+    # After the work directory was copied or moved, the note still names the old place.
     if (work_dir / named.name).is_file():
         return work_dir / named.name
-    # CheckpointHook(out_dir=...) has checkpoints elsewhere, but not in another work directory.
+    # CheckpointHook(out_dir=...) writes checkpoints elsewhere, but not into another work directory.
     of_another = (named.parent / LAST_CHECKPOINT).is_file()
     return named if named.is_file() and not of_another else None
 
 
 def _iteration(path: Path) -> float:
-    """The iteration of a checkpoint; its file's time would be that of its copying, in a copy."""
+    """Return the iteration of a checkpoint, for sorting; copying a file changes its time."""
     try:
         iteration = _read(path)['meta']['iter']
     except ConfigError:
-        # One that is cut off is told, and passed over; one that is refused is the last resort.
+        # A damaged file counts as newest, so that it is reported; an unreadable one as oldest.
         return -1 if is_whole(path) else float('inf')
     except (KeyError, TypeError):
         return -1
@@ -227,5 +228,5 @@ def _iteration(path: Path) -> float:
 
 
 def note_last_checkpoint(work_dir: str | Path, path: str | Path) -> None:
-    """Note, where mmengine looks for it, which checkpoint is the newest."""
+    """Write the path of the newest checkpoint to the file where mmengine looks for it."""
     write_text(Path(work_dir) / LAST_CHECKPOINT, str(path))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a training to end after the current iteration."""
+"""SIGTERM and Ctrl-C ask a training run to end after the current iteration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers that a signal has asked the process to end; a second one ends it at once.
+    """Records that a signal has asked the process to end; a second one ends it at once.
 
     Attributes:
-        signal (int | None): The signal's number.
+        signal (int | None): Number of the signal, None until one arrives.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class StopRequest:
 
     @property
     def listening(self) -> bool:
-        """bool: Whether signals come here, or one has come."""
+        """bool: Whether this object handles signals, or has received one."""
         return bool(self._earlier) or self.signal is not None
 
     def listen(self) -> None:
-        """Take over the signals, for as long as the caller's training runs.
+        """Handle the signals while the calling training loop runs.
 
-        Only the main thread can.
+        Only the main thread can set handlers; in another thread nothing is handled.
         """
         _follow_forks()
         self._training = _caller_of_hooks()
@@ -41,29 +41,29 @@ class StopRequest:
             self._earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def stop_listening(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the earlier signal handlers."""
         for number in self._earlier:
             self._give_back(number)
         self._earlier = {}
 
     def _give_back(self, number: int) -> None:
         handler = self._earlier[number]
-        # None: a handler that was not set from Python, and cannot be set again from there.
+        # None: the handler was not set from Python, and cannot be set again from Python.
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def leave_to_parent(self) -> None:
-        """In a forked process: SIGTERM means what it did before, Ctrl-C is the parent's alone."""
+        """In a forked process, restore SIGTERM and leave Ctrl-C to the parent."""
         self._give_back(signal.SIGTERM)
-        # A terminal sends Ctrl-C to all of its processes: a data loader's worker that it ended
-        # would take the batch with it that the parent waits for, to end in good order. Not
-        # SIG_IGN, which would outlive an exec.
+        # A terminal sends Ctrl-C to all of its processes. A data loader worker must survive it,
+        # since the parent waits for its batch before stopping. Not SIG_IGN, which would outlive an
+        # exec.
         signal.signal(signal.SIGINT, _do_nothing)
         self._earlier = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stop_listening()
         if self._training not in (None, *(it.f_code for it in _stack(frame))):
-            signal.raise_signal(number)  # an exception has ended the training: not ours any more
+            signal.raise_signal(number)  # an exception has already ended the training
             return
         self.signal = number
         os.write(2, b'stopping after this iteration, with a checkpoint; again to stop at once\n')
@@ -76,7 +76,7 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _caller_of_hooks() -> CodeType | None:
-    """The code of the runner's ``train``, which calls the hooks that are on the stack."""
+    """Return the code of the training loop's ``run``, which called the hooks on the stack."""
     frames = list(_stack(sys._getframe()))
     for called, caller in zip(frames, frames[1:]):
         if called.f_code.co_name == 'call_hook':
@@ -93,10 +93,10 @@ _mask = threading.local()
 
 @cache
 def _follow_forks() -> None:
-    """Let processes that are forked during a training end by SIGTERM, as others do.
+    """Make SIGTERM end processes that are forked during training, as it does by default.
 
-    They inherit Python's handlers, so that one would note a request and go on, while its parent
-    (``multiprocessing.Pool``, with which some metrics work) waits for its end.
+    They inherit the handlers: a forked process would record the request and continue, while its
+    parent (``multiprocessing.Pool``, which some metrics use) waits for it to end.
     """
     if hasattr(os, 'register_at_fork'):  # not on Windows, where nothing is forked
         os.register_at_fork(
@@ -107,13 +107,13 @@ def _follow_forks() -> None:
 
 
 def _listener() -> StopRequest | None:
-    """The request that the signals come to, if they come to one."""
+    """Return the request that handles the signals, if there is one."""
     request = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)
     return request if isinstance(request, StopRequest) else None
 
 
 def _hold_signals() -> None:
-    # One that comes before the child has handlers of its own would be lost: it waits.
+    # A signal that arrived before the child has its own handlers would be lost, so it is blocked.
     _mask.earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS if _listener() else ())
 
 

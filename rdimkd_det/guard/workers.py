@@ -11,13 +11,13 @@ from .saving import last_good
 
 @contextmanager
 def killed_workers_explained(work_dir: str) -> Iterator[None]:
-    """Say what a data loader that lost a worker process does not.
+    """Explain why a data loader lost a worker process, and name the last good checkpoint.
 
     Args:
-        work_dir (str): Of the training, for its last checkpoint.
+        work_dir (str): Work directory of the training run.
 
     Raises:
-        TrainingStoppedError: In place of PyTorch's exception.
+        TrainingStoppedError: Replaces PyTorch's exception.
     """
     try:
         yield
