@@ -1,1 +1,1 @@
-"""Reading untrusted files as data, and writing files that are whole or absent."""
+"""Reading untrusted files as data only, and writing files whole or not at all."""

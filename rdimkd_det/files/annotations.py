@@ -7,16 +7,16 @@ import re
 from mmap import ACCESS_READ, mmap
 
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
-# COCO's own files, of some hundred MB, have their categories at the end.
+# COCO's own files, of several hundred MB, have their categories at the end.
 TAIL = 2**20
 LONGEST = 2**24
 
 
 def category_names(path: str) -> list | None:
-    """Names of the categories in a COCO annotation file; None if they cannot be told.
+    """Return the names of the categories in a COCO annotation file, None if they are not found.
 
     Args:
-        path (str): The file. What is wrong with it is for those to say who read it as a whole.
+        path (str): The file. Errors in it are left to the code that reads all of it.
     """
     try:
         with open(path, 'rb') as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:

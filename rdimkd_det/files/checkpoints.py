@@ -22,10 +22,10 @@ from ..errors import ConfigError
 from ..names import did_you_mean
 from .whole import sha256_of
 
-# At the end of OpenMMLab's and torchvision's file names: the first digits of their SHA-256.
+# OpenMMLab's and torchvision's file names end with the first digits of the file's SHA-256.
 HASH = re.compile(r'-([a-f0-9]{8,64})\.')
 
-# mmengine's names for published weights, and where it keeps their addresses.
+# mmengine's schemes for published weights, and the functions that return their URLs.
 NAMED_WEIGHTS = {
     'torchvision://': host.get_torchvision_models,
     'modelzoo://': host.get_torchvision_models,
@@ -34,20 +34,21 @@ NAMED_WEIGHTS = {
     'mmcls://': host.get_mmcls_models,
 }
 
-# What has been read within `checkpoints_kept`, by file; and whose is to be kept now.
+# Checkpoints read within `checkpoints_kept`, by file; and the owner whose checkpoints it keeps.
 _kept: dict[tuple, object] = {}
 _keeping: str | None = None
 
 
 @contextmanager
 def checkpoints_kept(who: str) -> Iterator[None]:
-    """Keep what the block reads for the next reading of the same file, which takes it.
+    """Keep each checkpoint that the block reads until the same file is read once more.
 
     For checks that are followed by the run itself in the same process, which calls
     :func:`forget_kept_checkpoints` once it has read what it needs.
 
     Args:
-        who (str): Whose checkpoints; mmengine reads the others by itself and would take none.
+        who (str): Owner of the checkpoints to keep. mmengine reads all others by itself, so they
+            would never be taken.
     """
     global _keeping
     _keeping = who
@@ -58,30 +59,30 @@ def checkpoints_kept(who: str) -> Iterator[None]:
 
 
 def forget_kept_checkpoints() -> None:
-    """Free the memory of what was kept and has not been taken."""
+    """Free the kept checkpoints that have not been read again."""
     _kept.clear()
 
 
 def load_checkpoint_safely(path: str, who: str, mapped: bool = False) -> Mapping[str, torch.Tensor]:
-    """Weights of a checkpoint, see :func:`read_checkpoint_safely`.
+    """Load the weights of a checkpoint, see :func:`read_checkpoint_safely`.
 
     Args:
         path (str): The checkpoint.
         who (str): Whose checkpoint it is, for messages.
-        mapped (bool): Whether tensors are mapped from the file, to be shared by the processes of a
-            machine; they must not be changed. Defaults to False.
+        mapped (bool): Whether to memory-map the tensors, so that the processes of a machine share
+            them; they must not be modified. Defaults to False.
 
     Returns:
-        Mapping[str, Tensor]: The state dict, without the 'module.' of a wrapped model.
+        Mapping[str, Tensor]: The state dict, without the prefix 'module.' of a wrapped model.
 
     Raises:
-        ConfigError: It cannot be read, or holds no weights.
+        ConfigError: The checkpoint cannot be read, or holds no weights.
     """
     return weights_in(read_checkpoint_safely(path, who, mapped), path, who)
 
 
 def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Tensor]:
-    """The weights in what has been read, see :func:`load_checkpoint_safely`."""
+    """Return the weights in a checkpoint's content, see :func:`load_checkpoint_safely`."""
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else {}
     weights = {
         key.removeprefix('module.'): value
@@ -94,18 +95,18 @@ def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Te
 
 
 def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
-    """A whole checkpoint, unpickled with the allow-list of PyTorch and ``compat`` only.
+    """Read all of a checkpoint; only types that PyTorch and ``compat`` allow are unpickled.
 
     Args:
         path (str): A path; an http(s) URL or one of mmengine's names, e.g. 'torchvision://resnet50'
-            (downloaded once, its hash compared with the one in its file name); or another address
-            that ``mmengine.fileio`` reads.
+            (downloaded once, and checked against the hash in its file name); or another URL that
+            ``mmengine.fileio`` reads.
         who (str): Whose checkpoint it is, for messages.
         mapped (bool): See :func:`load_checkpoint_safely`. Defaults to False.
 
     Raises:
-        ConfigError: It is missing, damaged, or holds objects that are not data; or it cannot be
-            mapped.
+        ConfigError: The checkpoint is missing or damaged, holds objects that are not data, or
+            cannot be mapped.
     """
     version = (path, mapped, *_size_and_time(path))
     content = _kept.pop(version) if version in _kept else _load(str(path), who, mapped)
@@ -117,7 +118,7 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
 def _size_and_time(path: str) -> tuple[int, ...]:
     try:
         status = os.stat(os.path.expanduser(path))
-    except OSError:  # an address, or nothing at all
+    except OSError:  # a URL, or no file
         return ()
     return status.st_size, status.st_mtime_ns
 
@@ -138,7 +139,7 @@ def _load(path: str, who: str, mapped: bool) -> object:
         ) from error
     except ConfigError:
         raise
-    except Exception as error:  # damaged data breaks PyTorch's unpickler in any way
+    except Exception as error:  # on damaged data, PyTorch's unpickler may raise anything
         raise ConfigError(
             f'{who}: checkpoint {path} cannot be read, it is damaged, incomplete or out of reach '
             f'({_first_line(error)}).'
@@ -146,7 +147,7 @@ def _load(path: str, who: str, mapped: bool) -> object:
 
 
 def _address(path: str, who: str) -> str:
-    """The URL behind one of mmengine's names; other paths as they are."""
+    """Return the URL behind one of mmengine's names; any other path is returned as it is."""
     scheme = next((scheme for scheme in NAMED_WEIGHTS if path.startswith(scheme)), None)
     if scheme is None:
         return path
@@ -164,7 +165,7 @@ def _address(path: str, who: str) -> str:
 
 
 def _read(path: str, who: str, mapped: bool) -> object:
-    # Again: OneDL's mmengine 0.10.12 takes them off the list after a load of its own.
+    # Repeated, since OneDL's mmengine 0.10.12 removes the types after each load of its own.
     allow_checkpoint_types()
     if path.startswith(('http://', 'https://')):
         path = download(path)
@@ -183,16 +184,16 @@ def _read(path: str, who: str, mapped: bool) -> object:
 def download(url: str) -> str:
     """Download a file once, to where torch and mmengine look for it, and check its hash.
 
-    mmengine (0.10.7, OneDL 0.10.12) compares no hash, and torch that of a new download only.
+    mmengine (0.10.7, OneDL 0.10.12) checks no hash, and torch only that of a new download.
 
     Args:
-        url (str): Address of a checkpoint.
+        url (str): URL of a checkpoint.
 
     Returns:
-        str: Its path.
+        str: Path of the file.
 
     Raises:
-        RuntimeError: The hash is another; the file has been removed.
+        RuntimeError: The hash differs from the one in the file name; the file has been removed.
     """
     path = hub_path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,14 +212,16 @@ def download(url: str) -> str:
 
 
 def fingerprint(checkpoint: str) -> str | None:
-    """What tells a checkpoint file from others, whatever its name: its parts' checksums, hashed.
+    """Return a hash of the checksums of a checkpoint's parts, which identifies its content.
+
+    Only the file's table of contents is read.
 
     Args:
         checkpoint (str): Path or URL.
 
     Returns:
-        str | None: Hexadecimal; None where the file is not on this machine, or is older than
-        torch 1.6's format, which has checksums. Only the file's table of contents is read.
+        str | None: 16 hexadecimal digits; None if the file is not on this machine, or is in the
+        format before torch 1.6, which has no checksums.
     """
     try:
         with zipfile.ZipFile(local_path(checkpoint)) as file:
@@ -229,7 +232,7 @@ def fingerprint(checkpoint: str) -> str | None:
 
 
 def local_path(checkpoint: str) -> Path:
-    """Where a checkpoint lies on this machine, if it does.
+    """Return the path that a checkpoint has on this machine, whether or not it exists.
 
     Args:
         checkpoint (str): Path or URL.
@@ -240,10 +243,10 @@ def local_path(checkpoint: str) -> Path:
 
 
 def hub_path(url: str) -> Path:
-    """Where :func:`download` puts a file, and where it lies if it has been downloaded.
+    """Return the path to which :func:`download` saves a file.
 
     Args:
-        url (str): Its address.
+        url (str): URL of the file.
     """
     return Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
 

@@ -1,4 +1,4 @@
-"""Reading config files: a path, ``'mmdet::...'``, or what has been read already."""
+"""Reads configs, given as a path, as ``'mmdet::...'`` or already read, and looks entries up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..names import type_name
 
 
 class UnreadableConfigError(ConfigError):
-    """A config file is missing or fails. A teacher's stops training; testing does not care."""
+    """A config file is missing or fails. A teacher's stops training, but not testing."""
 
 
 def read_config(config: str | dict, who: str) -> Config:
@@ -29,7 +29,7 @@ def read_config(config: str | dict, who: str) -> Config:
 
     Raises:
         UnreadableConfigError: There is no such file, or it fails.
-        ConfigError: It is neither a name nor a config.
+        ConfigError: ``config`` is neither a path nor a config.
     """
     if isinstance(config, (Mapping, Config)):
         return config if isinstance(config, Config) else Config(dict(config))
@@ -44,21 +44,22 @@ def read_config(config: str | dict, who: str) -> Config:
 
 
 def open_config(name: str) -> Config:
-    """Read a config file; raises whatever it raises.
+    """Read a config file; any exception that it raises is passed on.
 
     Args:
         name (str): Path, or ``'mmdet::...'``.
     """
-    # Config.fromfile does not resolve 'mmdet::' itself, only `_base_` and this do.
+    # Config.fromfile resolves 'mmdet::' in `_base_` only; get_config resolves it here.
     path = own_config(name) or name
     return get_config(path) if '::' in path else Config.fromfile(path)
 
 
 def mappings(node: object) -> Iterator[Mapping]:
-    """All mappings in a config entry, itself included, at any depth, each before those in it.
+    """Yield all mappings in a config entry at any depth, itself included, outer ones first.
 
     Args:
-        node (object): A config entry. What the caller changes in a mapping counts for what follows.
+        node (object): A config entry. If the caller modifies a mapping that was yielded, the
+            iteration continues with its new values.
     """
     if isinstance(node, Mapping):
         yield node
@@ -68,10 +69,10 @@ def mappings(node: object) -> Iterator[Mapping]:
 
 
 def leaf_datasets(dataset: object) -> Iterator[Mapping]:
-    """Configs of the data sets below all wrappers, e.g. ``RepeatDataset`` and ``ConcatDataset``.
+    """Yield the configs of the datasets below all wrappers, e.g. ``ConcatDataset``.
 
     Args:
-        dataset (object): Config of a data set; nothing is found in what is none.
+        dataset (object): Config of a dataset; any other value yields nothing.
     """
     if not isinstance(dataset, Mapping):
         return
@@ -83,21 +84,21 @@ def leaf_datasets(dataset: object) -> Iterator[Mapping]:
 
 
 def annotation_path(entry: Mapping) -> str | None:
-    """The annotation file of a data set or a metric, below its root; None where it names none.
+    """Return the annotation file of a dataset or a metric, with its root; None if it has none.
 
     Args:
-        entry (Mapping): Its config.
+        entry (Mapping): Config of the dataset or metric.
     """
     file = entry.get('ann_file')
     return os.path.join(str(entry.get('data_root') or ''), file) if isinstance(file, str) else None
 
 
 def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
-    """The entries of ``model.teacher``, with the name of each; the only one has none.
+    """Return the entries of ``model.teacher`` as (name, entry); the name of a single one is ''.
 
     Args:
-        teacher (object): A dict, or a list of them, of which each may have a ``name`` (default
-            't0', 't1', ...).
+        teacher (object): A dict, or a list of dicts, each with an optional ``name`` (default 't0',
+            't1', ...).
     """
     if isinstance(teacher, Mapping):
         return [('', teacher)]
@@ -106,24 +107,24 @@ def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
 
 
 def counts_iterations(config: Config) -> bool:
-    """Whether a training counts iterations, and not epochs.
+    """Return whether a training run counts iterations instead of epochs.
 
     Args:
-        config (Config): Its config.
+        config (Config): Config of the run.
     """
     loop = config.get('train_cfg') or {}
     return type_name(loop) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
 
 
 def read_detector_config(config: str | dict) -> ConfigDict:
-    """Model config of a teacher; of a distilled detector, its student's.
+    """Return the model config of a teacher; if it is a distilled detector, that of its student.
 
     Args:
-        config (str | dict): As :func:`read_config` takes it.
+        config (str | dict): As for :func:`read_config`.
 
     Raises:
-        UnreadableConfigError: There is no such file.
-        ConfigError: No detector with a backbone is in it.
+        UnreadableConfigError: There is no such file, or it fails.
+        ConfigError: The config holds no detector with a backbone.
     """
     model = read_config(config, 'teacher').get('model')
     if isinstance(model, Mapping) and 'student' in model:

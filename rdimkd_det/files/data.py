@@ -13,7 +13,7 @@ BUILTINS = ('set', 'frozenset', 'slice', 'bytearray', 'complex')
 ALLOWED = {
     *(('builtins', name) for name in BUILTINS),
     *(('__builtin__', name) for name in BUILTINS),  # their module in Python 2's protocols
-    ('_codecs', 'encode'),  # of bytes, there
+    ('_codecs', 'encode'),  # for bytes in those protocols
     ('collections', 'OrderedDict'),
     ('numpy', 'ndarray'),
     ('numpy', 'dtype'),
@@ -37,7 +37,7 @@ class DataPickleHandler(PickleHandler):
     """Reads pickle files of Python's own containers and numpy arrays, and refuses others."""
 
     def load_from_fileobj(self, file: BinaryIO, **kwargs) -> object:
-        """As mmengine's, without running code."""
+        """Load a file like mmengine's handler, without running code."""
         return _DataUnpickler(file, **kwargs).load()
 
 
@@ -45,7 +45,7 @@ class DataYamlHandler(YamlHandler):
     """Reads YAML without Python objects; mmengine's own makes any object that a file asks for."""
 
     def load_from_fileobj(self, file: TextIO, **kwargs) -> object:
-        """As mmengine's, without running code."""
+        """Load a file like mmengine's handler, without running code."""
         return yaml.load(file, Loader=yaml.SafeLoader)
 
 

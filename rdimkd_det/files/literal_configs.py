@@ -1,4 +1,4 @@
-"""Untrusted config texts, read without running them."""
+"""Parses the config text in an untrusted checkpoint without running it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from .configs import mappings
 
-# Names that mean this package and its host to mmengine; any other would be imported.
+# Scopes that are loaded already; mmengine would import any other.
 SCOPES = (None, 'mmdet', 'mmengine', 'mmcv')
-# What else stands in `nms=dict(type=...)` of MMDetection's configs would be evaluated as Python.
+# Any other value in `nms=dict(type=...)` of MMDetection's configs would be evaluated as Python.
 NMS = ('nms', 'soft_nms', 'nms_match', 'nms_rotated', 'nms_quadri')
 WARP_MODE = re.compile(r'cv2\.MOTION_[A-Z]+')
-SHOWN = 100  # characters of what a message quotes
+SHOWN = 100  # characters that a message quotes
 
 
 def parse_config(text: str, who: str) -> Config:
-    """Read the text of ``Config.pretty_text``: assignments of literals and ``dict(...)``.
+    """Parse the text of ``Config.pretty_text``: assignments of literals and ``dict(...)``.
 
     mmengine's own ``Config.fromstring`` executes the text.
 
@@ -29,8 +29,8 @@ def parse_config(text: str, who: str) -> Config:
         who (str): Whose config it is, for messages.
 
     Raises:
-        ConfigError: It holds any other code, or asks for modules beside MMDetection's and this
-            package's.
+        ConfigError: The text holds any other code, or names modules outside of MMDetection and
+            this package.
     """
     try:
         content = {
@@ -45,7 +45,7 @@ def parse_config(text: str, who: str) -> Config:
     _check_evaluated(content, who)
     try:
         return Config(content)
-    except KeyError as error:  # a name that mmengine keeps for itself, e.g. `filename`
+    except KeyError as error:  # a name that mmengine reserves, e.g. `filename`
         raise ConfigError(f'{who}: its config cannot be used: {error.args[0]}.') from error
 
 
@@ -109,7 +109,7 @@ def _evaluated(node: Mapping) -> Iterator[object]:
             yield str(nms['type'])  # mmcv (2.1.0, OneDL 2.3.6): eval(type) in batched_nms
     if isinstance(warp, str) and not WARP_MODE.fullmatch(warp):
         yield warp  # mmdet (3.3.0, OneDL 3.5.1): eval in CameraMotionCompensation
-    # mmdet's own distillers run the one and unpickle the other as soon as they are built.
+    # mmdet's own distillers run the config and unpickle the checkpoint as soon as they are built.
     files = map(node.get, ('teacher_config', 'teacher_ckpt'))
     yield from (file for file in files if isinstance(file, str))
 

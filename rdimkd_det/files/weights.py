@@ -1,4 +1,4 @@
-"""Loading weights into a network: all that it runs, or an error that names the keys."""
+"""Loads weights strictly, with an error that counts and names the keys that do not fit."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from ..errors import ConfigError
 def load_strictly(
     network: nn.Module, weights: Mapping[str, Tensor], checkpoint: str, config: str, who: str
 ) -> None:
-    """Load every weight that the network runs, or say which ones do not fit.
+    """Load all weights of a network, or report the ones that do not fit.
 
     Args:
-        network (nn.Module): Network with the detector's names, or a part of it; on the meta device
-            it takes the weights themselves, else copies.
-        weights (Mapping[str, Tensor]): The whole detector's state dict.
-        checkpoint (str): Its name, for the message.
-        config (str): The network's name, for the message.
+        network (nn.Module): Network with the detector's parameter names, or a part of it. On the
+            meta device it takes over the given tensors, otherwise it copies them.
+        weights (Mapping[str, Tensor]): State dict of the whole detector.
+        checkpoint (str): Name of the checkpoint, for the message.
+        config (str): Name of the network, for the message.
         who (str): Whose checkpoint it is, for the message.
 
     Raises:
-        ConfigError: A key is missing, unexpected, or of another shape; counts and names them.
+        ConfigError: Keys are missing, unexpected, or of another shape; the message counts and
+            names them.
     """
     own = network.state_dict()
     parts = {key.split('.')[0] for key in own}
@@ -54,10 +55,11 @@ def load_strictly(
 
 
 def _load(network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[str]) -> bool:
-    """Load weights; whether they fit, as mmdet's detectors may rename them: RPN, semi-supervised.
+    """Load weights, and return whether they fit.
 
-    What is of no part of the network does not matter, nor integers that another version of a
-    module saved, e.g. position ids: nothing learned.
+    Only loading tells, since mmdet's RPN and semi-supervised detectors rename keys as they load.
+    Keys outside of ``parts`` are ignored, and so are unexpected integers that another version of a
+    module saved, e.g. position ids, since they are not learned.
     """
     own, options = network.state_dict(), {}
     if any(value.is_meta for value in own.values()):
@@ -65,7 +67,7 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[s
         weights = {key: v.to(own[key].dtype) if key in own else v for key, v in weights.items()}
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False, **options)
-    except RuntimeError:  # one is of another shape
+    except RuntimeError:  # a shape differs
         return False
     integers = {key for key, value in weights.items() if not value.is_floating_point()}
     return not missing and not any(key.split('.')[0] in parts for key in set(unexpected) - integers)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the hash that tells which."""
+"""Writes files whole or not at all, and hashes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import ConfigError
 
 @contextmanager
 def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
-    """Write a file so that it is there completely or not at all, also after a power cut.
+    """Write a file completely or not at all, even if the power is cut.
 
     Args:
         path (Path): The file; its directory must exist.
@@ -34,23 +34,23 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
         _sync_directory(path.parent)
     except OSError as error:
         if error.filename == str(temporary):
-            error.filename = str(path)  # the one that the user has asked for
+            error.filename = str(path)  # the name that the user gave
         raise
     finally:
-        with suppress(OSError):  # it is there only if something went wrong
+        with suppress(OSError):  # it exists only after an error
             temporary.unlink()
 
 
 @contextmanager
 def told_if_unwritable(path: Path, option: str) -> Iterator[None]:
-    """Make the folder of a file that the user named, and tell in one line if it takes no file.
+    """Create the folder of an output file, and explain in one line if writing fails.
 
     Args:
         path (Path): The file.
-        option (str): Of the command line, e.g. '--out'.
+        option (str): Command-line option that names the file, e.g. '--out'.
 
     Raises:
-        ConfigError: In place of an ``OSError`` in the block or of its folder.
+        ConfigError: Replaces an ``OSError`` from the block or from creating the folder.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,15 +62,16 @@ def told_if_unwritable(path: Path, option: str) -> Iterator[None]:
 
 
 def try_writing(directory: Path) -> None:
-    """Try to write into a directory, or into what would hold it, and leave nothing there.
+    """Check that a directory is writable by creating a temporary file in it.
 
-    Only trying tells: root may write anywhere, and still not into /proc.
+    Permissions do not tell: root may write anywhere, but not into /proc.
 
     Args:
-        directory (Path): It need not exist; then the nearest of its parents that does is tried.
+        directory (Path): The directory; if it does not exist, its nearest existing parent is
+            checked.
 
     Raises:
-        OSError: It takes no file.
+        OSError: No file can be created.
     """
     path = directory.absolute()
     existing = next(it for it in (path, *path.parents) if os.path.lexists(it))
@@ -79,7 +80,7 @@ def try_writing(directory: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there completely or not at all.
+    """Write a text file completely or not at all.
 
     Args:
         path (Path): The file; its directory must exist.
@@ -90,7 +91,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a binary file so that it is there completely or not at all.
+    """Write a binary file completely or not at all.
 
     Args:
         path (Path): The file; its directory must exist.
@@ -101,7 +102,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read piece by piece: a checkpoint may be large.
+    """Return the SHA-256 of a file in hexadecimal, read in chunks since it may be large.
 
     Args:
         path (Path): The file.
@@ -114,7 +115,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Without it the new name itself may be lost. Some file systems cannot do it.
+    # Otherwise a power cut may undo the renaming. Some file systems do not support it.
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
