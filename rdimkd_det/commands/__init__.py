@@ -1,1 +1,1 @@
-"""Shared by the tools: command lines, checks before a run, and its launch."""
+"""Shared by the tools: command lines, checks before a run, and the launch of a run."""

@@ -1,4 +1,4 @@
-"""What annotations lack, derived from the exception that reading them raised."""
+"""Explains exceptions raised while annotations are read, by file and entry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..names import explain
 from ..preflight.classes import listed
 
-# What mmdet and pycocotools call an entry while they look at it, and what it is.
+# Local variables in which mmdet and pycocotools hold an entry, and the kind of the entry.
 ENTRIES = {'ann': 'annotation', 'img_info': 'image', 'img': 'image', 'cat': 'category'}
 NEEDED = {
     'annotation': 'id, image_id, category_id, bbox ([x, y, width, height]) and area',
@@ -25,10 +25,10 @@ OF_DATA = (KeyError, TypeError, ValueError, AssertionError, AttributeError, Inde
 
 
 def annotation_mistake(error: Exception) -> ConfigError | None:
-    """An exception as a user's mistake that names file and entry, if annotations were read.
+    """Return an exception that names file and entry, if one was raised by reading annotations.
 
     Args:
-        error (Exception): Of mmdet (3.3, OneDL's 3.5) or pycocotools, which name neither.
+        error (Exception): From mmdet (3.3, OneDL 3.5) or pycocotools, which name neither.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     path = next(filter(None, map(_file_read, frames)), None)
@@ -43,14 +43,14 @@ def annotation_mistake(error: Exception) -> ConfigError | None:
 
 
 def _file_read(frame: FrameType) -> str | None:
-    """The file that a function reads: of a data set, or of pycocotools for a metric."""
+    """Return the annotation file that a function of a dataset or of pycocotools reads."""
     if frame.f_code.co_name == 'load_data_list':
         return getattr(frame.f_locals.get('self'), 'ann_file', None)
     return frame.f_locals.get('annotation_file')
 
 
 def _lack(error: Exception, frame: FrameType) -> str:
-    """What an entry, or the file, lacks or has in a form that cannot be used."""
+    """Describe what is missing or unusable in an entry or in the file."""
     key = error.args[0] if isinstance(error, KeyError) else None
     for name, kind in ENTRIES.items():
         entry = frame.f_locals.get(name)

@@ -1,4 +1,4 @@
-"""Checks of a config before anything is written, so that mistakes end early, in one line."""
+"""Checks a config before anything is written, so that mistakes fail early and in one line."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ SHARDING = (
 def check_model(cfg: Config, training: bool) -> nn.Module:
     """Build the model of a config once, and for training load its teacher's weights.
 
-    The run itself does not use it: the Runner seeds the random state before it builds the model.
+    The run itself does not use this model: the Runner seeds the random state before it builds its
+    own.
 
     Args:
         cfg (Config): The run's config.
-        training (bool): Whether teacher and pretrained weights will be needed.
+        training (bool): Whether the run needs hooks, teacher and pretrained weights.
 
     Returns:
         nn.Module: The model.
@@ -99,10 +100,11 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
 
 
 def check_sections(cfg: Config) -> None:
-    """Check that the parts of a config that this package looks into are what it takes them for.
+    """Check the types of the sections that this package reads, and the names at the top level.
 
     Raises:
-        ConfigError: One is something else or misspelled, or the training has no length.
+        ConfigError: A section has another type, a name is misspelled, or the length of the
+            training run is not a whole number of 1 or more.
     """
     check_top_level(cfg)
     for name in SECTIONS:
@@ -122,10 +124,10 @@ def check_sections(cfg: Config) -> None:
 
 
 def check_hooks(cfg: Config, distilled: bool) -> None:
-    """Check that a distilled model has its hook, with options that make sense, and a plain none.
+    """Check the options of all hooks, and that only a distilled model has a ``DistillHook``.
 
     Raises:
-        ConfigError: It is the other way round, or an option cannot be.
+        ConfigError: An option is invalid, a distilled model lacks the hook, or a plain one has it.
     """
     check_hook_options(cfg)
     hooks = distill_hooks(cfg)
@@ -143,7 +145,7 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
 
 
 def check_pretrained(model: nn.Module) -> None:
-    """Check the checkpoints from which a model's ``init_cfg`` would start it.
+    """Check the checkpoints that a model's ``init_cfg`` entries load.
 
     Args:
         model (nn.Module): The student.
@@ -171,16 +173,16 @@ def _checkpoints_in(init_cfg: object) -> list[str]:
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that annotation files on this machine's disk are there, and know the classes.
+    """Check that local annotation files exist and contain the classes of their datasets.
 
     Args:
         cfg (Config): The run's config.
-        splits (Sequence[str]): Of 'train', 'val' and 'test'.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
 
     Raises:
-        ConfigError: One is missing, and says how to get the data; no class is in any of them, or
-            they are no list of names; or there are no data but for validation, which may be left
-            out.
+        ConfigError: A file is missing (the message says how to get the data); the classes are not
+            a list of names, or none of them is in the files of a split; or a split other than
+            'val' has no dataset.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
@@ -221,19 +223,19 @@ def _how_to_get(path: str) -> str:
 
 
 def check_checkpoint(cfg: Config, model: nn.Module, training: bool) -> None:
-    """Check that the checkpoint that the run starts from, if any, holds weights and nothing else.
+    """Check the checkpoint that the run starts from, if there is one.
 
-    mmengine (0.10.7, OneDL 0.10.12) loads what fits and leaves the rest as it was initialised.
-    A training may begin so; what is tested must be the checkpoint's own detector.
+    mmengine (0.10.7, OneDL 0.10.12) loads the weights that fit and leaves the rest as initialised.
+    A training run may start like that; a test needs the checkpoint's own detector.
 
     Args:
         cfg (Config): The run's config, with its ``load_from`` and ``resume``.
-        model (nn.Module): Its model; to be tested, it gets the weights.
-        training (bool): Whether it will be trained, else tested.
+        model (nn.Module): The run's model; for testing, the weights are loaded into it.
+        training (bool): Whether the run trains; otherwise it tests.
 
     Raises:
-        ConfigError: It is missing, damaged, or could run code; cannot be resumed; or is of another
-            architecture than the model that is tested.
+        ConfigError: The checkpoint is missing, damaged, or could run code; cannot be resumed; or,
+            for testing, is of another architecture than the model.
     """
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
@@ -249,18 +251,19 @@ def check_checkpoint(cfg: Config, model: nn.Module, training: bool) -> None:
 
 
 def check_resumable(checkpoint: Mapping, path: str, model: nn.Module) -> None:
-    """Check that mmengine can resume from a checkpoint, without running Python text in it.
+    """Check that mmengine can resume from a checkpoint without running Python text in it.
 
     mmengine's Runner (0.10.7, OneDL 0.10.12) executes the text ``meta['config']``. Its own
-    checkpoints have none, those of MMDetection 2 have.
+    checkpoints do not have this entry; those of MMDetection 2 do.
 
     Args:
-        checkpoint (Mapping): What has been read.
-        path (str): Its file, for the message.
-        model (nn.Module): The model that is to go on.
+        checkpoint (Mapping): Content of the checkpoint.
+        path (str): Its path, for the message.
+        model (nn.Module): The model to train further.
 
     Raises:
-        ConfigError: It has such a text; it is of no training, or of one of another kind.
+        ConfigError: The checkpoint has this text; it lacks the state of a training run; or it is
+            from a plain run and the model is distilled, or the reverse, and the optimizers differ.
     """
     start_anew = f'start from its weights: --cfg-options load_from={path}, without --resume.'
     meta = checkpoint.get('meta')
@@ -287,20 +290,20 @@ def check_resumable(checkpoint: Mapping, path: str, model: nn.Module) -> None:
 
 
 def _is_optimizer_of(model: nn.Module, state: object) -> bool:
-    """Whether an optimizer's state is of as many parameters as a model has."""
+    """Return whether an optimizer's state has as many parameters as a model."""
     groups = state.get('param_groups', ()) if isinstance(state, Mapping) else ()
     return sum(len(group['params']) for group in groups) == len(list(model.parameters()))
 
 
 def check_work_dir(work_dir: str, what: str = 'work directory') -> None:
-    """Check that the run may write, and leave nothing written.
+    """Check that the run can write to a directory, and leave nothing there.
 
     Args:
         work_dir (str): The directory.
-        what (str): What it is, for the message. Defaults to 'work directory'.
+        what (str): What the directory is, for the message. Defaults to 'work directory'.
 
     Raises:
-        ConfigError: The directory, or the nearest parent that exists, takes no file.
+        ConfigError: No file can be created in the directory, or in its nearest existing parent.
     """
     try:
         try_writing(Path(work_dir))
@@ -311,7 +314,7 @@ def check_work_dir(work_dir: str, what: str = 'work directory') -> None:
 
 
 def check_strategy(cfg: Config) -> None:
-    """Check that every rank will hold the model's parameters whole.
+    """Check that the model's parameters are not sharded over the ranks.
 
     Raises:
         ConfigError: A strategy of the ``FlexibleRunner``, or a model wrapper, shards them.

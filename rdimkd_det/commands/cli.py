@@ -1,4 +1,4 @@
-"""Shared by the command lines in tools/: arguments, and one-line errors for users' mistakes."""
+"""Shared by the command lines in tools/: arguments, and one-line messages for user errors."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .options import OptionsAction
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command line: a user's mistake ends it with one line and exit status 2.
+    """Run a command line: a user error ends it with one line and exit status 2.
 
     Args:
-        main (Callable): The command. A ``ConfigError`` from it is a user's mistake, and so is a
-            file that cannot be opened.
+        main (Callable): The command. A ``ConfigError`` from it is a user error, and so is a file
+            that cannot be opened.
     """
-    # Whatever is unpickled in this process is data: mmengine of OneDL (0.10.12) would fall back
-    # to unsafe loading of a checkpoint that holds anything else.
+    # Only data is unpickled in this process: OneDL's mmengine (0.10.12) would fall back to unsafe
+    # loading of a checkpoint that holds anything else.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     read_data_files_safely()
-    # mmengine 0.10.7 imports pkg_resources, once per `mmdet::` base, to say the same each time.
+    # mmengine 0.10.7 imports pkg_resources for each `mmdet::` base, with the same warning.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     # OneDL's mmdet 3.5.1 warns of an optional package at each import.
     warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'mmdet\.')
-    # mmdet does not say which indexing it wants of torch.meshgrid, and gets it.
+    # mmdet does not pass `indexing` to torch.meshgrid, and relies on the default.
     warnings.filterwarnings('ignore', message='torch.meshgrid: in an upcoming release')
     interrupted = None
     try:
@@ -59,20 +59,20 @@ def run(main: Callable[[], None]) -> None:
         exit_with(named_file(error))
     except KeyboardInterrupt:
         exit_with('interrupted.', status=130)
-    leave_process_group()  # here, where all processes have come to their end together
+    leave_process_group()  # only here, where all processes end together
     if interrupted is not None:
         exit_with(*interrupted)
 
 
 def leave_process_group() -> None:
-    """End the threads with which this process talks to the others, if there are any.
+    """Destroy the process group with its threads, if there is one.
 
-    One of gloo's threads that lets go of a tensor while Python shuts down aborts the process
-    (seen with torch 2.13), and a training that went well would end as a failed one.
+    A thread of gloo that releases a tensor while Python shuts down aborts the process (seen with
+    torch 2.13), so that a successful run would end as a failed one.
     """
     if distributed.is_initialized():
         distributed.destroy_process_group()
-        gc.collect()  # the wrapped model holds the group too, and lies in a circle of references
+        gc.collect()  # the wrapped model also holds the group, and is part of a reference cycle
 
 
 def exit_with(message: str, status: int = 2) -> None:
@@ -82,7 +82,7 @@ def exit_with(message: str, status: int = 2) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what MMDetection's own train.py and test.py have in common."""
+    """Add the arguments that MMDetection's train.py and test.py have in common."""
     parser.add_argument('--work-dir', help='directory for logs and checkpoints')
     parser.add_argument(
         '--cfg-options',
@@ -103,7 +103,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what MMDetection's own train.py has beyond that."""
+    """Add the arguments that only MMDetection's train.py has."""
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
@@ -120,15 +120,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> None:
-    """Check that a result can be written, before the work that it takes.
+    """Check that an output file can be written, before the work that produces it.
 
     Args:
         path (Path): The file.
-        option (str): The option that names it, for the message.
-        folder_is_made (bool): Whether the tool makes the file's directory. Defaults to False.
+        option (str): The option that names the file, for the message.
+        folder_is_made (bool): Whether the tool creates the file's directory. Defaults to False.
 
     Raises:
-        ConfigError: It is a directory, or nothing can be written beside it.
+        ConfigError: The path is a directory, or its parent is missing or not writable.
     """
     if path.is_dir():
         raise ConfigError(f'{option} {path} is a directory; give the name of a file.')
@@ -143,7 +143,7 @@ def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> Non
 
 
 def number(text: str) -> int | float:
-    """An int where the text is one, else a float; for argparse."""
+    """Convert text to an int if possible, otherwise to a float; for argparse."""
     try:
         return int(text)
     except ValueError:
@@ -151,7 +151,7 @@ def number(text: str) -> int | float:
 
 
 def weight(text: str) -> int | float | str:
-    """A loss weight: a number or 'auto'; for argparse."""
+    """Convert text to a loss weight, a number or 'auto'; for argparse."""
     return text if text == 'auto' else number(text)
 
 
@@ -171,7 +171,7 @@ def read_config_file(path: str) -> Config:
     """Read the config file of a command line.
 
     Args:
-        path (str): It, or ``'mmdet::...'`` for a file that ships with MMDetection.
+        path (str): Path, or ``'mmdet::...'`` for a file that ships with MMDetection.
 
     Raises:
         ConfigError: The file is missing or cannot be read as a config.
@@ -186,7 +186,7 @@ def read_config_file(path: str) -> Config:
 
 
 def _cure(error: Exception) -> str:
-    """What to do about two bases of which each has hooks, most often a student's and ours."""
+    """Return the remedy for two base configs that both have hooks, usually a student's and ours."""
     text = str(error)
     if 'Duplicate key is not allowed among bases' not in text or 'custom_hooks' not in text:
         return ''

@@ -1,4 +1,4 @@
-"""Checks of hook options that MMDetection refuses late: at a checkpoint, or after many epochs."""
+"""Checks hook options that would otherwise fail late: at a checkpoint, or after many epochs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def check_hook_options(cfg: Config) -> None:
     """Check the types and options of all hooks of a config.
 
     Raises:
-        ConfigError: A hook is none, has an option that it does not take, or one that would fail it.
+        ConfigError: A hook has an unknown type, an unknown option, or an invalid value.
     """
     for where, entry in _hooks(cfg):
         kind = check_type(entry, where, HOOKS, hook_types())
         saves = isinstance(kind, type) and issubclass(kind, CheckpointHook)
-        # It hands on what it does not know, at the first checkpoint.
+        # CheckpointHook passes options that it does not know on to this, at the first checkpoint.
         passed_to = Runner.save_checkpoint if saves else None
         check_options(where, entry, kind, ('type', 'priority'), passed_to)
         if saves:
@@ -34,15 +34,15 @@ def check_hook_options(cfg: Config) -> None:
 
 
 def hook_types() -> list[str]:
-    """Names of all hooks, the one that a distilled model needs first."""
+    """Return the names of all hooks; the one that a distilled model needs comes first."""
     return ['DistillHook', *registered(HOOKS)]
 
 
 def distill_hooks(cfg: Config) -> list[DistillHook]:
-    """The hooks of distillation in a config, built.
+    """Build the ``DistillHook`` entries of a config.
 
     Raises:
-        ConfigError: One of all hooks is of no known type, or an option of theirs cannot be.
+        ConfigError: A custom hook has an unknown type, or a ``DistillHook`` an invalid option.
     """
     return [
         HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
@@ -53,7 +53,7 @@ def distill_hooks(cfg: Config) -> list[DistillHook]:
 
 def _hooks(cfg: Config) -> Iterator[tuple[str, Mapping]]:
     for name, entry in (cfg.get('default_hooks') or {}).items():
-        if entry is not None:  # it switches one of mmengine's own off
+        if entry is not None:  # None switches off one of mmengine's own hooks
             yield f'default_hooks.{name}', entry
     for entry in cfg.get('custom_hooks') or ():
         yield 'custom_hooks', entry
@@ -65,7 +65,7 @@ def _check_checkpoint_hook(where: str, entry: Mapping) -> None:
         raise ConfigError(f'{where}.interval must be a whole number, got {interval!r}.')
     try:
         numbered = name is None or name.format(1) != name.format(2)
-    except (AttributeError, LookupError, ValueError):  # no text, or other braces
+    except (AttributeError, LookupError, ValueError):  # not a string, or other placeholders
         numbered = False
     if not numbered:
         raise ConfigError(

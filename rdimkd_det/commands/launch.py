@@ -1,4 +1,4 @@
-"""From a config and a command line's arguments to a run, after all checks."""
+"""Starts a run from a config and command-line arguments, after checking both for mistakes."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from .unreadable import files_named
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply to a config what :func:`rdimkd_det.commands.cli.add_common_arguments` added.
+    """Apply the arguments of :func:`rdimkd_det.commands.cli.add_common_arguments` to a config.
 
     Args:
-        cfg (Config): Gets ``launcher`` and ``work_dir``, and the --cfg-options.
-        args (argparse.Namespace): Parsed arguments, with ``config``.
+        cfg (Config): Receives ``launcher``, ``work_dir`` and the --cfg-options.
+        args (argparse.Namespace): Parsed arguments, including ``config``.
 
     Raises:
-        ConfigError: An override does not fit the config.
+        ConfigError: An override does not fit the config, or the result has an invalid section.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     apply_options(cfg, args.cfg_options)
@@ -61,7 +61,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     if cfg.get('data_preprocessor') and isinstance(cfg.get('model'), Mapping):
-        # As the Runner will do: whatever builds the model before it builds the same.
+        # As the Runner does later, so that models built before then are the same.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     check_sections(cfg)
     check_loops_whole(cfg)
@@ -73,13 +73,13 @@ def check_before_run(cfg: Config, training: bool) -> nn.Module:
 
     Args:
         cfg (Config): The run's config.
-        training (bool): Whether it will be trained, else tested.
+        training (bool): Whether the run trains; otherwise it tests.
 
     Returns:
         nn.Module: Its model, built for the check.
 
     Raises:
-        ConfigError: What is wrong, and what to do.
+        ConfigError: There is a mistake; the message says what to do.
     """
     check_work_dir(cfg.work_dir)
     check_data(cfg, ('train', 'val') if training else ('test',))
@@ -93,10 +93,10 @@ def check_before_run(cfg: Config, training: bool) -> nn.Module:
 
 
 def prepare_launch(cfg: Config) -> None:
-    """Let ``--launcher pytorch`` work without a GPU.
+    """Make ``--launcher pytorch`` work without a GPU.
 
-    mmengine (0.10.7, OneDL 0.10.12) sets a CUDA device when it starts a process group and gives
-    DDP a device id; on a CPU the group must be there already and DDP must get none.
+    mmengine (0.10.7, OneDL 0.10.12) sets a CUDA device when it starts a process group, and gives
+    DDP a device id. On a CPU the group must exist before, and DDP must get no device id.
     """
     if cfg.launcher != 'pytorch' or torch.cuda.is_available() or is_distributed():
         return
@@ -134,15 +134,16 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:
-    """Train what a config says, as the arguments of train.py ask.
+    """Run the training of a config, with the arguments of train.py.
 
     Args:
         cfg (Config): The run's config.
-        args (argparse.Namespace): With what the two ``cli.add_..._arguments`` add.
+        args (argparse.Namespace): Parsed arguments of :func:`cli.add_common_arguments` and
+            :func:`cli.add_training_arguments`, including ``config``.
 
     Raises:
-        ConfigError: A mistake that can be found before anything is written.
-        TrainingStoppedError: It cannot go on, e.g. for a full disk.
+        ConfigError: There is a mistake in the config or the arguments.
+        TrainingStoppedError: The run cannot go on, e.g. because the disk is full.
     """
     apply_common_arguments(cfg, args)
     if args.amp:
@@ -168,14 +169,14 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def _resume(cfg: Config, checkpoint: str | None) -> list[str]:
-    """Let a run go on from a checkpoint, if --resume is given; returns damaged ones passed over.
+    """Make a run resume if --resume is given; return the damaged checkpoints that were skipped.
 
-    Where 'auto' finds none it is a first start, from wherever the config says.
+    If 'auto' finds no checkpoint, the run starts as the config says.
     """
     damaged = []
     if checkpoint == 'auto':
         checkpoint, damaged = latest_checkpoint(cfg.work_dir)
-        # Of one that is noted and will not do the checks say why.
+        # If the noted checkpoint cannot be resumed, the checks say why.
         checkpoint = checkpoint or noted_checkpoint(Path(cfg.work_dir))
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, str(checkpoint)
@@ -183,18 +184,18 @@ def _resume(cfg: Config, checkpoint: str | None) -> list[str]:
 
 
 def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) -> None:
-    """Run a training that has been checked, with a guard.
+    """Run a training that has been checked, protected by a ``TrainingGuard``.
 
     Args:
         runner (Runner): Its runner.
-        report (Report, optional): What its log begins with.
-        damaged (Sequence[str]): Checkpoints that ``--resume`` has passed over.
+        report (Report, optional): Written at the beginning of the log.
+        damaged (Sequence[str]): Damaged checkpoints that ``--resume`` has skipped.
     """
     raise_when_log_fails(runner.logger)
     if report is not None:
         report.log(runner.logger)
     start = [runner._resume, runner._load_from]
-    broadcast_object_list(start)  # the first rank's choice, should a disk be late for another
+    broadcast_object_list(start)  # of rank 0, in case a shared disk lags behind on other ranks
     runner._resume, runner._load_from = start
     for newer in damaged:
         runner.logger.warning('%s is cut off or damaged; going on from %s', newer, start[1])
@@ -203,7 +204,7 @@ def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) 
 
 
 def report_before_training(cfg: Config, model: nn.Module) -> Report | None:
-    """The static part of preflight; of a plain model what is odd about its data, else None."""
+    """Return the static preflight report; for a plain model, warnings on its data or None."""
     if isinstance(model, RdimKDDistiller):
         return static_report(cfg, model)
     report = data_report(cfg)

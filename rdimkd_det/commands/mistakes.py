@@ -1,4 +1,4 @@
-"""Errors in a first iteration, validation or checkpoint, reported in one line as mistakes."""
+"""Reports in one line what fails when first done in a run, most often because of the config."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..names import explain
 
 
 class FirstTime(Hook):
-    """Knows whether what failed has never been done before in this run.
+    """Tells whether a failed operation was the first of its kind in this run.
 
-    The first iteration, the first validation, and the first time that each hook has done what it
-    does every so often, such as a log or a checkpoint, need all that the config says of them.
+    The first iteration, the first validation, and the first periodic action of each hook, such as
+    a log or a checkpoint, use everything that the config says about them.
     """
 
     priority = 'LOWEST'  # a stage is done when all hooks have done their part
 
     def __init__(self) -> None:
-        self.done: Counter[str] = Counter()  # of mmengine's stages
+        self.done: Counter[str] = Counter()  # by stage of mmengine's hooks
         self._switched = 0
 
     def _count(self, stage: str, runner: Runner, *args, **kwargs) -> None:
@@ -38,14 +38,14 @@ class FirstTime(Hook):
             self.done['before_train_iter'] = 0
 
     def covers(self, error: Exception) -> bool:
-        """Whether an exception came out of what was done for the first time."""
+        """Return whether an exception comes from something that was done for the first time."""
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == 'call_hook':  # the Runner's, or the FlexibleRunner's
                 return self._hook_is_new(frame.f_locals['hook'], frame.f_locals['fn_name'])
         return self._loop_is_new()
 
     def _hook_is_new(self, hook: Hook, stage: str) -> bool:
-        """Whether a hook has not yet done its work of a stage."""
+        """Return whether a hook has not yet done its work in a stage."""
         if isinstance(hook, CheckpointHook) and not self.done['before_save_checkpoint']:
             return True
         interval = getattr(hook, 'interval', 1)
@@ -55,7 +55,7 @@ class FirstTime(Hook):
         return waiting or self.done[stage] < max(1, interval)
 
     def _loop_is_new(self) -> bool:
-        """Whether a loop is in its first validation, iteration, or end of an epoch."""
+        """Return whether a loop is in its first validation, iteration, or end of an epoch."""
         done = self.done
         if done['before_val_epoch'] > done['after_val_epoch']:
             return not done['after_val_epoch']
@@ -70,14 +70,15 @@ for _stage in Hook.stages:
 
 @contextmanager
 def told_in_one_line(runner: Runner) -> Iterator[None]:
-    """Make an exception in what is done for the first time a ``ConfigError``.
+    """Turn an exception in anything done for the first time into a ``ConfigError``.
 
     Args:
-        runner (Runner): The runner that trains or tests in the block. The traceback goes into a
-            file beside its log.
+        runner (Runner): The runner that trains or tests in the block. The traceback is written to
+            a file beside its log.
 
     Raises:
-        ConfigError: In place of any other exception.
+        ConfigError: Replaces such an exception, except ``FloatingPointError`` and
+            ``TrainingStoppedError``.
     """
     first_time = FirstTime()
     runner.register_hook(first_time)
@@ -95,10 +96,11 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
 
 @contextmanager
 def mistakes_told() -> Iterator[None]:
-    """Make an exception of the host in the block a ``ConfigError``; for what writes no log.
+    """Turn an exception in the block into a ``ConfigError``; for tools that write no log.
 
     Raises:
-        ConfigError: In place of any other exception.
+        ConfigError: Replaces any exception except ``FloatingPointError`` and
+            ``TrainingStoppedError``.
     """
     try:
         yield
@@ -109,7 +111,7 @@ def mistakes_told() -> Iterator[None]:
 
 
 def as_config_error(error: Exception) -> ConfigError:
-    """An exception of the host as a user's mistake."""
+    """Turn an exception into a ``ConfigError``, unless it is one already."""
     if isinstance(error, ConfigError):
         return error
     return ConfigError(f'the config cannot be run: {explain(error)}')

@@ -1,4 +1,4 @@
-"""Checks of a config's optimizer, schedulers and precision."""
+"""Checks a config's optimizer, its parameter schedulers and its precision."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..signatures import options_of
 
 
 def check_optimizer(cfg: Config) -> None:
-    """Check that the optimizer is one: mmengine says "None is not a callable object".
+    """Check the optimizer's type, of which mmengine only says "None is not a callable object".
 
     Raises:
-        ConfigError: It is unknown; suggests the nearest.
+        ConfigError: The type is unknown; the message suggests the nearest.
     """
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if optimizer is not None:
@@ -29,7 +29,7 @@ def check_schedulers(cfg: Config) -> None:
     """Check the types and options of the parameter schedulers, which preflight never builds.
 
     Raises:
-        ConfigError: One is none, or has an option that it does not take.
+        ConfigError: A scheduler has an unknown type or option.
     """
     for where, entry in _schedulers('param_scheduler', cfg.get('param_scheduler')):
         kind = check_type(entry, where, PARAM_SCHEDULERS, registered(PARAM_SCHEDULERS))
@@ -40,7 +40,7 @@ def check_schedulers(cfg: Config) -> None:
 
 
 def _schedulers(where: str, entry: object) -> Iterator[tuple[str, object]]:
-    """One, a list of them, or a dict of lists, one for each of several optimizers."""
+    """Yield the schedulers of an entry: one, a list, or a dict of them for several optimizers."""
     if isinstance(entry, (list, tuple)):
         for number, each in enumerate(entry):
             yield f'{where}[{number}]', each
@@ -52,10 +52,10 @@ def _schedulers(where: str, entry: object) -> Iterator[tuple[str, object]]:
 
 
 def check_precision(cfg: Config) -> None:
-    """Check that mixed precision has a device: mmengine asserts one.
+    """Check that mixed precision has a GPU, which mmengine only asserts.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is only a CPU.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     if type_name(wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu':

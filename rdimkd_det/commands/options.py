@@ -6,11 +6,11 @@ import re
 
 from mmengine.config import DictAction
 
-SPACE = '\0'  # stands for a space where mmengine would drop it; no command line can hold it
+SPACE = '\0'  # replaces a space that mmengine would drop; no command line can contain it
 
 
 class OptionsAction(DictAction):
-    """mmengine's, with the spaces inside of a value kept: it (0.10.7) opens ``data/mydata``."""
+    """mmengine's ``DictAction``, but spaces inside a value are kept; mmengine 0.10.7 drops them."""
 
     @staticmethod
     def _parse_iterable(val: str) -> list | tuple | object:

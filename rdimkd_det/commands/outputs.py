@@ -1,4 +1,4 @@
-"""Where a config wants files written: below its work directory or work_dirs, or nowhere."""
+"""Checks that a config writes files only below its work directory or work_dirs."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 
-# Options of the hooks, metrics and visualizers of mmengine and mmdet that name a file or folder to
-# write, from the current directory ...
+# Options of the hooks, metrics and visualizers of mmengine and mmdet that name an output file or
+# folder, relative to the current directory ...
 PATHS = {
     'artifact_location', 'collect_dir', 'dir', 'dir_name', 'dump_path', 'dvcyaml',
     'json_trace_path', 'out_dir', 'out_file', 'out_file_path', 'outfile_path', 'outfile_prefix',
     'output_dir', 'proposals_file', 'repo', 'result_path', 'save_dir', 'show_dir', 'tmpdir',
     'tracking_uri', 'work_dirs',
 }  # fmt: skip
-# ... and those that are taken from a folder in the work directory.
+# ... or relative to a folder in the work directory.
 PATHS_BELOW = {
     'config_save_file', 'filename_tmpl', 'img_save_dir', 'scalar_save_file', 'test_out_dir',
 }  # fmt: skip
 # Where MMDetection keeps all runs, in the current directory. Its own configs name folders there,
 # e.g. './work_dirs/cityscapes_metric/instance'.
 ALL_RUNS = 'work_dirs'
-# Of MLflow and Aim: servers that are reported to, and no files.
+# For MLflow and Aim: servers that receive reports, not files.
 SERVERS = ('http://', 'https://', 'aim://')
 
 
 def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
-    """Check that a config asks for no file outside of its work directory and of :data:`ALL_RUNS`.
+    """Check that a config writes no file outside of its work directory and :data:`ALL_RUNS`.
 
     Args:
         cfg (Config): The run's config, with its ``work_dir``.
-        given (Mapping[str, object]): The --cfg-options: what a user types may lie anywhere.
+        given (Mapping[str, object]): The --cfg-options; a path that the user types may be anywhere.
 
     Raises:
-        ConfigError: It does; names the option and the path.
+        ConfigError: A path is outside; the message names the option and the path.
     """
     work_dir, all_runs = os.path.realpath(cfg.work_dir), os.path.realpath(ALL_RUNS)
     for place, path in _outputs(cfg._cfg_dict.to_dict()):

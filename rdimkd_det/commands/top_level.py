@@ -1,4 +1,4 @@
-"""Checks of the top level of a config: unknown keys, and keys that belong together."""
+"""Checks a config's top level for misspelled keys, and for sections that need each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from ..errors import ConfigError
 from ..names import check_options, check_type, registered
 
-# What mmengine's Runner, mmdet's tools and ours look up besides the Runner's own parameters.
+# Keys that mmengine's Runner, mmdet's tools and ours read besides the Runner's own parameters.
 LOOKED_UP = {
     'activation_checkpointing',
     'compile',
@@ -28,10 +28,11 @@ LOOKED_UP = {
 READ = LOOKED_UP.union(
     *(inspect.signature(runner).parameters for runner in (Runner, FlexibleRunner))
 ) - {'cfg'}
-# How near a name must be to a key to be no variable of the user's own: one or two letters.
+# Similarity above which a name is a misspelled key and not the user's own variable: one or two
+# letters differ.
 NEAR = 0.85
 
-# What mmengine wants all or none of, and would print as a whole where one is missing.
+# mmengine requires all or none of a group, and would print whole sections where one is missing.
 TOGETHER = (
     ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -40,10 +41,10 @@ TOGETHER = (
 
 
 def check_top_level(cfg: Config) -> None:
-    """Check that no key of a config is almost one that is read, nor an option of its loops.
+    """Check the spelling of a config's top-level keys, and the types and options of its loops.
 
     Raises:
-        ConfigError: One is misspelled.
+        ConfigError: A name is misspelled.
     """
     for name in cfg:
         meant = meant_key(name)
@@ -60,10 +61,10 @@ def check_top_level(cfg: Config) -> None:
 
 
 def check_loops_whole(cfg: Config) -> None:
-    """Check that training, validation and test have all parts that a Runner wants, or none.
+    """Check that training, validation and test each have all sections that a Runner needs, or none.
 
     Raises:
-        ConfigError: A part is missing.
+        ConfigError: A section is missing.
     """
     for parts in TOGETHER:
         missing = [name for name in parts if cfg.get(name) is None]
@@ -75,12 +76,12 @@ def check_loops_whole(cfg: Config) -> None:
 
 
 def meant_key(name: str) -> str | None:
-    """The key that a top-level name of a config was probably meant to be; None for any other."""
+    """Return the key that a top-level name of a config probably misspells; None for any other."""
     if name in READ:
         return None
     nearest = next(iter(get_close_matches(name, READ, n=1, cutoff=NEAR)), None)
     if nearest is None:
         return None
-    # `val_evaluator_full`, `my_model`, `train_cfg2` are meant as they are.
+    # `val_evaluator_full`, `my_model` and `train_cfg2` are the user's own variables.
     longer = name.startswith(f'{nearest}_') or name.endswith(f'_{nearest}')
     return None if longer or name.rstrip('0123456789') == nearest else nearest

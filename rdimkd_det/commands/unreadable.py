@@ -1,4 +1,4 @@
-"""Names files and folders that cannot be read or written, as MMDetection's errors often do not."""
+"""Names files and folders that cannot be read or written, which MMDetection often does not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def files_named(cfg: Config) -> Iterator[None]:
         cfg (Config): The run's config, which says where annotations are.
 
     Raises:
-        ConfigError: In place of the operating system's errors, and of all about annotations.
+        ConfigError: Replaces an ``OSError`` that names a file, and any error in annotations.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def _damage(error: json.JSONDecodeError) -> str:
 
 
 def _annotation_files(cfg: Mapping) -> Iterator[Path]:
-    """Of data sets, relative to their root, and of metrics."""
+    """Yield the annotation files of datasets, with their roots, and of metrics."""
     for node in mappings(cfg):
         path = annotation_path(node)
         if path is not None:
