@@ -1,4 +1,4 @@
-"""Preflight: checks of a distilled training before it starts."""
+"""Preflight: a report on a distilled training run before it starts."""
 
 from .report import Report
 from .run import data_report, preflight, static_report

@@ -1,7 +1,7 @@
-"""Whether the classes of a data set are categories of its annotation file.
+"""Checks that the classes of a dataset are categories of its annotation file.
 
-MMDetection's ``CocoDataset`` drops the classes that are not, without a word, and gives the others
-their labels in the order of the file.
+MMDetection's ``CocoDataset`` silently drops the classes that are not, and labels the others in the
+order of the file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Naming:
-    """What a data set and its annotation file call the same things.
+    """The class names of a dataset, and the category names of its annotation file.
 
     Attributes:
         path (str): The annotation file.
-        classes (tuple[str, ...]): Of the data set.
-        categories (list): Names in the file, in its order.
+        classes (tuple[str, ...]): Class names of the dataset.
+        categories (list): Category names, in the order of the file.
     """
 
     path: str
@@ -39,12 +39,12 @@ class Naming:
 
     @property
     def missing(self) -> list[str]:
-        """The classes that are no category, in their order."""
+        """The classes that are not categories, in their order."""
         return [name for name in self.classes if name not in self.categories]
 
     @property
     def hint(self) -> str:
-        """What one of them probably meant, e.g. a name that differs in a capital or a space."""
+        """A likely category for a missing class, e.g. a name that differs in case or a space."""
         others = {_plain(name): str(name) for name in self.categories}
         for name in self.missing:
             if _plain(name) in others:
@@ -53,7 +53,7 @@ class Naming:
 
     @property
     def labelled(self) -> tuple[str, ...]:
-        """The classes in the order in which they get their labels."""
+        """The classes that are categories, in the order of their labels."""
         return tuple(name for name in self.categories if name in self.classes)
 
 
@@ -62,7 +62,7 @@ def _plain(name: object) -> str:
 
 
 def namings(split: str, dataset: object) -> Iterator[Naming]:
-    """Of all data sets below the wrappers that take their labels from a COCO file at hand."""
+    """Yield a :class:`Naming` for each dataset below the wrappers that reads a local COCO file."""
     for leaf in leaf_datasets(dataset):
         loads = getattr(dataset_type(leaf), 'load_data_list', None)
         path = annotation_path(leaf)
@@ -74,14 +74,14 @@ def namings(split: str, dataset: object) -> Iterator[Naming]:
 
 
 def check_any_category(split: str, dataset: object) -> None:
-    """Check that a data set has a class that is a category.
+    """Check that at least one class of a dataset is a category of an annotation file.
 
     Args:
         split (str): 'train', 'val' or 'test', for the message.
-        dataset (object): Its config.
+        dataset (object): Config of the dataset.
 
     Raises:
-        ConfigError: None is, in any of its files: all boxes would be dropped.
+        ConfigError: No class is a category of any file, so that all boxes would be dropped.
     """
     found = list(namings(split, dataset))
     if found and not any(naming.labelled for naming in found):
@@ -95,7 +95,7 @@ def check_any_category(split: str, dataset: object) -> None:
 
 
 def check_categories(cfg: Config, report: Report) -> None:
-    """Report on classes that are no category of an annotation file, or come in another order."""
+    """Report classes that are not categories of their annotation file, or in another order."""
     for split in ('train', 'val'):
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
         for naming in namings(split, dataset):

@@ -1,4 +1,4 @@
-"""Names of classes: of the data, of the teacher, and which of them are the same."""
+"""Class names of the data and of the teacher, and the mapping between their labels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from ..names import explain
 
 
 def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:
-    """Class names of a config's data set, read without its annotations.
+    """Return the class names of a config's dataset, without reading its annotations.
 
     Args:
         cfg (Config): Config of a run.
-        splits (Sequence[str]): Of 'train', 'val' and 'test'; the first that has names counts.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'; the first with class names
+            counts. Defaults to 'train' only.
 
     Returns:
-        tuple[str, ...] | None: None where the data set names none.
+        tuple[str, ...] | None: None if the dataset has no class names.
 
     Raises:
-        ConfigError: What names them is something else.
+        ConfigError: The class names cannot be read.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
@@ -38,44 +39,44 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
 
 
 def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
-    """Class names of a data set without wrappers; None where it names none.
+    """Return the class names of a dataset without wrappers; None if it has none.
 
     Args:
-        dataset (Mapping): Its config.
+        dataset (Mapping): Config of the dataset.
         split (str): 'train', 'val' or 'test', for the message.
 
     Raises:
-        ConfigError: What names them is something else.
+        ConfigError: The class names cannot be read.
     """
     kind = dataset_type(dataset)
     if not hasattr(kind, '_load_metainfo'):
         return None
     metainfo = copy.deepcopy(dataset.get('metainfo'))
-    if isinstance(metainfo, Mapping):  # other strings would be looked for as files, and logged
+    if isinstance(metainfo, Mapping):  # mmengine would try to open other strings as files
         metainfo = {key: metainfo[key] for key in ('classes', 'CLASSES') if key in metainfo}
     try:
         return _names(kind._load_metainfo(metainfo))
-    except Exception as error:  # of a data set that the Runner would refuse, too
+    except Exception as error:  # the Runner would refuse this dataset, too
         raise ConfigError(
             f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
         ) from error
 
 
 def dataset_type(dataset: Mapping) -> type | None:
-    """The class of a data set; None if its config names none that there is."""
+    """Return the class of a dataset; None if its config names no known type."""
     kind = dataset.get('type')
     return DATASETS.get(kind) if isinstance(kind, str) else kind
 
 
 def check_class_names(split: str, dataset: Mapping) -> None:
-    """Check that ``metainfo.classes`` is no single name, which the host would take for its letters.
+    """Check that ``metainfo.classes`` is no single name, which would be split into letters.
 
     Args:
         split (str): 'train', 'val' or 'test', for the message.
-        dataset (Mapping): Config of a data set without wrappers.
+        dataset (Mapping): Config of a dataset without wrappers.
 
     Raises:
-        ConfigError: It is a string, and no file that lists the names, as mmengine would read.
+        ConfigError: It is a string, but not a file of names, which mmengine would read.
     """
     metainfo = dataset.get('metainfo')
     names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
@@ -87,7 +88,7 @@ def check_class_names(split: str, dataset: Mapping) -> None:
 
 
 def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | None:
-    """Class names of a teacher: its checkpoint's, else those of its config's data set."""
+    """Return the class names in a teacher's checkpoint, otherwise those of its config's dataset."""
     content = read_checkpoint_safely(checkpoint, who='teacher')
     meta = content.get('meta') if isinstance(content, Mapping) else None
     if isinstance(meta, Mapping):
@@ -107,13 +108,13 @@ def _names(metainfo: Mapping) -> tuple[str, ...] | None:
 
 
 def label_map(teacher: Sequence[str], data: Sequence[str]) -> dict[int, int]:
-    """Labels of classes that both know: the teacher's to the data's."""
+    """Map the teacher's labels to the data's, for the classes that both have."""
     of_data = {name: label for label, name in enumerate(data)}
     return {label: of_data[name] for label, name in enumerate(teacher) if name in of_data}
 
 
 def num_classes(model: nn.Module) -> dict[str, int]:
-    """Number of classes of each head, by its path; what mmdet's ``NumClassCheckHook`` looks at."""
+    """Return the number of classes of each head, by path, as ``NumClassCheckHook`` checks it."""
     return {
         name: module.num_classes
         for name, module in model.named_modules()
@@ -125,5 +126,5 @@ def num_classes(model: nn.Module) -> dict[str, int]:
 
 
 def listed(names: Sequence, limit: int = 3) -> str:
-    """The first of some names."""
+    """Return the first names as text, with '...' if there are more."""
     return ', '.join(map(str, names[:limit])) + (', ...' if len(names) > limit else '')

@@ -15,10 +15,11 @@ from ..inference import trained_detector
 
 
 def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
-    """Build a teacher with its head, and load all of it.
+    """Build a teacher with its head, and load all of its weights.
 
     Raises:
-        ConfigError: The checkpoint does not fit the head; counts and names the keys.
+        ConfigError: The checkpoint does not fit the detector; the message counts and names the
+            keys.
     """
     teacher = part.teacher
     detector = trained_detector(teacher.model, teacher.checkpoint, 'teacher', teacher.config)
@@ -26,7 +27,7 @@ def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
 
 
 def at_size_of(inputs: Tensor, data_samples: Sequence) -> Sequence:
-    """Copies of data samples that fit a batch which was padded anew."""
+    """Copy data samples, and set their padded size to that of a batch that was padded again."""
     samples = deepcopy(list(data_samples))
     for sample in samples:
         sample.set_metainfo({'batch_input_shape': tuple(inputs.shape[2:])})
@@ -34,7 +35,7 @@ def at_size_of(inputs: Tensor, data_samples: Sequence) -> Sequence:
 
 
 def with_masks(instances: InstanceData, size: tuple[int, int]) -> InstanceData:
-    """The instances with masks: their own, else their boxes, which a mask head can do with.
+    """Give instances without masks their boxes as masks, which a mask head accepts.
 
     Args:
         instances (InstanceData): With ``bboxes`` (n, 4), as tensor.
@@ -47,7 +48,7 @@ def with_masks(instances: InstanceData, size: tuple[int, int]) -> InstanceData:
 
 
 def relabelled(instances: InstanceData, labels: Mapping[int, int]) -> InstanceData:
-    """The instances whose label is known, with its counterpart."""
+    """Return the instances whose label is in a mapping, with the label that it maps to."""
     known = torch.tensor([int(label) in labels for label in instances.labels], dtype=torch.bool)
     kept = instances[known.to(instances.labels.device)]
     kept.labels = kept.labels.new_tensor([labels[int(label)] for label in kept.labels])

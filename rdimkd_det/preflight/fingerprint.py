@@ -1,4 +1,4 @@
-"""Which input a teacher was trained on: by its BatchNorm statistics, and by its own loss."""
+"""Finds the input that a teacher was trained on, by its BatchNorm statistics and its own loss."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from .detector import at_size_of, relabelled, with_masks
 from .inputs import InputFormat, candidates
 from .samples import training_input
 
-# When one input is clearly farther from the training's statistics than another.
+# One input is clearly worse if its divergence exceeds MUCH_FARTHER times the other's, plus LITTLE.
 MUCH_FARTHER, LITTLE = 1.5, 0.05
-# When a teacher's loss is clearly lower: natural images lose little by swapped channels.
+# One input is clearly better if its loss is below this share of the other's. The share is close to
+# 1, since swapped channels raise the loss on natural images only a little.
 LOWER_LOSS = 0.9
 
 
@@ -38,7 +39,7 @@ class ChannelMoments:
         self.square = self.square + positions.square().sum(1)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean (C,) and biased variance (C,)."""
+        """Return mean (C,) and biased variance (C,)."""
         mean = self.sum / self.count
         return mean, (self.square / self.count - mean.square()).clamp(min=0)
 
@@ -50,7 +51,7 @@ class InputScore:
     Attributes:
         name (str): Name of the format.
         format (InputFormat): The format.
-        divergence (float, optional): :func:`divergence` from the BatchNorm statistics.
+        divergence (float, optional): :func:`divergence` from the BatchNorm statistics, if any.
         loss (float, optional): The teacher's own loss on labelled images.
     """
 
@@ -67,17 +68,18 @@ def compare_inputs(
     detector: nn.Module | None = None,
     labels: Mapping[int, int] | None = None,
 ) -> list[InputScore]:
-    """Score the configured input of a teacher, and others that it may have been trained with.
+    """Score the configured input of a teacher, and others that it may have been trained on.
 
     Args:
         part (Distillation): The teacher, with its weights.
         student_preprocessor (nn.Module): Makes the student's batches.
         batches (Sequence[dict]): Batches as the training data loader gives them.
         detector (nn.Module, optional): The whole teacher, to measure its loss.
-        labels (Mapping[int, int], optional): The data's labels to the teacher's.
+        labels (Mapping[int, int], optional): The data's labels to the teacher's. Without them, no
+            loss is measured.
 
     Returns:
-        list[InputScore]: 'as configured' is the first.
+        list[InputScore]: One per input; 'as configured' comes first.
     """
     own = part.teacher.build_preprocessor()
     data = [training_input(student_preprocessor, batch) for batch in batches]
@@ -99,7 +101,7 @@ def compare_inputs(
 def _run(
     network: nn.Module, bridge: InputBridge, batch: dict, labels: Mapping[int, int] | None
 ) -> float | None:
-    """Run a whole detector, and return its loss; without labels, a feature extractor."""
+    """Run a whole detector and return its loss, or without labels run a feature extractor."""
     inputs = bridge(batch['inputs'], batch['data_samples'])
     if labels is None:
         network(inputs)
@@ -113,7 +115,7 @@ def _run(
 
 
 def better_input(scores: Sequence[InputScore]) -> InputScore | None:
-    """The input that fits clearly better than the configured one, the first; None if none does."""
+    """Return the best input that is clearly better than the configured one (the first), or None."""
     configured, *others = scores
     better = [other for other in others if _fits_better(other, configured)]
     measure = 'divergence' if configured.loss is None else 'loss'
@@ -130,7 +132,7 @@ def _fits_better(other: InputScore, configured: InputScore) -> bool:
 
 @contextmanager
 def observed_moments(network: nn.Module) -> Iterator[list[tuple[_BatchNorm, ChannelMoments]]]:
-    """Accumulate what enters a network's BatchNorm layers while the block runs."""
+    """Accumulate moments of the inputs of a network's BatchNorm layers while the block runs."""
     moments = [(layer, ChannelMoments()) for layer in batch_norms(network)]
     handles = [
         layer.register_forward_pre_hook(partial(_record, of_layer)) for layer, of_layer in moments
@@ -149,23 +151,23 @@ def _record(moments: ChannelMoments, layer: nn.Module, args: tuple) -> None:
 def divergence(
     statistics: Sequence[tuple[_BatchNorm, tuple[Tensor, Tensor]]],
 ) -> float | None:
-    """Distance of observed activations from BatchNorm's running statistics.
+    """Return the distance of observed activations from BatchNorm's running statistics.
 
-    Per channel the symmetric Kullback-Leibler divergence of two Gaussians, of which the logarithm
-    is averaged, so that no single channel decides. The first layers, nearest to the input and
-    least dependent on what is in the images, weigh most.
+    Per channel, this is the symmetric Kullback-Leibler divergence D of two Gaussians; log(1 + D) is
+    averaged over channels, so that no single channel dominates. The first layers, nearest to the
+    input and least dependent on image content, weigh most.
 
     Args:
         statistics (Sequence[tuple]): Layers from the input on, each with the mean (C,) and the
-            variance (C,) of what entered it.
+            variance (C,) of its input.
 
     Returns:
-        float | None: 0 where they agree; None without layers.
+        float | None: 0 if they agree; None without layers.
     """
     total = weights = 0.0
     for index, (layer, (mean, variance)) in enumerate(statistics):
         expected = layer.running_var.double()
-        # Channels that never vary would divide by nothing.
+        # Avoid a division by 0 for channels that never vary.
         floor = layer.eps + 1e-3 * expected.mean()
         expected, variance = expected + floor, variance + floor
         shift = (mean - layer.running_mean.double()).square()
@@ -177,10 +179,10 @@ def divergence(
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers of backbone and neck that hold statistics of a training.
+    """Return the BatchNorm layers of backbone and neck that hold statistics from training.
 
-    Converted caffe and Detectron2 weights have theirs folded into the affine parameters, and 0
-    and 1 in their place.
+    Layers with mean 0 and variance 1 are left out: converted caffe and Detectron2 weights have
+    their statistics folded into the affine parameters.
     """
     return [
         layer

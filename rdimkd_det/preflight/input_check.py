@@ -1,4 +1,4 @@
-"""Whether the teacher gets the input that it was trained on."""
+"""Checks that the teacher gets the input that it was trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .fingerprint import InputScore, better_input, compare_inputs
 from .inputs import InputFormat
 from .report import Report
 
-# Divergence beyond which the configured input is not that of the training, whatever the others.
+# Divergence above which the configured input is not that of the teacher's training, even if no
+# other input fits better.
 FAR = 1.0
 
 
@@ -25,26 +26,26 @@ def check_teacher_input(
     report: Report,
     topic: str,
 ) -> InputFormat | None:
-    """Report on whether another input than the configured one fits the teacher better.
+    """Report whether another input than the configured one fits the teacher better.
 
     Args:
         part (Distillation): The teacher, with its weights.
         student_preprocessor (nn.Module): Makes the student's batches.
         batches (Sequence[dict]): Batches as the training data loader gives them.
-        detector (nn.Module, optional): The whole teacher, where its head could be built.
+        detector (nn.Module, optional): The whole teacher, if its head could be built.
         labels (Mapping[int, int], optional): The data's labels to the teacher's.
-        report (Report): Gets one finding.
-        topic (str): Its topic.
+        report (Report): Receives one finding.
+        topic (str): Topic of the finding.
 
     Returns:
-        InputFormat | None: The other input.
+        InputFormat | None: The input that fits better, if there is one.
     """
     unmeasured = ''
     try:
         scores = compare_inputs(part, student_preprocessor, batches, detector, labels)
     except Exception as error:  # the loss may need what the data lack, or more memory
         unmeasured = f'; its own loss could not be measured: {explain(error)}'
-    if unmeasured:  # outside of the block, whose exception holds the maps of its step
+    if unmeasured:  # outside of the except block, whose exception keeps the failed step's maps
         scores = compare_inputs(part, student_preprocessor, batches)
     report.figures.setdefault('inputs', {})[topic] = {
         score.name: {'divergence': score.divergence, 'loss': score.loss} for score in scores

@@ -1,4 +1,4 @@
-"""Input formats: what a data preprocessor does, and the formats in common use."""
+"""Input formats (channel order and normalisation): of a data preprocessor, and well-known ones."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class InputFormat:
 
     @classmethod
     def of(cls, preprocessor: ImgDataPreprocessor) -> InputFormat:
-        """The format that a preprocessor makes."""
+        """Return the format that a preprocessor produces."""
         rgb = bool(preprocessor._channel_conversion)
         if not preprocessor._enable_normalize:
             return cls(rgb)
         return cls(rgb, _three(preprocessor.mean), _three(preprocessor.std))
 
     def swapped(self) -> InputFormat:
-        """The same normalisation on the other channel order."""
+        """Return the same normalisation with the other channel order."""
         return replace(self, rgb=not self.rgb)
 
     def build(self, like: ImgDataPreprocessor) -> ImgDataPreprocessor:
-        """Build a preprocessor of this format that pads as another does."""
+        """Build a preprocessor of this format that pads like another one."""
         return ImgDataPreprocessor(
             mean=self.mean,
             std=self.std,
@@ -45,7 +45,7 @@ class InputFormat:
         )
 
     def as_config(self) -> str:
-        """As the keys of a ``data_preprocessor``."""
+        """Return the format as options of a ``data_preprocessor``."""
         return f'mean={_listed(self.mean)}, std={_listed(self.std)}, bgr_to_rgb={self.rgb}'
 
     def __str__(self) -> str:
@@ -68,10 +68,10 @@ WELL_KNOWN = {
 
 
 def candidates(configured: InputFormat) -> dict[str, InputFormat]:
-    """Formats that a network may have been trained with, each once.
+    """Return the formats that a network may have been trained with, without duplicates.
 
     Args:
-        configured (InputFormat): What its config says; comes first.
+        configured (InputFormat): Format in the network's config; comes first.
 
     Returns:
         dict[str, InputFormat]: Name to format.

@@ -23,7 +23,7 @@ class Finding:
         severity (str): 'ok', 'warning' or 'error'.
         topic (str): What it is about.
         text (str): What was found.
-        mend (str): What to change; '' where nothing is to be.
+        mend (str): What to change; '' if nothing.
     """
 
     severity: str
@@ -58,19 +58,19 @@ class Report:
     figures: dict = field(default_factory=dict)
 
     def ok(self, topic: str, text: str) -> None:
-        """Add what is as it should be."""
+        """Add a finding that needs no change."""
         self.findings.append(Finding('ok', topic, text))
 
     def warning(self, topic: str, text: str, mend: str) -> None:
-        """Add what may be meant, or may not."""
+        """Add a finding that may be intended or a mistake."""
         self.findings.append(Finding('warning', topic, text, mend))
 
     def error(self, topic: str, text: str, mend: str) -> None:
-        """Add what cannot be meant."""
+        """Add a finding that must be a mistake."""
         self.findings.append(Finding('error', topic, text, mend))
 
     def count(self, severity: str) -> int:
-        """Number of findings of a severity."""
+        """Return the number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     @property
@@ -89,11 +89,11 @@ class Report:
         return f'{" and ".join(counts)}: see the arrows.' if counts else 'All is well.'
 
     def as_dict(self) -> dict:
-        """The report as data."""
+        """Return the report as plain data."""
         return {'passed': self.passed, **asdict(self)}
 
     def print(self, console: Console) -> None:
-        """Print it; readable without colours, too."""
+        """Print the report; it is readable without colours, too."""
         console.print(self.title, style='bold', soft_wrap=True, highlight=False)
         grid = RichTable.grid(padding=(0, 2))
         for finding in self.findings:
@@ -111,7 +111,7 @@ class Report:
         console.print(self.verdict, style='bold', highlight=False)
 
     def log(self, logger: logging.Logger) -> None:
-        """Write it to a log, as a warning if it holds one."""
+        """Write the report to a log, as a warning unless all findings are ok."""
         console = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
         self.print(console)
         level = (

@@ -1,4 +1,4 @@
-"""Runs the parts of preflight: the static one, the one on images, the teachers."""
+"""Runs the parts of preflight: static checks, measurements on images, checks of the teachers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .timing import measure_time
 
 
 def static_report(cfg: Config, model: nn.Module) -> Report:
-    """What can be told of a distilled model without an image; random states are left alone.
+    """Report on a distilled model without using images; random states are preserved.
 
     Args:
         cfg (Config): The run's config.
-        model (nn.Module): The model built of it.
+        model (nn.Module): The model built from it.
     """
     report = Report(f'RdimKD preflight of {cfg.filename or "the config"}')
     with preserved_random_state():
@@ -38,7 +38,7 @@ def static_report(cfg: Config, model: nn.Module) -> Report:
 
 
 def data_report(cfg: Config) -> Report:
-    """What is odd about a training's data, whatever its model; no finding where nothing is.
+    """Report what is suspicious about a run's data, for any model; no findings if nothing is.
 
     Args:
         cfg (Config): The run's config.
@@ -49,12 +49,12 @@ def data_report(cfg: Config) -> Report:
 
 
 def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool) -> Report:
-    """The whole report.
+    """Run all of preflight.
 
     Args:
         cfg (Config): The run's config.
-        model (nn.Module): The model built of it.
-        num_images (int): Training images to measure on; 0 for the static part only.
+        model (nn.Module): The model built from it.
+        num_images (int): Number of training images to measure on; 0 skips these measurements.
         eval_teacher (bool): Whether to measure the teacher's AP on the validation data.
 
     Returns:
@@ -70,7 +70,7 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
 
 
 def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Report) -> list:
-    """Report on gradients and time; returns the batches, none if they are of no use."""
+    """Report on gradients and time, and return the batches; [] if they cannot be used."""
     set_random_seed(0)
     loader, batches = load_samples(cfg, num_images)
     if not any(len(sample.gt_instances) for batch in batches for sample in batch['data_samples']):

@@ -1,4 +1,4 @@
-"""Checks on training images: gradients, recommended weights, the teacher's input, time."""
+"""Measures losses, gradients and recommended weights on training images."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from ..progress import watched
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
-# Shares of the task's gradient beyond which distillation drowns the task, or does nothing.
+# Ratios of distillation's gradient to the task's, beyond which it drowns the task or does nothing.
 LARGEST_SHARE, SMALLEST_SHARE = 1e4, 1e-4
 
 
 def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
-    """The training data loader, and batches of a fixed random choice of its images."""
+    """Return the training data loader, and batches of a fixed random choice of its images."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    # The Runner's, which YOLOX's preprocessor asks for.
+    # YOLOX's preprocessor reads this, and in a run the Runner sets it.
     MessageHub.get_current_instance().update_info('iter', 0)
     return loader, list(calibration_batches(loader, num_images, seed=0))
 
@@ -47,7 +47,7 @@ def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> Non
     model.init_weights()
     if cfg.get('load_from'):
         weights = load_checkpoint_safely(cfg.load_from, who='model')
-        # As the Runner does: what has another shape is left out.
+        # As the Runner does: weights of another shape are skipped.
         load_state_dict(model, weights, logger='silent')
     inherit_from_teacher(model)
     fit_projections(model, deepcopy(batches))
@@ -55,13 +55,13 @@ def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> Non
 
 
 def training_input(preprocessor: nn.Module, batch: dict) -> dict:
-    """What a preprocessor makes of a batch; a copy, since batch augmentations scale boxes."""
+    """Preprocess a copy of a batch, since batch augmentations scale boxes in place."""
     return preprocessor(deepcopy(batch), True)
 
 
 @dataclass
 class LevelMeasure:
-    """A level's loss before its weight, and gradient norms at its map of the student, by batch."""
+    """A level's loss before weighting, and gradient norms at the student's map, one per batch."""
 
     losses: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
@@ -73,12 +73,12 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
     """Report on each level's loss and gradient beside the task's, and the balancing weight.
 
     Args:
-        model (RdimKDDistiller): Prepared by :func:`prepare`; its weights are 1 afterwards.
+        model (RdimKDDistiller): Prepared by :func:`prepare`; its loss weights are 1 afterwards.
         batches (Sequence[dict]): Batches as the training data loader gives them.
-        report (Report): Gets a table, and a finding per tap.
+        report (Report): Receives a table, and findings per tap.
 
     Raises:
-        FloatingPointError: A loss is not finite; names it.
+        FloatingPointError: A loss is not finite; the message names it.
     """
     number = f'{len(batches)} batch{"es" * (len(batches) > 1)}'
     table = Table(f"Before training, at the student's maps, median of {number}", GRADIENT_COLUMNS)
@@ -102,7 +102,7 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
 def _measure(
     model: RdimKDDistiller, part: Distillation, batches: Sequence[dict]
 ) -> tuple[dict[str, LevelMeasure], dict[str, list[float]]]:
-    """Measures by level, and :func:`gradient_balance` by tap and batch."""
+    """Return the measures by level, and :func:`gradient_balance` by tap and batch."""
     levels: dict[str, LevelMeasure] = defaultdict(LevelMeasure)
     balances: dict[str, list[float]] = defaultdict(list)
     for batch in watched(batches, 'gradients'):
@@ -123,7 +123,7 @@ def _measure(
 def _losses(
     model: RdimKDDistiller, part: Distillation, batch: dict
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, list[Tensor]]]:
-    """Task loss, distillation losses and the student's maps of a batch."""
+    """Return the task loss, the distillation losses and the student's maps of a batch."""
     data = training_input(model.data_preprocessor, batch)
     inputs, samples = data['inputs'], data['data_samples']
     teacher_feats = part.teacher_feats(inputs, samples)
@@ -148,7 +148,7 @@ def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[
 
 
 def _take_weights(part: Distillation) -> dict[str, list[float]]:
-    """The configured weights by tap; the losses are left with weight 1."""
+    """Return the configured weights by tap, and set the weights of the losses to 1."""
     weights = {}
     for tap, loss in part.items():
         weights[tap] = list(loss.level_weights)

@@ -1,4 +1,4 @@
-"""Checks without images: weights, classes, input and levels."""
+"""Checks that need no image: weights, classes, input and levels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', '
 
 
 def teachers(cfg: Config, model: RdimKDDistiller) -> Iterator[tuple[Mapping, Distillation]]:
-    """Each teacher's config entry and what was built of it."""
+    """Yield each teacher's config entry and the ``Distillation`` built from it."""
     entries = [entry for _, entry in teacher_entries(cfg.model['teacher'])]
     return zip(entries, model.distill.parts)
 
@@ -34,9 +34,9 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     """Report on a distilled model's weights, classes, input and levels.
 
     Args:
-        cfg (Config): Its config.
-        model (nn.Module): The built model.
-        report (Report): Gets the findings.
+        cfg (Config): The run's config.
+        model (nn.Module): The model built from it.
+        report (Report): Receives the findings and a table.
     """
     model = distilled_student(model)
     data = data_classes(cfg)
@@ -60,17 +60,17 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
 
 
 def is_live(part: Distillation) -> bool:
-    """Whether a teacher will run; not if it has no weight, or if its maps were stored before."""
+    """Return whether a teacher will run: a loss has a weight, and its maps are not cached."""
     return part.wanted and not part.teacher.projected
 
 
 def topic(name: str, part: Distillation) -> str:
-    """Name of a topic; with the teacher's, where there are several."""
+    """Return the name of a topic, with the teacher's name if there are several teachers."""
     return f'{name} ({part.name})' if part.name else name
 
 
 def check_weights(part: Distillation, report: Report) -> None:
-    """Report on a teacher's weights, which have been loaded strictly."""
+    """Load a teacher's weights strictly, and report on them."""
     what, teacher = topic('Teacher weights', part), part.teacher
     state = teacher.load_plain().state_dict()
     untrained = untrained_parts(state)
@@ -91,7 +91,7 @@ def check_weights(part: Distillation, report: Report) -> None:
 
 
 def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
-    """Of 'backbone' and 'neck' those whose biases are all exactly 0: no training leaves them so."""
+    """Return which of 'backbone' and 'neck' have biases that are all 0, as before any training."""
     trained: dict[str, bool] = {}
     for key, value in state.items():
         if key.endswith('.bias'):
@@ -123,7 +123,7 @@ def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report
 
 
 def check_load_from(path: str, model: nn.Module, report: Report) -> None:
-    """Report on how many of the student's weights a checkpoint gives; the Runner skips others."""
+    """Report how many of the student's weights a checkpoint provides; the Runner skips the rest."""
     weights, own = load_checkpoint_safely(path, who='model'), model.state_dict()
     other = [k for k, v in own.items() if k not in weights or weights[k].shape != v.shape]
     text = f'{Path(path).name}: {len(own) - len(other)} of {len(own)} keys of the student match'
@@ -196,13 +196,13 @@ def _described(preprocessor: nn.Module) -> str:
 
 
 def probed_image(model: RdimKDDistiller) -> int:
-    """Side of an image that student and teachers take, in pixels."""
+    """Return the side of an image that student and teachers accept, in pixels."""
     pairs = [pair for part in model.distill.parts for pair in chain(*part.level_pairs.values())]
     return max(level.image for pair in pairs for level in pair)
 
 
 def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> list[tuple[str, ...]]:
-    """Rows of the table of levels, as strings."""
+    """Return the rows of the level table, as strings."""
     return [
         (
             name,
@@ -221,7 +221,7 @@ def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> li
 
 
 def directions(projection: Projection) -> int | float:
-    """Its d; of one that is not fitted what its config asks for, which may be a share."""
+    """Return a projection's d; before it is fitted its ``dim``, which may be a share."""
     return projection.basis.shape[1] or projection.dim
 
 

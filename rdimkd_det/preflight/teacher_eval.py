@@ -1,4 +1,4 @@
-"""The teacher's AP on the student's validation data: through the bridge, and in its own way."""
+"""Measures the teacher's AP on the student's validation data, through the bridge and without."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .detector import at_size_of, relabelled
 from .inputs import InputFormat
 from .report import Report
 
-# Below this AP a detector is not one of these data.
+# A detector below this AP was not trained on these data.
 NEARLY_ZERO = 0.01
-# The bridge's AP as a share of the own pipeline's.
+# Ratios of the AP through the bridge to the AP through the teacher's own pipeline.
 MUCH_LOWER, LOWER = 0.75, 0.95
 
 
@@ -35,7 +35,7 @@ class TeacherAPs:
     """AP of a teacher on the student's validation data, from 0 to 1.
 
     Attributes:
-        bridge (float): Of the student's batches, through the bridge.
+        bridge (float): On the student's batches, through the bridge.
         own (float): Through the teacher's own pipeline.
         mended (float, optional): Through a bridge to an input that seems to fit better.
     """
@@ -54,7 +54,7 @@ def measure_aps(
     own_pipeline: list | None,
     better: InputFormat | None,
 ) -> TeacherAPs:
-    """Measure a teacher's AP through the bridge, and in its own way.
+    """Measure a teacher's AP through the bridge, and through its own pipeline.
 
     Args:
         cfg (Config): The run's config, with validation data and evaluator.
@@ -62,7 +62,7 @@ def measure_aps(
         student_preprocessor (nn.Module): Makes the student's batches.
         detector (nn.Module): The whole teacher.
         labels (Mapping[int, int]): The teacher's labels to the data's.
-        own_pipeline (list, optional): See :func:`teacher_pipeline`; None for the student's.
+        own_pipeline (list, optional): From :func:`teacher_pipeline`; None for the student's.
         better (InputFormat, optional): An input that seems to fit the teacher better.
     """
     own_preprocessor = part.teacher.build_preprocessor().to(student_preprocessor.device)
@@ -94,16 +94,16 @@ def judge_aps(
     report: Report,
     topic: str,
 ) -> None:
-    """Report on what was measured, and on what to do about it.
+    """Report on the measured APs, and on what to change.
 
     Args:
         aps (TeacherAPs): What :func:`measure_aps` returned.
         cfg (Config): The run's config.
         part (Distillation): The teacher.
-        own_pipeline (list, optional): As measured with.
-        better (InputFormat, optional): As measured with.
-        report (Report): Gets one finding, and the figures.
-        topic (str): Its topic.
+        own_pipeline (list, optional): As given to :func:`measure_aps`.
+        better (InputFormat, optional): As given to :func:`measure_aps`.
+        report (Report): Receives one finding, and the figures.
+        topic (str): Topic of the finding.
     """
     figures = {name: ap for name, ap in asdict(aps).items() if ap is not None}
     report.figures.setdefault('teacher_ap', {})[topic] = figures
@@ -136,14 +136,15 @@ def average_precision(
     description: str,
     pipeline: list | None = None,
 ) -> float:
-    """AP of a detector on validation data, by the config's own evaluator.
+    """Return the AP of a detector on validation data, by the config's own evaluator.
 
     Args:
-        cfg (Config): With ``val_dataloader`` and ``val_evaluator``.
-        predict (Callable): Batch of the data loader to data samples with ``pred_instances``.
-        labels (Mapping[int, int]): Predicted labels to the data's; others are dropped.
+        cfg (Config): Config with ``val_dataloader`` and ``val_evaluator``.
+        predict (Callable): Maps a batch of the data loader to data samples with
+            ``pred_instances``.
+        labels (Mapping[int, int]): Predicted labels to the data's; other predictions are dropped.
         description (str): For the progress bar.
-        pipeline (list, optional): In place of the data set's own.
+        pipeline (list, optional): Replaces the dataset's own.
 
     Returns:
         float: From 0 to 1.
@@ -161,7 +162,7 @@ def average_precision(
             samples = predict(batch)
         for sample in samples:
             kept = relabelled(sample.pred_instances, labels)
-            # Masks are not asked for, and slow.
+            # Masks are not evaluated, and are slow.
             sample.pred_instances = InstanceData(
                 bboxes=kept.bboxes, scores=kept.scores, labels=kept.labels
             )
@@ -171,7 +172,7 @@ def average_precision(
 
 
 def _of_boxes(evaluator: Mapping | Sequence) -> list[dict]:
-    """Config of an evaluator that asks for no masks."""
+    """Return the config of an evaluator that evaluates boxes instead of masks."""
     metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator
     metrics = [dict(metric) for metric in metrics]
     for metric in metrics:
@@ -182,14 +183,14 @@ def _of_boxes(evaluator: Mapping | Sequence) -> list[dict]:
 
 
 def _main_metric(metrics: Mapping[str, float]) -> float:
-    """The AP among an evaluator's metrics; of no prediction at all there is none."""
+    """Return the AP among an evaluator's metrics; 0 if it has none, as without predictions."""
     endings = ('bbox_mAP', 'mAP', 'AP', 'AP50')
     named = [value for end in endings for key, value in metrics.items() if key.endswith(end)]
     return max(0.0, float(next(iter(named or metrics.values()), 0.0)))
 
 
 def teacher_pipeline(config: str | dict) -> list | None:
-    """The pipeline with which a teacher's own config tests it; None if it has none."""
+    """Return the validation or test pipeline of a teacher's config; None if it has none."""
     try:
         cfg = read_config(config, 'teacher')
     except UnreadableConfigError:
@@ -202,9 +203,9 @@ def teacher_pipeline(config: str | dict) -> list | None:
 
 
 def _with_data_of(student: Sequence[Mapping], teacher: Sequence[Mapping]) -> list[Mapping]:
-    """The teacher's pipeline, with what concerns annotations and packing from the student's.
+    """Return the teacher's pipeline, with the student's steps for annotations and packing.
 
-    The data are the student's: they may lack the masks that the teacher's pipeline loads.
+    The data are the student's, and may lack the masks that the teacher's pipeline loads.
     """
     steps = [step for step in teacher if not _concerns_data(step)]
     return steps + [step for step in student if _concerns_data(step)]
@@ -215,7 +216,7 @@ def _concerns_data(step: Mapping) -> bool:
 
 
 def _difference(cfg: Config, own_pipeline: list | None, part: Distillation) -> str:
-    """What differs between the two ways to the teacher, beyond the bridge."""
+    """Describe the difference between the two pipelines: the image scales, else the bridge."""
     student_pipeline = next(leaf_datasets(cfg.val_dataloader['dataset']))['pipeline']
     scales = [_scales(pipeline or ()) for pipeline in (student_pipeline, own_pipeline)]
     if own_pipeline is not None and scales[0] != scales[1]:

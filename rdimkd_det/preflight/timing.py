@@ -1,4 +1,4 @@
-"""Seconds and memory of a training iteration with distillation and without."""
+"""Measures time and memory of a training iteration with and without distillation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..progress import format_time, watched
 from ..stopwatch import peak_memory
 from .report import Report, Table
 
-# Each of the two, after one that is not counted.
+# Iterations to time with and without distillation each, after one that is not counted.
 MIN_ROUNDS = 5
 TIME_COLUMNS = ('an iteration', 'seconds', 'memory', 'whole run')
 
@@ -28,14 +28,14 @@ TIME_COLUMNS = ('an iteration', 'seconds', 'memory', 'whole run')
 def measure_time(
     cfg: Config, model: RdimKDDistiller, batches: Sequence[dict], loader: DataLoader, report: Report
 ) -> None:
-    """Report on what distillation costs; an iteration leaves the weights as they are.
+    """Report the time and memory that distillation costs; weights are left unchanged.
 
     Args:
         cfg (Config): The run's config.
         model (RdimKDDistiller): A student with fitted projections, in train mode.
         batches (Sequence[dict]): Batches as the training data loader gives them.
         loader (DataLoader): The training data loader, for the length of an epoch.
-        report (Report): Gets a table.
+        report (Report): Receives a table.
     """
     device = next(model.parameters()).device
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -43,7 +43,7 @@ def measure_time(
         group['lr'] = 0.0
     seconds: dict[float, list[float]] = {0.0: [], 1.0: []}
     rounds = max(MIN_ROUNDS, len(batches)) + 1
-    # Taken in turns: what slows the machine slows both.
+    # In turns, so that a slowdown of the machine affects both.
     for batch in watched(list(islice(cycle(batches), rounds)), 'time'):
         for factor in seconds:
             _set_factor(model, factor)
@@ -83,7 +83,7 @@ def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> 
 def _memory(
     model: RdimKDDistiller, factor: float, batches: Sequence[dict], optimizer: OptimWrapper
 ) -> int:
-    """Bytes at the peak of a step; see :func:`_what_memory`."""
+    """Return the peak memory of a step in bytes; see :func:`_what_memory`."""
     device = next(model.parameters()).device
     _set_factor(model, factor)
     held = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
@@ -103,7 +103,7 @@ def _what_memory(device: torch.device) -> str:
 
 
 def run_length(cfg: Config, loader: DataLoader) -> int:
-    """Iterations of the whole training in one process."""
+    """Return the number of iterations of the whole run in one process."""
     train = cfg.train_cfg
     if 'max_iters' in train:
         return train['max_iters']
