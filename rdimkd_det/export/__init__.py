@@ -1,1 +1,1 @@
-"""A trained student by itself: one checkpoint or ONNX file, and where it comes from."""
+"""Exports a trained student to one checkpoint or ONNX file, with its provenance."""

@@ -1,4 +1,4 @@
-"""A student as ONNX: backbone, neck and head, from the normalised batch to the head's raw maps."""
+"""Exports a student to ONNX: from the normalised batch to the raw maps of the head."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class RawMaps(nn.Module):
         self.detector = detector
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Maps of the head (N, C, H, W), kind by kind and level by level."""
+        """Return the maps of the head (N, C, H, W), kind by kind and level by level."""
         return tuple(feats for kind in self.detector(inputs, mode='tensor') for feats in kind)
 
 
 def output_names(detector: SingleStageDetector, inputs: Tensor) -> list[str]:
-    """Names of the maps, e.g. 'cls_scores_0': mmdet's own names, and the level.
+    """Return the names of the maps, e.g. 'cls_scores_0': mmdet's own names, and the level.
 
     Args:
         detector (SingleStageDetector): The detector, in eval mode.
@@ -55,7 +55,7 @@ def output_names(detector: SingleStageDetector, inputs: Tensor) -> list[str]:
     """
     with torch.no_grad():
         kinds = detector(inputs, mode='tensor')
-    # In every head of mmdet, loss_by_feat takes what forward gives, in this order.
+    # In every head of mmdet, loss_by_feat takes the outputs of forward, in this order.
     names = inspect.signature(detector.bbox_head.loss_by_feat).parameters
     return [f'{name}_{level}' for name, kind in zip(names, kinds) for level in range(len(kind))]
 
@@ -65,11 +65,11 @@ def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
 
     Args:
         detector (nn.Module): The student, in eval mode.
-        student (Student): Where it comes from; preprocessing and classes go into the metadata.
+        student (Student): Source of the detector; its preprocessing and classes become metadata.
         path (Path): File to write.
 
     Returns:
-        str: What was written and how far it is from PyTorch.
+        str: One line with the file and its difference from PyTorch.
 
     Raises:
         ConfigError: The detector has no raw maps, cannot be exported or written, or differs too
@@ -128,14 +128,14 @@ def _export(detector: SingleStageDetector, path: Path) -> None:
 
 
 def compare(detector: SingleStageDetector, path: Path) -> float:
-    """Largest difference of any map, over the largest value of that map.
+    """Return the largest difference of any map, relative to the largest value of that map.
 
     Args:
         detector (SingleStageDetector): The detector, in eval mode.
         path (Path): The ONNX model.
 
     Returns:
-        float: Over two batches, of sizes that the export has not seen.
+        float: Maximum over two batches, whose sizes differ from that of the export.
     """
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     generator = torch.Generator().manual_seed(0)

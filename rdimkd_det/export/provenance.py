@@ -1,4 +1,4 @@
-"""Where a student comes from: its teacher, losses and AP, as plain data."""
+"""The provenance of a student: its teachers, losses and metrics, as plain data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..names import type_name
 
 
 def distillation_of(config: Config) -> dict:
-    """What taught the student: teachers by name, losses, hook options; empty for a plain one."""
+    """Return the teachers, losses and hook options of a distilled config; {} for a plain one."""
     model = config.model
     if 'student' not in model:
         return {}
@@ -29,7 +29,7 @@ def distillation_of(config: Config) -> dict:
 
 
 def _names(teacher: Mapping) -> dict:
-    # A path of somebody's disk means nothing elsewhere; an address and `mmdet::...` do.
+    # A local path means nothing on other machines; a URL and `mmdet::...` do.
     config, checkpoint = teacher.get('config'), str(teacher.get('checkpoint'))
     if not isinstance(config, str):
         config = 'given as a dict'
@@ -40,16 +40,16 @@ def _names(teacher: Mapping) -> dict:
 
 
 def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict[str, float]:
-    """The validation's result for these very weights, if the training recorded one.
+    """Return the validation result for a checkpoint's weights, if the training run recorded one.
 
-    A checkpoint is written before its validation, whose result stands in the ``scalars.json`` of
-    its run; the best one is written after, and holds the result. One that was written in the middle
-    of an epoch has none.
+    A checkpoint is written before its validation, whose result is in the ``scalars.json`` of the
+    run; the best checkpoint is written afterwards, and holds the result. A checkpoint from the
+    middle of an epoch has no result.
 
     Args:
-        checkpoint (Path): File of the checkpoint.
-        content (Mapping): What is in it.
-        config (Config): The training's config.
+        checkpoint (Path): Path of the checkpoint.
+        content (Mapping): Content of the checkpoint.
+        config (Config): Config of the run.
 
     Returns:
         dict[str, float]: E.g. 'coco/bbox_mAP' to the AP; empty without a result.
@@ -74,7 +74,7 @@ def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict
 
 
 def _validated_at(content: Mapping, config: Config) -> int | None:
-    """The epoch or iteration under which a validation of a checkpoint's weights is logged."""
+    """Return the epoch or iteration under which a validation of the weights is logged, or None."""
     meta = content.get('meta', {})
     if counts_iterations(config):
         return meta.get('iter')
@@ -83,7 +83,7 @@ def _validated_at(content: Mapping, config: Config) -> int | None:
     if not all(isinstance(number, int) for number in known):
         return None
     epoch, iteration, max_epochs, max_iters = known
-    # All epochs are of one length: at the end of one, as much of both is done.
+    # All epochs have one length: at the end of one, the same share of both counts is done.
     return epoch if iteration * max_epochs == epoch * max_iters else None
 
 
@@ -94,7 +94,7 @@ def _entries(log: Path) -> Iterator[dict]:
 
 
 def plain_data(value: object) -> object:
-    """Dicts, lists, strings and numbers, whatever the training kept them in."""
+    """Convert a value to dicts, lists, strings and numbers."""
     if isinstance(value, Mapping):
         return {str(key): plain_data(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set)):

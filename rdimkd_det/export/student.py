@@ -1,4 +1,4 @@
-"""A student by itself: its weights, its plain config, and where it comes from, in one file."""
+"""Exports a student to one file: its weights, its plain config and its provenance."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from .provenance import distillation_of, plain_data, recorded_metrics
 
 @dataclass
 class Student:
-    """A student taken out of a training's checkpoint.
+    """A student taken out of the checkpoint of a training run.
 
     Attributes:
         config (Config): Its plain config, without distillation.
         weights (Mapping[str, Tensor]): Its state dict; with ``EMAHook`` the averaged weights, which
             mmengine stores as 'state_dict' (the raw ones are 'ema_state_dict').
         meta (dict): Plain data: 'cfg', 'dataset_meta', 'epoch', 'iter', 'metrics',
-            'distillation' and versions; what the checkpoint does not know is left out.
-        trusted (bool): Whether its config was given by the user, and not by the checkpoint.
+            'distillation' and versions; unknown entries are left out.
+        trusted (bool): Whether the config comes from the user, and not from the checkpoint.
     """
 
     config: Config
@@ -50,10 +50,10 @@ class Student:
     trusted: bool
 
     def build(self) -> nn.Module:
-        """The detector with these weights, in eval mode.
+        """Build the detector with these weights, in eval mode.
 
         Raises:
-            ConfigError: It cannot be built, or the weights are not the config's.
+            ConfigError: The detector cannot be built, or the weights do not fit it.
         """
         try:
             init_default_scope(self.config.get('default_scope') or 'mmdet')
@@ -72,8 +72,8 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
 
     Args:
         checkpoint (str): Checkpoint of a distilled or plain training.
-        config (Config, optional): The training's config. Defaults to the one in the checkpoint,
-            which is read, not run.
+        config (Config, optional): Config of the run. Defaults to the one in the checkpoint, which
+            is parsed, not run.
 
     Raises:
         ConfigError: The checkpoint cannot be read, or its config is missing or more than data.
@@ -113,13 +113,13 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
 
 
 def plain_config(config: Config) -> Config:
-    """The student's config without distillation: model, hook and import are the plain ones.
+    """Return the student's config without distillation: a plain model, no hook and no import.
 
     Args:
-        config (Config): Config of a distilled or plain training; it is left as it is.
+        config (Config): Config of a distilled or plain run; it is not modified.
 
     Raises:
-        ConfigError: It has no model.
+        ConfigError: The config has no model.
     """
     plain = Config(copy.deepcopy(config.to_dict()))
     if not isinstance(plain.get('model'), Mapping):
@@ -149,10 +149,10 @@ def write_student(student: Student, out: str) -> tuple[Path, int]:
             of boxes compared, see :func:`verify`.
 
     Raises:
-        ConfigError: What was written is not the student, or it cannot be written.
+        ConfigError: The file cannot be written, or what was written differs from the student.
     """
     buffer = io.BytesIO()
-    # A tensor that is a view would take its whole storage along.
+    # Of a tensor that is a view, torch.save would write the whole storage.
     weights = {key: value.clone() for key, value in student.weights.items()}
     torch.save({'meta': student.meta, 'state_dict': weights}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
@@ -164,19 +164,19 @@ def write_student(student: Student, out: str) -> tuple[Path, int]:
             return target, verify(Path(file.name), student)
         except ConfigError:
             raise
-        except Exception as error:  # whatever its config makes MMDetection do
+        except Exception as error:  # the config may make MMDetection raise anything
             raise ConfigError(f'the student cannot be verified: {explain(error)}') from error
 
 
 def verify(path: Path, student: Student) -> int:
-    """Read a file again and compare what is in it with the student.
+    """Read an exported file again, and compare its weights and predictions with the student's.
 
     Args:
-        path (Path): What was written; its own config makes the detector.
-        student (Student): What it was made from.
+        path (Path): The file; its own config builds the detector.
+        student (Student): The student that was written.
 
     Returns:
-        int: Number of boxes on a test image that are equal, bit for bit, as all weights are.
+        int: Number of boxes on a test image; they are equal bit for bit, and so are all weights.
 
     Raises:
         ConfigError: Weights or predictions differ.
@@ -194,7 +194,7 @@ def verify(path: Path, student: Student) -> int:
 
 def _read_again(path: Path, trusted: bool) -> Student:
     config = None
-    if trusted:  # it may hold what is refused of a stranger's
+    if trusted:  # it may hold what an untrusted config must not
         text = read_checkpoint_safely(str(path), 'student')['meta']['cfg']
         config = Config.fromstring(text, '.py')
     return read_student(str(path), config)
@@ -211,7 +211,7 @@ def _identical(one: object, other: object) -> bool:
 
 
 def _with_every_box(student: Student) -> Student:
-    """The same student without a threshold on scores, so that there is something to compare."""
+    """Return the same student without score thresholds, so that there are boxes to compare."""
     config = copy.deepcopy(student.config)
     for node in mappings(config.model.get('test_cfg')):
         if 'score_thr' in node:
@@ -221,7 +221,7 @@ def _with_every_box(student: Student) -> Student:
 
 @torch.no_grad()
 def predict(model: nn.Module, size: tuple[int, int] = (480, 640)) -> dict:
-    """Predictions for one image, the same at every call: a smooth pattern with noise.
+    """Return predictions for a synthetic image, a smooth pattern with noise, fixed over calls.
 
     Args:
         model (nn.Module): A detector in eval mode.
