@@ -34,7 +34,7 @@ PADDING_SIDE = 1024
 
 
 def without_cache(cfg: Config) -> Config:
-    """Return a copy of a config in which every teacher is live; needs no model in the config."""
+    """Return a copy of a config in which every teacher is live, not cached."""
     cfg = copy.deepcopy(cfg)
     model = cfg.get('model')
     if isinstance(model, Mapping):

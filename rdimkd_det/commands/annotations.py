@@ -25,7 +25,7 @@ OF_DATA = (KeyError, TypeError, ValueError, AssertionError, AttributeError, Inde
 
 
 def annotation_mistake(error: Exception) -> ConfigError | None:
-    """Return an exception that names file and entry, if one was raised by reading annotations.
+    """Return an exception that names file and entry, if ``error`` came from reading annotations.
 
     Args:
         error (Exception): From mmdet (3.3, OneDL 3.5) or pycocotools, which name neither.

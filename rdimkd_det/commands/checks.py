@@ -100,7 +100,7 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
 
 
 def check_sections(cfg: Config) -> None:
-    """Check the types of the sections that this package reads, and the names at the top level.
+    """Check the types of the sections that this package reads, and the spelling of keys.
 
     Raises:
         ConfigError: A section has another type, a name is misspelled, or the length of the

@@ -128,7 +128,7 @@ def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> Non
         folder_is_made (bool): Whether the tool creates the file's directory. Defaults to False.
 
     Raises:
-        ConfigError: The path is a directory, or its parent is missing or not writable.
+        ConfigError: The path is a directory, or no file can be created in its parent.
     """
     if path.is_dir():
         raise ConfigError(f'{option} {path} is a directory; give the name of a file.')

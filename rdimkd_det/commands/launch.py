@@ -116,7 +116,7 @@ def prepare_launch(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, on one process or as one of several.
+    """Build the runner of a config, in one process or as one of several.
 
     Raises:
         ConfigError: A hook, logger or the like cannot be built.

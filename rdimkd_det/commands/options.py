@@ -15,7 +15,7 @@ class OptionsAction(DictAction):
     @staticmethod
     def _parse_iterable(val: str) -> list | tuple | object:
         val = val.strip()
-        if ',' in val or val.strip('\'"').startswith(('[', '(')):  # a list, whose items have spaces
+        if ',' in val or val.strip('\'"').startswith(('[', '(')):  # a list: trim its items
             val = re.sub(r'\s*([,()\[\]])\s*', r'\1', val)
         return _with_spaces(DictAction._parse_iterable(val.replace(' ', SPACE)))
 

@@ -114,7 +114,7 @@ def _export(detector: SingleStageDetector, path: Path) -> None:
     free = {0: 'batch', 2: 'height', 3: 'width'}
     of_outputs = {output: {0: 'batch', 2: f'{output}_h', 3: f'{output}_w'} for output in names}
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the tracer's, on every shape that it reads
+        warnings.simplefilter('ignore')  # the tracer warns of every shape that it reads
         torch.onnx.export(
             RawMaps(detector).eval(),
             (inputs,),

@@ -16,7 +16,7 @@ from ..names import type_name
 
 
 class UnreadableConfigError(ConfigError):
-    """A config file is missing or fails. A teacher's stops training, but not testing."""
+    """A config file is missing or fails. If it is a teacher's, only training stops."""
 
 
 def read_config(config: str | dict, who: str) -> Config:

@@ -22,7 +22,7 @@ CHANGED_BY_STEPS = ('state_dict', 'ema_state_dict', 'optimizer')
 
 
 def last_finite(work_dir: str | Path) -> str:
-    """Return a sentence that names the newest whole checkpoint without NaN and infinity.
+    """Return a sentence that names the newest whole checkpoint without NaN or infinity.
 
     A loss that is not finite shows what the previous step did to the weights, and a checkpoint may
     have been written in between.

@@ -52,7 +52,7 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def leave_to_parent(self) -> None:
-        """In a forked process, restore SIGTERM and leave Ctrl-C to the parent."""
+        """In a forked process, restore the SIGTERM handler and leave Ctrl-C to the parent."""
         self._give_back(signal.SIGTERM)
         # A terminal sends Ctrl-C to all of its processes. A data loader worker must survive it,
         # since the parent waits for its batch before stopping. Not SIG_IGN, which would outlive an

@@ -1,4 +1,4 @@
-"""Why a data loader lost a worker process."""
+"""Explains why a data loader lost a worker process."""
 
 from __future__ import annotations
 

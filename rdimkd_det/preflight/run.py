@@ -145,7 +145,7 @@ def _check_teacher(
         judge_aps(aps, cfg, part, own, better, report, what)
     except (ConfigError, TrainingStoppedError):
         raise
-    except Exception as error:  # of the data, the evaluator, or the detector on such images
+    except Exception as error:  # from the data, the evaluator, or the detector on such images
         report.error(
             what,
             f'cannot be measured: {explain(error)}',
