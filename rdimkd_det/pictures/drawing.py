@@ -1,4 +1,4 @@
-"""Draws what ``views`` computes: one PNG, or an HTML page with a picture per image."""
+"""Drawing of the image views of ``views``: one PNG, or an HTML page with a picture per image."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .views import ImageView
 
 CELL = 2.1  # inches
 UNRELATED = 2**0.5  # root mean square difference of unrelated standardised maps
-CELL_POINTS = 118  # of an image's longer side, about
-LINE, LETTER = 7.6, 3.1  # points of a label: its height, and of a letter
+CELL_POINTS = 118  # longer side of a drawn image in points, approximately
+LINE, LETTER = 7.6, 3.1  # in points: height of a label, width of a letter
 BOX_COLOUR, LABEL_COLOUR = '#46e08a', '#10131a'
 LEGEND = (
     'The first row shows what each detects. Each row below is a level of the feature maps (its tap '
@@ -37,7 +37,7 @@ LEGEND = (
 
 
 def write_pictures(views: Sequence[ImageView], out: Path) -> None:
-    """Write a picture of all images.
+    """Write one picture of all images, or an HTML page with one per image.
 
     Args:
         views (Sequence[ImageView]): The images.
@@ -56,11 +56,14 @@ def write_pictures(views: Sequence[ImageView], out: Path) -> None:
 
 
 def render(views: Sequence[ImageView], named: bool = True) -> bytes:
-    """Draw images below each other, as a PNG.
+    """Draw images below each other.
 
     Args:
         views (Sequence[ImageView]): The images.
-        named (bool): Whether each has the name of its file. Defaults to True.
+        named (bool): Whether to show the name of each file. Defaults to True.
+
+    Returns:
+        bytes: A PNG.
     """
     columns = 1 + 2 * len(_students(views[0]))
     rows = [1 + len(view.levels) for view in views]
@@ -74,7 +77,7 @@ def render(views: Sequence[ImageView], named: bool = True) -> bytes:
 
 
 def draw(figure: SubFigure, view: ImageView, title: str) -> None:
-    """Draw one image: detections on top, below them a row per level."""
+    """Draw one image: a row of detections, and below it a row per FPN level."""
     names = _students(view)
     grid = figure.subplots(1 + len(view.levels), 1 + 2 * len(names), squeeze=False)
     for axes in grid.flat:
@@ -105,7 +108,7 @@ def draw(figure: SubFigure, view: ImageView, title: str) -> None:
 
 
 def drawable(text: str) -> str:
-    """Plain text as matplotlib can draw it: '?' for what its font lacks, and no formulas."""
+    """Prepare plain text for matplotlib: '?' for characters its font lacks, '$' escaped."""
     known = get_font(findfont(FontProperties())).get_charmap()
     return ''.join(it if ord(it) in known else '?' for it in text).replace('$', r'\$')
 

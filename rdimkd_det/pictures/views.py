@@ -1,4 +1,4 @@
-"""What teacher and students make of an image: their maps in the subspace, and detections."""
+"""Views of an image: the maps of teacher and students in the subspace, and their detections."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from ..preflight.classes import teacher_classes
 from ..preflight.detector import at_size_of, build_detector
 
 NUM_COLOURS = 3
-DEVIATIONS = 2  # from the mean to full or no colour
+DEVIATIONS = 2  # standard deviations from the mean to full or to no colour
 
 
 @dataclass(frozen=True)
 class StudentView:
-    """A student's map at one level, beside the teacher's.
+    """A student's map at one level, compared with the teacher's.
 
     Args:
-        colours (np.ndarray): (H, W, 3), in [0, 1].
-        difference (np.ndarray): (H, W): root mean square, over the directions, of the difference
-            of the standardised coordinates; 1.4 where student and teacher are unrelated.
-        explained (float | None): Share of the teacher's variance in the subspace that it explains;
-            None where the teacher has no variance, as at a single position.
+        colours (np.ndarray): The map as colours (H, W, 3), in [0, 1].
+        difference (np.ndarray): Root mean square over the directions (H, W) of the difference of
+            the standardised coordinates; 1.4 where student and teacher are unrelated.
+        explained (float | None): Share of the teacher's variance in the subspace that the student
+            explains; None where the teacher's map is constant, as with a single position.
     """
 
     colours: np.ndarray
@@ -53,8 +53,9 @@ class LevelView:
 
     Args:
         name (str): Tap and stride.
-        teacher (np.ndarray): (H, W, 3), in [0, 1].
-        students (dict[str, StudentView]): By name; without those whose maps have other channels.
+        teacher (np.ndarray): The teacher's map as colours (H, W, 3), in [0, 1].
+        students (dict[str, StudentView]): Name of a student to its view; without the plain student
+            where the loss has an adapter.
     """
 
     name: str
@@ -64,12 +65,12 @@ class LevelView:
 
 @dataclass(frozen=True)
 class ImageView:
-    """All that is shown of an image.
+    """Everything that is shown of an image.
 
     Args:
-        path (Path): Its file.
-        image (np.ndarray): (H, W, 3), RGB, uint8.
-        levels (list[LevelView]): The maps.
+        path (Path): The image file.
+        image (np.ndarray): RGB image (H, W, 3), uint8.
+        levels (list[LevelView]): The maps of each level.
         detections (dict[str, list]): Name of a student, or 'teacher', to (box in pixels, class,
             score) of each detected object.
     """
@@ -83,16 +84,16 @@ class ImageView:
 def view_level(
     loss: RdimKDLoss, level: int, students: Mapping[str, Tensor], teacher: Tensor
 ) -> LevelView:
-    """Look at maps of one image in the subspace of a loss.
+    """View the maps of one image at one level in the subspace of a loss.
 
-    Colours are the first three principal directions, on this image, of the teacher's map in the
-    subspace. Each is standardised, for the teacher and for each student.
+    The three colour channels are the first three principal directions of the teacher's map in the
+    subspace, computed on this image. Each is standardised, for the teacher and for each student.
 
     Args:
-        loss (RdimKDLoss): The loss, its projections fitted.
-        level (int): The level.
+        loss (RdimKDLoss): The loss, with fitted projections.
+        level (int): Index of the level.
         students (Mapping[str, Tensor]): Name of a student to its map (1, C_s, H, W).
-        teacher (Tensor): Teacher's map (1, C_t, H, W).
+        teacher (Tensor): The teacher's map (1, C_t, H, W).
     """
     coordinates, views = None, {}
     for name, maps in students.items():
@@ -118,7 +119,7 @@ def _explained(student: Tensor, teacher: Tensor) -> float | None:
 
 
 def principal_axes(coordinates: Tensor) -> Tensor:
-    """The directions (d, 3 or fewer) in which coordinates (d, L) vary most, the first the most."""
+    """Return the directions (d, at most 3) in which coordinates (d, L) vary most, in order."""
     centred = coordinates - coordinates.mean(1, keepdim=True)
     _, vectors = torch.linalg.eigh(centred @ centred.t())
     return vectors.flip(1)[:, :NUM_COLOURS]
@@ -137,17 +138,17 @@ def _colours(coordinates: Tensor, height: int, width: int) -> np.ndarray:
 
 
 class Viewer:
-    """Shows images to a teacher, its distilled student and, if there is one, a plain student.
+    """Runs images through a teacher, its distilled student and an optional plain student.
 
     Args:
         distilled (RdimKDDistiller): The distilled student, in evaluation mode, with its
             ``dataset_meta``.
         plain (nn.Module, optional): The same detector, trained without a teacher.
         pipeline (Compose): The student's test pipeline.
-        score_threshold (float): Detections below are not shown.
+        score_threshold (float): Detections with a lower score are dropped.
 
     Raises:
-        ConfigError: The teacher is a cache, which has no maps of other images.
+        ConfigError: The teacher is read from a cache, which has the maps of its own images only.
     """
 
     def __init__(
@@ -173,13 +174,13 @@ class Viewer:
 
     @torch.no_grad()
     def __call__(self, path: Path) -> ImageView:
-        """Look at one image.
+        """View one image.
 
         Args:
-            path (Path): Its file.
+            path (Path): The image file.
 
         Raises:
-            ConfigError: It cannot be read as an image.
+            ConfigError: The file cannot be read as an image.
         """
         image = cv2.imread(str(path))
         if image is None:
@@ -211,7 +212,7 @@ class Viewer:
     def _levels(
         self, part: Distillation, outputs: Mapping, inputs: Tensor, samples: list
     ) -> list[LevelView]:
-        """The levels of one teacher, paired as in training."""
+        """Return the views of one teacher's levels, paired with the student's as in training."""
         teacher_feats = part.teacher_feats(inputs, samples)
         seen = {}
         for name, maps in outputs.items():
@@ -224,7 +225,7 @@ class Viewer:
         for tap, (loss, student_feats, teacher_maps) in enumerate(seen['distilled']):
             for level, teacher in enumerate(teacher_maps):
                 students = {'distilled': student_feats[level]}
-                # An adapter is the distilled student's own; it says nothing of another.
+                # The adapter was trained for the distilled student; it does not fit the plain one.
                 if 'plain' in seen and isinstance(loss.adapters[level], nn.Identity):
                     students['plain'] = seen['plain'][tap][1][level]
                 students = {name: _crop(maps, shares) for name, maps in students.items()}
@@ -238,7 +239,11 @@ def _crop(maps: Tensor, shares: tuple[float, float]) -> Tensor:
 
 
 def _whole_teacher(part: Distillation, device: torch.device) -> nn.Module | None:
-    """The teacher with its head; None where its checkpoint has none, which training never needs."""
+    """Build the teacher with its head, which training never needs.
+
+    Returns:
+        nn.Module | None: The detector; None if the checkpoint does not fit the head.
+    """
     try:
         return build_detector(part, device)
     except ConfigError:

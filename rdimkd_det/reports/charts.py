@@ -17,10 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from .page import equal_columns
 
 LINE_COLOURS = ('#2f7fe0', '#d97706', '#12a594', '#c2559d', '#8b7cf6')
-MOST_COLUMNS = 3  # of charts side by side
+MOST_COLUMNS = 3  # charts side by side
 ZERO_WIDTH_SPACE = '\u200b'
-MOST_MARKED = 30  # points of a line, each of which gets a mark
-TEXT_COLOUR = '#123457'  # becomes the page's own, light or dark
+MOST_MARKED = 30  # a line with more points gets no markers
+TEXT_COLOUR = '#123457'  # a placeholder, replaced by the page's text colour, light or dark
 STYLE = {
     'svg.fonttype': 'none',
     'font.family': 'sans-serif',
@@ -41,13 +41,13 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, **axes) -> str:
-    """Several lines in one chart.
+    """Draw several lines in one chart.
 
     Args:
-        name (str): Tells the chart from others of its page.
-        lines (Mapping[str, Line]): Label to a line over whole numbers.
-        xlabel (str): What is along x.
-        ylabel (str): What is along y.
+        name (str): Name of the chart, unique within its page.
+        lines (Mapping[str, Line]): Label to a line; its x values are whole numbers.
+        xlabel (str): Label of the x axis.
+        ylabel (str): Label of the y axis.
         **axes: Further properties of matplotlib's axes, e.g. ``yscale='log'``.
 
     Returns:
@@ -57,7 +57,7 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
     def draw(on) -> None:
         for (label, (x, y)), colour in zip(lines.items(), cycle(LINE_COLOURS)):
             marker = 'o' if len(x) <= MOST_MARKED else None
-            plain = label.replace('$', r'\$')  # no formula
+            plain = label.replace('$', r'\$')  # matplotlib would read a formula
             if plain.startswith('_'):  # matplotlib would leave it out of the legend
                 plain = ZERO_WIDTH_SPACE + plain
             on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=plain)
@@ -70,18 +70,18 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
 
 
 def whole_numbers() -> MaxNLocator:
-    """Ticks for epochs and iterations, of which there may be only one."""
+    """Return a locator of ticks for epochs and iterations, even if there is only one."""
     return MaxNLocator(integer=True, min_n_ticks=1)
 
 
 def from_zero(axes: Axes) -> None:
-    """Let y begin at 0, with room above what is drawn, a single point too."""
+    """Start the y axis at 0, with room above the highest point, even if there is only one."""
     highest = axes.dataLim.y1
     axes.set_ylim(0, 1.05 * highest if highest > 0 else None)
 
 
 def charts(drawings: Sequence[tuple[str, str]]) -> str:
-    """Charts side by side.
+    """Return charts side by side as HTML.
 
     Args:
         drawings (Sequence[tuple[str, str]]): ``<svg>`` elements with their captions.
@@ -98,17 +98,17 @@ def charts(drawings: Sequence[tuple[str, str]]) -> str:
 
 
 def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
-    """A chart as SVG in the page's own colours.
+    """Draw a chart as SVG in the colours of the page.
 
     Args:
-        name (str): Tells the chart from others of its page.
+        name (str): Name of the chart, unique within its page.
         draw (Callable): Draws on matplotlib's axes.
 
     Returns:
         str: An ``<svg>`` element.
     """
     with mpl.rc_context({**STYLE, 'svg.hashsalt': name}), warnings.catch_warnings():
-        # Letters come from the reader's browser, not from matplotlib's font.
+        # The browser renders the text with its own fonts, so matplotlib's font may lack glyphs.
         warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
         figure = Figure(figsize=(4.2, 3.1), layout='constrained')
         axes = figure.add_subplot()
@@ -120,7 +120,7 @@ def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
         figure.savefig(buffer, format='svg', transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index('<svg') :].replace(TEXT_COLOUR, 'currentColor')
-    # Ids are shared by all drawings of a page.
+    # All charts of a page share one namespace of ids.
     svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', svg)
     return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )height="[^"]*" width="[^"]*"',
                   r'\1\2', svg, count=1)  # fmt: skip

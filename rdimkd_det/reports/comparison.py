@@ -1,4 +1,4 @@
-"""The page of tools/report.py: trainings side by side, each compared with the first."""
+"""The HTML page of tools/report.py: trainings side by side, each compared with the first."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def comparison_page(
     remarks: Sequence[str],
     facts: Mapping[str, str],
 ) -> str:
-    """The report as one HTML file.
+    """Build the report as one HTML file.
 
     Args:
         runs (Sequence[TrainedRun]): The trainings; the others are compared with the first.
-        evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation, of those that have
-            one.
+        evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation, for the runs that
+            have one.
         examples (Sequence[Example]): Val images to show.
         remarks (Sequence[str]): What is missing, and why.
         facts (Mapping[str, str]): How the report was made.
 
     Returns:
-        str: HTML without any reference to another file.
+        str: Self-contained HTML.
     """
     names = [run.name for run in runs]
     sections = [
@@ -63,7 +63,7 @@ def comparison_page(
 
 
 def scores_table(runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluation]) -> str:
-    """One row per run, and below each but the first what it gains over the first."""
+    """Return a table with one row per run, and below each later run its gain over the first."""
     scores = [_scores(run, evaluations.get(run.name)) for run in runs]
     rows, classes = [], []
     for run, own in zip(runs, scores):
@@ -78,7 +78,7 @@ def scores_table(runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluatio
 
 
 def _when(run: TrainedRun, evaluation: Evaluation | None) -> str:
-    """After which epoch or iteration the scores are of: e.g. 'epoch 6'."""
+    """Return the epoch or iteration that the scores belong to, e.g. 'epoch 6'."""
     if evaluation is not None and run.checkpoint is not None:
         return run.checkpoint.stem.replace('_', ' ')
     return f'{run.step_name} {max(run.history.val)}' if run.history.val else '\u2013'
@@ -91,7 +91,7 @@ def _scores(run: TrainedRun, evaluation: Evaluation | None) -> dict[str, float]:
 
 
 def classes_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """AP of each class, the classes with the greatest change first."""
+    """Return a table of AP by class, the classes with the greatest change first."""
     (first, base), *others = evaluations.items()
     columns = ['class', first]
     for name, _ in others:
@@ -115,7 +115,11 @@ def classes_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
-    """Charts with captions: AP, loss, distillation losses, explained shares, learning rate."""
+    """Draw charts of AP, loss, distillation losses, explained shares and learning rate.
+
+    Returns:
+        list[tuple[str, str]]: ``<svg>`` elements with their captions.
+    """
     drawings = []
     ap = {run.name: run.history.ap_line for run in runs}
     ap = {name: line for name, line in ap.items() if line[0]}
@@ -153,7 +157,7 @@ def _distillation_charts(run: TrainedRun, number: int) -> list[tuple[str, str]]:
 
 
 def settings_list(runs: Sequence[TrainedRun]) -> str:
-    """The settings that differ, with their values in each run."""
+    """Return HTML with the settings that differ and their value in each run."""
     settings = differing_settings([run.config for run in runs])
     if not settings:
         return paragraph('The configs are equal.')

@@ -1,4 +1,4 @@
-"""In which settings the configs of trainings differ."""
+"""Settings in which the configs of trainings differ."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mmengine.config import Config
 from ..inference import student_config
 
 ABSENT = 'not set'
-# Where a run is, not what it does.
+# These say where a run is stored and how it is started, not what it does.
 IGNORED = ('work_dir', 'filename', 'launcher')
 
 
 def differing_settings(configs: Sequence[Config]) -> dict[str, list[str]]:
-    """Settings that are not equal in all configs.
+    """Return the settings that are not equal in all configs.
 
     Args:
-        configs (Sequence[Config]): At least one.
+        configs (Sequence[Config]): At least one config.
 
     Returns:
-        dict[str, list[str]]: Dotted key to its value in each config, in the order of the keys.
+        dict[str, list[str]]: Dotted key to its value in each config, sorted by key.
     """
     flat = [flatten(comparable(config)) for config in configs]
     keys = sorted({key for settings in flat for key in settings})
@@ -29,10 +29,10 @@ def differing_settings(configs: Sequence[Config]) -> dict[str, list[str]]:
 
 
 def comparable(config: Config) -> dict:
-    """A config as a dict whose 'model' is the plain detector.
+    """Return a config as a dict whose 'model' is the plain detector.
 
-    What a distilled model adds to its student's config is under 'distillation', so that a distilled
-    and a plain run differ in that alone, and not in all of the model.
+    What a distilled model adds to its student's config moves to 'distillation'. A distilled and a
+    plain run then differ in that key only, not in the whole model.
     """
     content = {key: value for key, value in config.to_dict().items() if key not in IGNORED}
     model = content.get('model') or {}
@@ -43,11 +43,14 @@ def comparable(config: Config) -> dict:
 
 
 def flatten(node: object, prefix: str = '') -> dict[str, str]:
-    """Leaves of nested dicts and lists, by their dotted keys.
+    """Flatten nested dicts and lists into their leaves by dotted key.
 
     Args:
         node (object): The tree.
         prefix (str): Key of the tree itself. Defaults to ''.
+
+    Returns:
+        dict[str, str]: Dotted key to the ``repr`` of the leaf.
     """
     if isinstance(node, Mapping) and node:
         items = node.items()
@@ -62,5 +65,5 @@ def flatten(node: object, prefix: str = '') -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    # A list that has been through a file of the other kind is a tuple.
+    # Some config formats turn a tuple into a list.
     return repr(list(value) if isinstance(value, tuple) else value)

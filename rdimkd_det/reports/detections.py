@@ -1,4 +1,4 @@
-"""Detections of several detectors on images, right or wrong, and where they differ most."""
+"""Detections of several detectors, judged right or wrong, and the images that differ most."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ IOU_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Detection:
-    """A detected object.
+    """A detected object, or a ground-truth object.
 
     Args:
         box (Box): Its box.
         name (str): Its class.
-        score (float): In [0, 1].
-        right (bool): Whether it is a true object of this class, found for the first time.
+        score (float): Confidence in [0, 1]; 1 for a ground-truth object.
+        right (bool): Whether :func:`match` assigned it to a true object. Defaults to False.
     """
 
     box: Box
@@ -36,7 +36,7 @@ class Example:
     Args:
         path (Path): The image file.
         size (tuple[int, int]): Width and height in pixels.
-        truths (list[Detection]): The ground truth.
+        truths (list[Detection]): The ground-truth objects.
         found (dict[str, list[Detection]]): Name of a detector to its detections.
     """
 
@@ -46,43 +46,46 @@ class Example:
     found: dict[str, list[Detection]]
 
     def num_right(self, name: str) -> int:
-        """Number of true objects that a detector found."""
+        """Return the number of true objects that a detector found."""
         return sum(detection.right for detection in self.found[name])
 
     def score(self, name: str) -> float:
-        """F1 of a detector's detections."""
+        """Return the F1 of a detector's detections; 1.0 where there is nothing to detect."""
         total = len(self.truths) + len(self.found[name])
         return 2 * self.num_right(name) / total if total else 1.0
 
     @property
     def difference(self) -> float:
-        """float: Between the best detector's F1 and the worst's."""
+        """float: Best F1 of a detector minus the worst."""
         scores = [self.score(name) for name in self.found]
         return max(scores) - min(scores)
 
 
 def most_different(examples: Sequence[Example], count: int) -> list[Example]:
-    """The images on which the detectors differ most, whichever is better.
+    """Return the images on which the detectors differ most, in either direction.
 
     Args:
-        examples (Sequence[Example]): To choose from.
-        count (int): How many.
+        examples (Sequence[Example]): The images to choose from.
+        count (int): Most images to return.
 
     Returns:
-        list[Example]: In the order of the difference in F1; equal ones as they came.
+        list[Example]: Sorted by difference in F1, the greatest first; ties keep their order.
     """
     return sorted(examples, key=lambda example: -example.difference)[:count]
 
 
 def match(detections: Sequence[Detection], truths: Sequence[Detection]) -> list[Detection]:
-    """Judge detections: right is the best-scored one on each true object of its class.
+    """Match detections to ground-truth objects of the same class, the best score first.
+
+    Each detection takes the object with the highest IoU among those still free, if that IoU is at
+    least ``IOU_THRESHOLD``.
 
     Args:
-        detections (Sequence[Detection]): Of one image.
-        truths (Sequence[Detection]): Its ground truth.
+        detections (Sequence[Detection]): Detections of one image.
+        truths (Sequence[Detection]): Its ground-truth objects.
 
     Returns:
-        list[Detection]: The best score first, with ``right`` set.
+        list[Detection]: The detections, the best score first, with ``right`` set.
     """
     left = list(truths)
     judged = []
@@ -97,7 +100,7 @@ def match(detections: Sequence[Detection], truths: Sequence[Detection]) -> list[
 
 
 def iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes."""
+    """Return the intersection over union of two boxes."""
     sides = [
         max(0.0, min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis]))
         for axis in (0, 1)

@@ -1,4 +1,4 @@
-"""AP by class and size, and the detections, from one evaluation that is kept for later."""
+"""AP by class and size, and detections, from one pass over the val data; cached for next time."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from .detections import SCORE_THRESHOLD, Detection, Example, match
 from .runs import TrainedRun
 
 CACHE = 'report_evaluation.json'
-VERSION = 2  # of what it holds; in the first, sizes and classes without objects could have 0.0
+VERSION = 2  # of the cached content; version 1 could have 0.0 for sizes and classes without objects
 SIZES = {'small': 's', 'medium': 'm', 'large': 'l'}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint does on its val data.
+    """Results of a checkpoint on its val data.
 
     Args:
-        scores (dict[str, float]): 'AP', 'AP50', 'AP75', 'small', 'medium' and 'large', those that
-            are defined, in [0, 1].
-        classes (dict[str, float]): Class to its AP; without those that have no object.
+        scores (dict[str, float]): 'AP', 'AP50', 'AP75', 'small', 'medium' and 'large' in [0, 1];
+            scores of sizes without objects are left out.
+        classes (dict[str, float]): Class to its AP; classes without objects are left out.
         detections (dict[str, list]): Image id to [x1, y1, x2, y2, label, score] of each detection
             with a score of ``SCORE_THRESHOLD`` or more.
     """
@@ -54,14 +54,14 @@ class Evaluation:
 
 
 def evaluate(run: TrainedRun, console: Console) -> Evaluation:
-    """Evaluate a run's last checkpoint, unless its work directory has the result already.
+    """Evaluate a run's last checkpoint, or read the result cached in its work directory.
 
     Args:
         run (TrainedRun): The run.
         console (Console): Where to show a progress bar.
 
     Raises:
-        ConfigError: There is no checkpoint, no val data, or no CocoMetric.
+        ConfigError: The run has no checkpoint, no val data, or no CocoMetric.
     """
     if run.checkpoint is None:
         raise ConfigError(f'no whole checkpoint in {run.work_dir}.')
@@ -79,10 +79,10 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
 
 
 def find_examples(run: TrainedRun, evaluations: Mapping[str, Evaluation]) -> list[Example]:
-    """The val images of a run, with what several runs detect in them.
+    """Return the val images of a run, with the detections of several runs.
 
     Args:
-        run (TrainedRun): A run whose val data are those of all.
+        run (TrainedRun): One of the runs; all have the same val data.
         evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation.
     """
     dataset = val_loader(run).dataset
@@ -105,7 +105,7 @@ def find_examples(run: TrainedRun, evaluations: Mapping[str, Evaluation]) -> lis
 
 
 def val_loader(run: TrainedRun) -> DataLoader:
-    """The val data of a run."""
+    """Build the data loader of a run's val data."""
     init_default_scope(run.config.get('default_scope', 'mmdet'))
     with quiet():
         return Runner.build_dataloader(deepcopy(run.config.val_dataloader), seed=0)
@@ -113,10 +113,10 @@ def val_loader(run: TrainedRun) -> DataLoader:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what mmengine logs and pycocotools prints."""
+    """Suppress mmengine's log and the output of pycocotools."""
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel('CRITICAL')  # that nothing was detected is an error to mmdet
+    logger.setLevel('CRITICAL')  # mmdet logs an error where nothing was detected
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
@@ -125,7 +125,7 @@ def quiet() -> Iterator[None]:
 
 
 def _made_of(run: TrainedRun) -> dict:
-    """Stands for the checkpoint and the val data."""
+    """Return what identifies the checkpoint and the val data, to validate the cache."""
     file = run.checkpoint.stat()
     dataset = run.config.val_dataloader.dataset
     return {
@@ -171,10 +171,10 @@ def _test(run: TrainedRun, metric: ConfigDict, console: Console) -> Evaluation:
 
 
 def _without_detections(evaluator: Evaluator, num_images: int) -> dict[str, float]:
-    """The metrics where nothing was detected, for which mmdet gives none at all.
+    """Return the metrics where nothing was detected; mmdet itself returns none in that case.
 
-    One detection of no size and no score stands for none: AP is 0 where there are objects, and
-    where there are none it stays undefined.
+    Adds one detection of zero size and zero score: AP becomes 0 where there are objects, and stays
+    undefined where there are none.
     """
     (metric,) = evaluator.metrics
     nothing = dict(bboxes=np.zeros((1, 4)), scores=np.zeros(1), labels=np.zeros(1, int))
@@ -183,7 +183,7 @@ def _without_detections(evaluator: Evaluator, num_images: int) -> dict[str, floa
 
 
 def _defined(scores: Mapping[str, float]) -> dict[str, float]:
-    """Without -1 and NaN, which stand for no objects."""
+    """Drop -1 and NaN, which mean that there are no objects, and round the others."""
     return {
         name: round(float(score), 3)
         for name, score in scores.items()

@@ -14,20 +14,20 @@ from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Box, Detection, Example
 from .labels import Label, place_labels
 from .page import equal_columns
 
-CANVAS = 192  # most units across a drawing, so that lines and labels suit images of any size
-LINE, GAP, LETTER = 8.0, 1.5, 4.2  # units of a label: its height, to its box, of a letter
-MOST_COLUMNS = 5, 3  # of pictures side by side, on a wide page and on a phone's
-MAX_BYTES = 200_000  # of an image file that goes into the page as it is
-MAX_SIDE = 640  # pixels of one that does not
+CANVAS = 192  # largest width of a drawing in units, so that lines and labels suit all image sizes
+LINE, GAP, LETTER = 8.0, 1.5, 4.2  # in units: height of a label, gap to its box, width of a letter
+MOST_COLUMNS = 5, 3  # pictures side by side, on a wide page and on a phone
+MAX_BYTES = 200_000  # a larger image file is shrunk and recompressed
+MAX_SIDE = 640  # longer side of a shrunk image, in pixels
 SHOWN_BY_BROWSERS = ('image/png', 'image/jpeg', 'image/webp')
 
 
 def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
-    """Each image with the ground truth and with each detector's detections.
+    """Show each image with the ground truth and with each detector's detections.
 
     Args:
         examples (Sequence[Example]): The images.
-        names (Mapping[str, str]): Key of a detector in ``Example.found`` to its name for people.
+        names (Mapping[str, str]): Key of a detector in ``Example.found`` to its display name.
 
     Returns:
         str: HTML.
@@ -52,11 +52,11 @@ def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
 
 
 def legend(examples: Sequence[Example], detectors: str) -> str:
-    """What a gallery of :func:`~.detections.most_different` shows.
+    """Explain a gallery of the images chosen by :func:`~.detections.most_different`.
 
     Args:
         examples (Sequence[Example]): The images.
-        detectors (str): Whose detections, e.g. 'the runs'.
+        detectors (str): What the detectors are called, e.g. 'the runs'.
 
     Returns:
         str: Plain text.
@@ -71,11 +71,11 @@ def legend(examples: Sequence[Example], detectors: str) -> str:
 
 
 def draw_example(example: Example, key: str | None = None) -> str:
-    """An image with the ground truth, or with a detector's detections.
+    """Draw an image with the ground truth, or with a detector's detections.
 
     Args:
         example (Example): The image.
-        key (str, optional): The detector. Defaults to None: the ground truth.
+        key (str, optional): The detector; None for the ground truth. Defaults to None.
 
     Returns:
         str: An ``<svg>`` element.
@@ -93,14 +93,14 @@ def draw_example(example: Example, key: str | None = None) -> str:
     labels = place_labels(boxes, widths, LINE, (width, height))
     drawn = [_draw_label(*it) for it in zip(shown, scores, classes, labels)]
     drawn += [_draw_box(*it) for it in zip(boxes, classes)]
-    drawn = ''.join(reversed(drawn))  # the surest on top, and labels over boxes
+    drawn = ''.join(reversed(drawn))  # the highest score on top, and labels over boxes
     picture = f'<image width="{width:g}" height="{height:g}" href="{embed(example.path)}"/>'
     size = '' if scale == 1 else ' fine'
     return f'<svg class="boxes{size}" viewBox="0 0 {width:g} {height:g}">{picture}{drawn}</svg>'
 
 
 def embed(path: Path) -> str:
-    """An image file as a data URL, made smaller if it is large."""
+    """Return an image file as a data URL, shrunk if the file is large."""
     kind = mimetypes.guess_type(path.name)[0]
     if kind in SHOWN_BY_BROWSERS and path.stat().st_size <= MAX_BYTES:
         content = path.read_bytes()

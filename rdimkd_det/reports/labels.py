@@ -1,4 +1,4 @@
-"""Positions of box labels, without overlaps."""
+"""Placement of box labels, so that none hides another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .detections import Box
 
 
 class Label(NamedTuple):
-    """Where a label stands.
+    """Position of a label.
 
     Args:
-        x (float): Its left end, or its right end if it is ``at_right``.
-        y (float): Its top.
-        at_right (bool): Whether it ends where its box does, rather than begin there.
-        above (bool): Whether it is above its box, rather than in it or below.
+        x (float): Its left edge, or its right edge if ``at_right``.
+        y (float): Its top edge.
+        at_right (bool): Whether it is aligned with the right edge of its box instead of the left.
+        above (bool): Whether it stands above its box instead of inside or below.
     """
 
     x: float
@@ -27,16 +27,17 @@ class Label(NamedTuple):
 def place_labels(
     boxes: Sequence[Box], widths: Sequence[float], height: float, canvas: tuple[float, float]
 ) -> list[Label]:
-    """Place the label of each box above it, below it or in it, where no earlier label stands.
+    """Place the label of each box above, below or inside it, away from earlier labels.
 
     Args:
         boxes (Sequence[Box]): The boxes, the most important first.
-        widths (Sequence[float]): Of their labels.
-        height (float): Of each label.
-        canvas (tuple[float, float]): Width and height, within which labels stay if they can.
+        widths (Sequence[float]): Width of each label.
+        height (float): Height of all labels.
+        canvas (tuple[float, float]): Width and height of the canvas; labels stay inside if they
+            fit.
 
     Returns:
-        list[Label]: One per box; on top of others where there is no room left.
+        list[Label]: One per box; where there is no room left, labels overlap.
     """
     taken, labels = [], []
     for box, width in zip(boxes, widths):
@@ -51,9 +52,9 @@ def place_labels(
 def _choices(
     box: Box, width: float, height: float, canvas: tuple[float, float]
 ) -> Iterator[tuple[Label, Box]]:
-    """Labels with the areas that they cover, the best first; at least one."""
+    """Yield possible labels with the areas that they cover, the best first; at least one."""
     (x1, x2), (y1, y2) = (
-        (max(box[it], 0), min(box[it + 2], canvas[it]))  # as rounding may have put it outside
+        (max(box[it], 0), min(box[it + 2], canvas[it]))  # rounding may put a box outside
         for it in (0, 1)
     )
     lines = [y1 + number * height for number in range(int((y2 - y1) / height))]

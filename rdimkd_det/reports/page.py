@@ -7,7 +7,7 @@ from html import escape
 from itertools import zip_longest
 from math import ceil
 
-# Nothing may be fetched, even if a drawing asked for it.
+# The page may fetch nothing, even if an embedded drawing asks for it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 CSS = """
@@ -84,14 +84,14 @@ img { max-width: 100%; height: auto; border-radius: 4px; }
 
 
 def page(title: str, sections: list[str]) -> str:
-    """Put sections into a page.
+    """Build a page from sections.
 
     Args:
         title (str): Plain text.
         sections (list[str]): HTML.
 
     Returns:
-        str: The whole file.
+        str: The complete HTML document.
     """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -103,17 +103,17 @@ def page(title: str, sections: list[str]) -> str:
 
 
 def section(title: str, *content: str) -> str:
-    """A headed section of HTML parts."""
+    """Return a section: a heading and HTML parts."""
     return f'<section><h2>{escape(title)}</h2>\n' + '\n'.join(content) + '\n</section>'
 
 
 def paragraph(text: str, css_class: str = 'soft') -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f'<p class="{css_class}">{escape(text)}</p>'
 
 
 def definitions(entries: dict[str, object]) -> str:
-    """A list of names and values, plain text both."""
+    """Return a list of names and values, both plain text."""
     items = [f'<dt>{escape(name)}</dt><dd>{escape(str(it))}</dd>' for name, it in entries.items()]
     return f'<dl>{"".join(items)}</dl>'
 
@@ -121,12 +121,12 @@ def definitions(entries: dict[str, object]) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()
 ) -> str:
-    """A table that scrolls within itself where it is too wide.
+    """Return a table that scrolls sideways where the page is too narrow.
 
     Args:
-        columns (Sequence[str]): Heads, plain text.
-        rows (Sequence[Sequence[str]]): Cells, plain text; a change, which begins with +
-            or the minus sign U+2212, is coloured.
+        columns (Sequence[str]): Column headings, plain text.
+        rows (Sequence[Sequence[str]]): Cells, plain text; a cell that begins with + or the minus
+            sign U+2212 is a change, and coloured.
         classes (Sequence[str]): CSS class of each row. Defaults to none.
 
     Returns:
@@ -145,10 +145,10 @@ def _direction(cell: str) -> str:
 
 
 def equal_columns(count: int, most: int) -> int:
-    """Columns of a grid, at most so many, whose rows are as equal as they can be."""
+    """Return the number of columns, at most ``most``, that fills a grid's rows most evenly."""
     return ceil(count / max(1, ceil(count / most)))
 
 
 def folded(summary: str, content: str) -> str:
-    """HTML that is shown when its summary, plain text, is clicked."""
+    """Return HTML that is hidden until its summary, plain text, is clicked."""
     return f'<details><summary>{escape(summary)}</summary>{content}</details>'

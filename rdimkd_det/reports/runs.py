@@ -1,4 +1,4 @@
-"""Reads trainings from their work directories."""
+"""Trainings, read from their work directories."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..trainings.history import History, list_parts, read_history
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A training that has begun, and may have ended.
+    """A training, finished or not.
 
     Args:
-        name (str): Tells it from the others.
-        work_dir (Path): Its directory.
-        config (Config): As it was trained.
+        name (str): Its name, unique among the runs of a report.
+        work_dir (Path): Its work directory.
+        config (Config): The config that it was trained with.
         history (History): What was logged.
-        checkpoint (Path | None): The newest one that is whole.
+        checkpoint (Path | None): The newest intact checkpoint; None if there is none.
     """
 
     name: str
@@ -34,21 +34,21 @@ class TrainedRun:
 
     @property
     def step_name(self) -> str:
-        """str: What validations are counted in: 'epoch' or 'iteration'."""
+        """str: Unit that validations are counted in: 'epoch' or 'iteration'."""
         return 'iteration' if counts_iterations(self.config) else 'epoch'
 
 
 def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
-    """Read work directories, each with a name of its own.
+    """Read work directories, and give each run a unique name.
 
     Args:
         work_dirs (Sequence[Path]): mmengine's work directories.
 
     Returns:
-        list[TrainedRun]: In the same order.
+        list[TrainedRun]: The runs, in the same order.
 
     Raises:
-        ConfigError: One of them does not exist or holds no training, or is given twice.
+        ConfigError: A work directory does not exist, holds no training, or is given twice.
     """
     if len({path.resolve() for path in work_dirs}) < len(work_dirs):
         raise ConfigError('a work directory is given twice.')
@@ -59,7 +59,7 @@ def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
 
 
 def read_run(work_dir: Path, name: str) -> TrainedRun:
-    """Read one work directory, see :func:`read_runs`."""
+    """Read one work directory; see :func:`read_runs`."""
     if not work_dir.is_dir():
         raise ConfigError(f'work directory {work_dir} does not exist.')
     history, parts = read_history(work_dir), list_parts(work_dir)
@@ -73,7 +73,7 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
 
 
 def _newest(work_dir: Path) -> Path | None:
-    path = newest_or_none(work_dir, accept=lambda _: True)  # weights will do
+    path = newest_or_none(work_dir, accept=lambda _: True)  # weights alone are enough
     return path and Path(path)
 
 
