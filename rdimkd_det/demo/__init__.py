@@ -1,8 +1,8 @@
 """The demo: a teacher, a plain and a RdimKD student on digits, and a report on the three.
 
-``plan`` says what is to be trained, ``stages`` goes through all, ``results``, ``detections``,
-``figures`` and ``report`` show it; ``rdimkd_det.trainings`` does the training,
-``rdimkd_det.reports`` has what reports are made of.
+``plan`` lists the trainings, ``stages`` runs everything, and ``results``, ``detections``,
+``figures`` and ``report`` show the outcome. ``rdimkd_det.trainings`` does the training;
+``rdimkd_det.reports`` has the parts that reports are built from.
 """
 
 from .plan import DemoOptions

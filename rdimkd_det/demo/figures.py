@@ -1,4 +1,4 @@
-"""The demo's own chart."""
+"""The chart that only the demo needs: AP of its students over the epochs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = {'teacher': '#8b7cf6', 'plain': '#d97706', 'rdimkd': '#2f7fe0'}
 
 
 def draw_ap(students: Mapping[str, Sequence[Line]], teacher: float) -> str:
-    """AP over epochs.
+    """Draw AP over epochs.
 
     Args:
         students (Mapping[str, Sequence[Line]]): Kind of student to one line per seed.

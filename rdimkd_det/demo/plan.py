@@ -1,4 +1,4 @@
-"""What the demo trains: its options, and from them the list of trainings."""
+"""The demo's options, and the list of trainings that they give."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TITLES = {'teacher': 'teacher', 'plain': 'plain student', 'rdimkd': 'RdimKD stud
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user may choose.
+    """Options of the demo.
 
     Args:
         work_dir (Path): Directory of all results. Defaults to 'work_dirs/demo'.
@@ -34,8 +34,9 @@ class DemoOptions:
         seeds (tuple[int, ...]): One plain and one RdimKD student are trained per seed.
             Defaults to (0,).
         jobs (int, optional): Students trained at once. Defaults to one per core.
-        digits (DigitsOptions): Of the data set. Defaults to ``DigitsOptions()``.
-        epochs (int, optional): For all trainings, in place of the configs'. Defaults to None.
+        digits (DigitsOptions): Options of the data set. Defaults to ``DigitsOptions()``.
+        epochs (int, optional): Epochs of every training; None for those of the configs. Defaults
+            to None.
     """
 
     work_dir: Path = Path('work_dirs/demo')

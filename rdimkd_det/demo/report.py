@@ -27,12 +27,12 @@ NAMES = {'plain': 'plain', 'rdimkd': 'RdimKD'}
 
 
 def make_report(options: DemoOptions, runs: Sequence[Run], command: str, console: Console) -> None:
-    """Print the table; write the report unless it is there, made of these runs.
+    """Print the table, and write the report unless the one of these runs exists.
 
     Args:
         options (DemoOptions): The demo's options.
-        runs (Sequence[Run]): Its trainings, all finished.
-        command (str): Its command line.
+        runs (Sequence[Run]): The demo's trainings, all finished.
+        command (str): The demo's command line.
         console (Console): Where to print.
     """
     rows = collect_rows(runs)
@@ -48,14 +48,14 @@ def make_report(options: DemoOptions, runs: Sequence[Run], command: str, console
         }
         examples = choose_examples(options.data, runs[1:3], console)
         write_text(report, build_page(rows, runs, examples, provenance))
-        write_json(results, summarise(rows, provenance))  # last: it vouches for the report
+        write_json(results, summarise(rows, provenance))  # last: its digest marks the report done
     show_table(rows, console)
     console.print(_verdict(rows), highlight=False, soft_wrap=True)
     console.print(f'Report: {report}', highlight=False, soft_wrap=True)
 
 
 def _digest(runs: Sequence[Run]) -> str:
-    """Stands for these very trainings, not only for their settings."""
+    """Identify these very trainings, not only their settings."""
     made = [f'{run.digest} {run.checkpoint.stat().st_mtime_ns}' for run in runs]
     return hashlib.sha256('\n'.join(made).encode()).hexdigest()
 
@@ -63,16 +63,16 @@ def _digest(runs: Sequence[Run]) -> str:
 def build_page(
     rows: Sequence[Row], runs: Sequence[Run], examples: Sequence[Example], provenance: dict
 ) -> str:
-    """The report as one HTML file.
+    """Build the report as one HTML file.
 
     Args:
-        rows (Sequence[Row]): The table.
+        rows (Sequence[Row]): Rows of the results table.
         runs (Sequence[Run]): The trainings, the teacher first.
         examples (Sequence[Example]): Val images to show.
         provenance (dict): Date, command, seeds and machine.
 
     Returns:
-        str: HTML without any reference to another file.
+        str: Self-contained HTML.
     """
     seed = runs[1].seed
     facts = {

@@ -1,4 +1,4 @@
-"""The numbers of the demo: one row per training, their means, and where they come from."""
+"""The demo's numbers: one row per training, means over seeds, and their provenance."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DIGITS = 3  # of an AP; mmdet logs no more
 
 @dataclass(frozen=True)
 class Row:
-    """What a training came to.
+    """Result of a training, or the mean over seeds.
 
     Args:
         kind (str): 'teacher', 'plain' or 'rdimkd'.
-        seed (int | None): None for a mean over seeds.
+        seed (int | None): Random seed; None for a mean over seeds.
         ap (float): COCO AP in [0, 1].
-        ap50 (float): The same at an IoU of 0.5.
-        ap75 (float): The same at an IoU of 0.75.
-        parameters (int): Of the detector, without what is for distillation.
+        ap50 (float): AP at an IoU of 0.5.
+        ap75 (float): AP at an IoU of 0.75.
+        parameters (int): Parameters of the detector, without those of distillation.
         seconds (float): Training time without validation.
-        threads (int): CPU threads it used.
+        threads (int): CPU threads of the training.
     """
 
     kind: str
@@ -47,14 +47,14 @@ class Row:
 
     @property
     def title(self) -> str:
-        """str: For people."""
+        """str: Display name."""
         if self.kind == 'teacher':
             return TITLES[self.kind]
         return TITLES[self.kind] + (', mean' if self.seed is None else f', seed {self.seed}')
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """tuple[str, ...]: As shown, in the order of ``COLUMNS``."""
+        """tuple[str, ...]: Texts of the table's cells, in the order of ``COLUMNS``."""
         scores = [f'{score:.{DIGITS}f}' for score in (self.ap, self.ap50, self.ap75)]
         cores = f' ({self.threads}\u00a0{"core" if self.threads == 1 else "cores"})'  # no break
         parameters = f'{self.parameters / 1e6:.2f} M'
@@ -62,13 +62,13 @@ class Row:
 
 
 def collect_rows(runs: Sequence[Run]) -> list[Row]:
-    """Read the result of each finished training; with several seeds add the means.
+    """Read the result of each finished training; with several seeds, add the means.
 
     Args:
         runs (Sequence[Run]): All trainings of the demo.
 
     Returns:
-        list[Row]: In the order of the runs, then the means.
+        list[Row]: One row per run, in their order, then the means.
     """
     parameters = {kind: count_parameters(kind) for kind in CONFIGS}
     rows = []
@@ -93,7 +93,7 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def count_parameters(kind: str) -> int:
-    """Parameters of a kind's detector, the student's own if it is distilled."""
+    """Count the parameters of a kind's detector, without those of distillation."""
     register_all_modules(init_default_scope=True)
     model = Config.fromfile(ROOT / CONFIGS[kind]).model
     detector = MODELS.build(student_config(model))
@@ -101,7 +101,7 @@ def count_parameters(kind: str) -> int:
 
 
 def gain(rows: Sequence[Row]) -> float:
-    """Mean AP of the RdimKD students less that of the plain ones."""
+    """Return the mean AP of the RdimKD students minus that of the plain students."""
     mean = {}
     for kind in ('plain', 'rdimkd'):
         scores = [row.ap for row in rows if row.kind == kind and row.seed is not None]
@@ -120,5 +120,5 @@ def show_table(rows: Sequence[Row], console: Console) -> None:
 
 
 def summarise(rows: Sequence[Row], provenance: dict) -> dict:
-    """All that ``results.json`` holds."""
+    """Return the content of ``results.json``."""
     return {**provenance, 'gain': round(gain(rows), 4), 'rows': [asdict(row) for row in rows]}

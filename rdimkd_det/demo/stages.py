@@ -1,4 +1,4 @@
-"""The stages of the demo: digits, teacher, students, report; each is done once."""
+"""The stages of the demo: digits, teacher, students, report. Finished stages are skipped."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ..trainings.state import lock_directory
 from .plan import DemoOptions, plan_runs
 from .report import make_report
 
-DIGITS_SECONDS, REPORT_SECONDS = 20, 30  # about
+DIGITS_SECONDS, REPORT_SECONDS = 20, 30  # rough estimates
 
 
 def run_demo(options: DemoOptions, command: str, console: Console | None = None) -> None:
-    """Run all stages that are not done yet, and show the result.
+    """Run all stages that are not finished yet, and show the result.
 
     Args:
         options (DemoOptions): The user's choices.
@@ -35,9 +35,10 @@ def run_demo(options: DemoOptions, command: str, console: Console | None = None)
         console (Console, optional): Where to print. Defaults to stdout.
 
     Raises:
-        ConfigError: The directory cannot be used, or holds something else.
-        TrainingFailedError: A training failed; the finished ones stay.
-        TrainingInterruptedError: A signal or Ctrl-C ended it.
+        ConfigError: A directory cannot be used, is in use by another demo, or holds a training with
+            other settings.
+        TrainingFailedError: A training failed; finished ones are kept.
+        TrainingInterruptedError: A signal or Ctrl-C ended the demo.
     """
     console = console or Console()
     check_work_dir(str(options.work_dir))
@@ -56,7 +57,7 @@ def run_demo(options: DemoOptions, command: str, console: Console | None = None)
 
 
 def announce(options: DemoOptions, runs: Sequence[Run], console: Console) -> None:
-    """Say what will be done and how long that takes."""
+    """Print the stages and how long each will take."""
     teacher, students = runs[0], runs[1:]
     digits_made = is_made(options.data, options.digits)
     counts = f'{options.digits.num_train} + {options.digits.num_val} images in {options.data}'

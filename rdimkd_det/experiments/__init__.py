@@ -1,6 +1,6 @@
-"""Experiments on digits: what helps and what does not, over seeds, in tables that can be remade.
+"""Experiments on digits: what helps and what does not, over seeds, in reproducible tables.
 
-``table`` says what is compared, ``plan`` makes trainings of it, ``stages`` runs those without a
-result, ``results`` keeps what they came to, ``summary`` and ``plots`` show it; ``variants`` holds
-losses and projections that only experiments need.
+``table`` lists the experiments, ``plan`` turns them into trainings, ``stages`` runs those without a
+result, ``results`` stores the results, and ``summary`` and ``plots`` show them. ``variants`` has
+losses and projections that only the experiments need.
 """

@@ -1,4 +1,4 @@
-"""Where and on what experiments run, and what training each of them is."""
+"""Directories and data of the experiments, and the training of each experiment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..trainings import ROOT, Run, data_paths, guess_pace, path_option
 from ..trainings.state import read_json
 from .table import TEACHERS, Experiment
 
-# What of a config decides the result; the rest is where things are and what is shown.
+# The sections of a config that decide the result; the others are paths and logging.
 DECISIVE = (
     'model',
     'train_dataloader',
@@ -31,15 +31,16 @@ DECISIVE = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Where and on what experiments run.
+    """Directories and data of the experiments.
 
     Args:
         work_dir (Path): Directory of the trainings. Defaults to 'work_dirs/experiments'.
         data (Path): Directory of the digits. Defaults to 'data/digits'.
         results (Path): Directory of the results, kept in the repository.
             Defaults to 'docs/results/experiments'.
-        digits (DigitsOptions): Of the data set. Defaults to ``DigitsOptions()``.
-        epochs (int, optional): For all trainings, in place of the configs'. Defaults to None.
+        digits (DigitsOptions): Options of the data set. Defaults to ``DigitsOptions()``.
+        epochs (int, optional): Epochs of every training; None for those of the configs. Defaults
+            to None.
     """
 
     work_dir: Path = Path('work_dirs/experiments')
@@ -49,9 +50,10 @@ class Plan:
     epochs: int | None = None
 
     def run(self, experiment: Experiment, seed: int) -> Run:
-        """The training of an experiment with a seed, or with the only one that it has.
+        """Return the training of an experiment with a seed, or with its only seed if it has one.
 
-        Its directory bears a part of the digest: with other settings it starts anew elsewhere.
+        The name of the work directory ends in a part of the digest, so that other settings get
+        another directory.
         """
         seed = seed if experiment.seed is None else experiment.seed
         cfg = full_config(experiment)
@@ -69,7 +71,7 @@ class Plan:
             work_dir=self.work_dir / experiment.name / f'seed{seed}_{digest[:8]}',
             epochs=epochs,
             epoch_length=math.ceil(self.digits.num_train / cfg.train_dataloader.batch_size),
-            threads=1,  # so that a seed means the same numbers on every machine of a kind
+            threads=1,  # so that a seed gives the same numbers on all machines of a kind
             settings={'randomness.seed': str(seed), 'train_cfg.max_epochs': str(epochs)},
             paths=paths,
             digest=digest,
@@ -90,18 +92,21 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def result_file(self, run: Run) -> Path:
-        """Where the result of a training is kept."""
+        """Return the path of a training's result."""
         return self.results / run.kind / f'seed{run.seed}.json'
 
     def result(self, run: Run) -> dict:
-        """The result of a training; empty if there is none with these settings."""
+        """Read the result of a training; empty if there is none with these settings."""
         result = read_json(self.result_file(run))
         return result if result.get('digest') == run.digest else {}
 
 
 @cache
 def full_config(experiment: Experiment) -> Config:
-    """The config of an experiment, its changes applied; it is shared, not to be altered."""
+    """Return the config of an experiment with its changes applied.
+
+    The config is cached: do not modify it.
+    """
     cfg = _read_config(experiment.base).copy()
     cfg.merge_from_dict(experiment.changes)
     return cfg
@@ -113,7 +118,7 @@ def _read_config(base: str) -> Config:
 
 
 def write_config(experiment: Experiment, run: Run) -> None:
-    """Write the config of an experiment: its base, and what it changes there."""
+    """Write the config file of an experiment: its base and its changes."""
     changes = ConfigDict()
     for key, value in experiment.changes.items():
         *path, last = key.split('.')

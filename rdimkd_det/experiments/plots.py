@@ -16,11 +16,11 @@ REFERENCES = ('plain', 'pkd')
 
 
 def draw(outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Draw AP over d, over the loss weight and over the epochs, into one picture.
+    """Draw AP over d, over the loss weight and over the epochs, side by side in one picture.
 
     Args:
         outcomes (Mapping[str, Outcome]): Name of an experiment to its results.
-        path (Path): The picture.
+        path (Path): The file to write, in the format of its suffix.
     """
     with plt.rc_context({'svg.hashsalt': 'rdimkd_det', 'axes.grid': True, 'grid.alpha': 0.3}):
         figure, (dims, weights, epochs) = plt.subplots(

@@ -1,4 +1,4 @@
-"""Results of finished trainings: one small JSON per experiment and seed."""
+"""Results of finished trainings: one small JSON file per experiment and seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .table import TABLE
 
 
 def keep_result(plan: Plan, run: Run) -> None:
-    """Write down what a finished training came to, whole or not at all."""
+    """Write the result of a finished training, atomically."""
     history = read_history(run.work_dir)
     experiment = TABLE[run.kind]
     content = {
@@ -43,7 +43,7 @@ def keep_result(plan: Plan, run: Run) -> None:
 
 
 def keep_finished(plan: Plan, runs: Iterable[Run]) -> None:
-    """Write down what finished trainings came to whose results were lost, or not written yet."""
+    """Write the results of finished trainings that are lost or not written yet."""
     for run in runs:
         if is_done(run) and not plan.result(run):
             keep_result(plan, run)

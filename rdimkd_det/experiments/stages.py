@@ -1,4 +1,4 @@
-"""Runs the experiments that have no result yet."""
+"""Running the experiments that have no result yet."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def run_experiments(
     num_jobs: int,
     console: Console,
 ) -> None:
-    """Train what has no result yet; each result is written as soon as it is there.
+    """Train the experiments that have no result yet, writing each result as soon as it is known.
 
     Args:
-        plan (Plan): Where, and on what.
-        experiments (Sequence[Experiment]): What to run; their teachers are trained as well.
+        plan (Plan): Directories and data.
+        experiments (Sequence[Experiment]): The experiments; their teachers are trained as well.
         seeds (Sequence[int]): Each experiment is run once per seed.
         num_jobs (int): Trainings at once, one thread each.
         console (Console): Where to show the progress.
 
     Raises:
-        ConfigError: The directory cannot be used.
-        TrainingFailedError: Some failed, once all others have ended.
-        TrainingInterruptedError: A signal or Ctrl-C ended it.
+        ConfigError: The work directory cannot be used, or other experiments are running in it.
+        TrainingFailedError: A training failed; raised after all others have ended.
+        TrainingInterruptedError: A signal or Ctrl-C ended the experiments.
     """
     check_work_dir(str(plan.work_dir))
     lock = lock_directory(plan.work_dir)
@@ -66,7 +66,7 @@ def run_experiments(
 
 
 def open_runs(plan: Plan, experiments: Iterable[Experiment], seeds: Iterable[int]) -> list[Run]:
-    """Trainings whose results are missing, seed by seed, each after the teacher that it needs."""
+    """Return the trainings without a result, by seed, each after the teacher that it needs."""
     experiments = list(experiments)
     runs = {}
     for seed in seeds:

@@ -21,23 +21,30 @@ class Outcome:
 
     Args:
         experiment (Experiment): The experiment.
-        results (Mapping[int, dict]): Seed to its result, of the seeds that have one.
+        results (Mapping[int, dict]): Seed to its result, for the seeds that have one.
     """
 
     experiment: Experiment
     results: Mapping[int, dict]
 
     def scores(self, key: str = 'ap') -> dict[int, float]:
-        """Seed to AP ('ap'), AP50 or AP75."""
+        """Return AP by seed.
+
+        Args:
+            key (str): 'ap', 'ap50' or 'ap75'. Defaults to 'ap'.
+        """
         return {seed: result[key] for seed, result in sorted(self.results.items())}
 
 
 def collect(plan: Plan, seeds: Sequence[int]) -> dict[str, Outcome]:
-    """Read the results of all experiments, those with other settings than today's left out.
+    """Read the results of all experiments, except those of settings that have changed since.
 
     Args:
-        plan (Plan): Where they are.
+        plan (Plan): Where the results are.
         seeds (Sequence[int]): The seeds to look for.
+
+    Returns:
+        dict[str, Outcome]: Name of an experiment to its results.
     """
     outcomes = {}
     for experiment in TABLE.values():
@@ -49,13 +56,14 @@ def collect(plan: Plan, seeds: Sequence[int]) -> dict[str, Outcome]:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and its standard error; None for what so few values do not give.
+    """Return the mean and its standard error.
 
     Args:
-        values (Sequence[float]): One per seed.
+        values (Sequence[float]): One value per seed.
 
     Returns:
-        tuple: The mean; the sample's deviation (n - 1) over the root of n.
+        tuple: The mean, None without values; the sample standard deviation (n - 1) over the root
+        of n, None with fewer than two values.
 
     Example:
         >>> mean_and_error([1.0, 2.0, 6.0])
@@ -68,7 +76,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]
 
 
 def difference(outcome: Outcome, baseline: Outcome) -> list[float]:
-    """AP over a baseline's, seed by seed, of the seeds that both have."""
+    """Return AP minus the baseline's AP, for each seed that both have."""
     own, other = outcome.scores(), baseline.scores()
     return [own[seed] - other[seed] for seed in own if seed in other]
 
@@ -76,11 +84,11 @@ def difference(outcome: Outcome, baseline: Outcome) -> list[float]:
 def markdown_table(
     experiments: Sequence[Experiment], outcomes: Mapping[str, Outcome], seeds: Sequence[int]
 ) -> str:
-    """A table of experiments, a dash where nobody has measured.
+    """Return a Markdown table of experiments, with a dash for each missing result.
 
     Args:
         experiments (Sequence[Experiment]): The rows.
-        outcomes (Mapping[str, Outcome]): From :func:`collect`.
+        outcomes (Mapping[str, Outcome]): Result of :func:`collect`.
         seeds (Sequence[int]): The seeds to show.
     """
     scores = ['mean', 'AP50', 'AP75', 'over plain', 'over PKD']
@@ -104,7 +112,7 @@ def markdown_table(
 
 
 def markdown_report(outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
-    """All tables, how complete they are, and where the numbers come from."""
+    """Return all tables in Markdown, how complete they are, and the provenance of the numbers."""
     sections = [_section(group, outcomes, seeds) for group in GROUPS]
     return '\n\n'.join([_provenance(outcomes), *sections])
 
@@ -118,7 +126,7 @@ def _section(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) 
     if unknown:
         state += f' Nobody has run: {", ".join(unknown)}.'
     parts = [f'### {GROUPS[group]}', f'`tools/run_experiments.py {group}`: {state}']
-    # What only other groups have brought, as the plain student, makes no table.
+    # Experiments shared with other groups, such as the plain student, make no table alone.
     if any(it.groups[0] == group for it in known):
         parts.append(markdown_table(known, outcomes, seeds))
     return '\n\n'.join(parts)
@@ -156,7 +164,7 @@ def _provenance(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def _teachers(outcomes: Mapping[str, Outcome], results: Sequence[Mapping]) -> str:
-    """The teachers' AP, and a warning where students had different trainings of one."""
+    """Return the teachers' AP, and a warning where students had different trainings of one."""
     trained = [it for name in TEACHERS for it in outcomes[name].results.values()]
     listed = [f'{it["title"]}: AP {it["ap"]:.3f}' for it in trained]
     taught = [it['teacher'] for it in results if it['teacher']]

@@ -1,4 +1,4 @@
-"""The experiments: each a config and its changes."""
+"""The table of experiments, each a base config and its overrides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DISTILLED = 'configs/digits/rdimkd_fcos_r50_r18.py'
 FCOS_TEACHER = 'configs/digits/fcos_r50_teacher.py'
 RETINANET_TEACHER = 'configs/digits/retinanet_r50_teacher.py'
 WRONG_INPUT = 'configs/digits/controls/teacher_wrong_input.py'
-DIMS = (8, 16, 32, 64, 128)  # of the FPN's 128 channels, of teachers and students alike
+DIMS = (8, 16, 32, 64, 128)  # the FPN has 128 channels, in teachers and students
 DIM = 64  # unless a row says otherwise
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -37,19 +37,19 @@ class Experiment:
     """One row of the tables, trained once per seed.
 
     Args:
-        name (str): Its name on the command line, of its directory and of its results.
-        title (str): What it is, in a few words.
-        groups (tuple[str, ...]): The tables it appears in, of ``GROUPS``; none for a teacher.
-        base (str): Config file it starts from. Defaults to the distilled student's.
+        name (str): Its name on the command line, and of its directory and results.
+        title (str): A short description.
+        groups (tuple[str, ...]): The tables it appears in, keys of ``GROUPS``; none for a teacher.
+        base (str): The base config file. Defaults to the distilled student's.
         changes (dict): Config overrides, dotted key to value. Defaults to none.
-        teacher (str, optional): Name of the experiment that trains its teacher. None for a
+        teacher (str, optional): Name of the experiment that trains its teacher; None for a
             detector that is not distilled. Defaults to None.
         plain (str): Name of the same student without distillation, to compare with. Defaults to
             'plain'.
         rival (str, optional): Name of the same student with PKD's loss, to compare with; None if
             there is none. Defaults to 'pkd'.
-        seed (int, optional): The only one it is trained with, as teachers are, whatever the
-            seeds asked for. Defaults to None.
+        seed (int, optional): A fixed seed, as teachers have, that overrides the requested seeds.
+            Defaults to None.
     """
 
     name: str
@@ -64,13 +64,13 @@ class Experiment:
 
 
 def select(names: Iterable[str]) -> list[Experiment]:
-    """Experiments by their names or groups, in the order asked for, each once.
+    """Return experiments by name or group, in the given order, each once.
 
     Args:
-        names (Iterable[str]): Names and groups; none for all students.
+        names (Iterable[str]): Names of experiments and groups; none for all groups.
 
     Raises:
-        ConfigError: A name is neither.
+        ConfigError: A name is neither an experiment nor a group.
     """
     chosen = {}
     for name in list(names) or GROUPS:
@@ -98,7 +98,10 @@ def _rdimkd(
     rival: str | None = 'pkd',
     **options,
 ) -> Experiment:
-    """A distilled student; the loss is spelt out in full, whatever the package's defaults."""
+    """Return a distilled student's experiment.
+
+    The loss is spelt out in full, so that the experiment does not depend on the package's defaults.
+    """
     projection = {'type': projection, **({'dim': dim} if dim else {})}
     loss = {'type': loss, 'projection': projection, 'normalize': normalize, 'loss_weight': weight}
     changes = {
@@ -123,7 +126,7 @@ TEACHERS = _by_name(
         Experiment('teacher_fcos', 'teacher, FCOS R50', (), FCOS_TEACHER, seed=0),
         Experiment('teacher_fcos_seed1', 'teacher, FCOS R50, seed 1', (), FCOS_TEACHER, seed=1),
         Experiment('teacher_retinanet', 'teacher, RetinaNet R50', (), RETINANET_TEACHER, seed=0),
-        # Its BatchNorm has seen the images, its weights are those it was born with.
+        # Its BatchNorm has the statistics of the images; its weights stay at initialisation.
         Experiment(
             'teacher_random',
             'teacher of random weights',
@@ -137,7 +140,7 @@ TEACHERS = _by_name(
 
 
 def _student_size(base_channels: int, depth: int, prefix: str) -> dict:
-    """Overrides for a ResNet of another size; ``prefix`` is where the student's config is."""
+    """Return overrides for a ResNet of another size; ``prefix`` is the student's key."""
     expansion = 1 if depth < 50 else 4
     return {
         f'{prefix}.backbone.depth': depth,

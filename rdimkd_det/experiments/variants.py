@@ -13,9 +13,9 @@ from ..projections import Projection, RandomProjection
 
 @MODELS.register_module()
 class RedrawnProjection(RandomProjection):
-    """RdimKD-R with a new basis at each training step; in expectation that is plain L2.
+    """RdimKD-R with a new basis at each training step; in expectation, this is plain L2.
 
-    The draws follow from the seed and the number of steps, so that a resumed run goes on as it was.
+    The draws depend on the seed and the number of steps only, so a resumed run continues unchanged.
 
     Args:
         dim (int): Number of directions d, 1 to C.
@@ -31,7 +31,7 @@ class RedrawnProjection(RandomProjection):
         self.register_buffer('step', torch.tensor(0))
 
     def redraw(self) -> None:
-        """Take the basis of the next step."""
+        """Draw the basis of the next step."""
         self.step += 1
         dim, seed = self.basis.shape[1], 1_000_003 * self.seed + int(self.step)
         self._set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
@@ -39,7 +39,7 @@ class RedrawnProjection(RandomProjection):
 
 @MODELS.register_module()
 class RedrawingLoss(RdimKDLoss):
-    """``RdimKDLoss`` that has its projections redrawn before each training step."""
+    """``RdimKDLoss`` that redraws its projections before each training step."""
 
     def distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> dict:
         """See :meth:`RdimKDLoss.distances`."""
@@ -51,7 +51,7 @@ class RedrawingLoss(RdimKDLoss):
 
 @MODELS.register_module()
 class SeveralRandomProjections(Projection):
-    """RdimKD-R with several bases at once, side by side: the loss is the mean of their losses.
+    """RdimKD-R with several bases side by side: the loss is the mean of their losses.
 
     Args:
         dim (int): Number of directions d of each basis, 1 to C.
@@ -70,14 +70,14 @@ class SeveralRandomProjections(Projection):
 
 @MODELS.register_module()
 class PartlyWhitenedLoss(RdimKDLoss):
-    """Standardised RdimKD in which directions count by a power of the teacher's variance there.
+    """Standardised RdimKD that weights each direction by a power of the teacher's variance there.
 
-    With 0 all directions count alike, which is ``normalize='standardize'``; with 1 each counts as
-    much as it varies. Statistics are those of this process's batch.
+    Power 0 weights all directions equally, which is ``normalize='standardize'``; power 1 weights
+    each by its variance. Statistics are those of this process's batch.
 
     Args:
         power (float): The power. Defaults to 0.5.
-        **options: Of :class:`RdimKDLoss`.
+        **options: Options of :class:`RdimKDLoss`.
     """
 
     def __init__(self, power: float = 0.5, **options) -> None:
@@ -86,7 +86,7 @@ class PartlyWhitenedLoss(RdimKDLoss):
 
     @property
     def same_on_ranks(self) -> bool:
-        """bool: No: see above."""
+        """bool: False: the statistics are those of one process's batch."""
         return False
 
     def _distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> list[Tensor]:
