@@ -1,8 +1,8 @@
-"""Trainings as child processes: what the demo and the experiments share.
+"""Trainings as child processes, shared by the demo and the experiments.
 
-``run`` says what is to be trained, ``training`` trains it in a child process, ``pool`` several at
-once. ``history`` reads what mmengine logged, ``progress`` shows it, ``state`` keeps what survives
-a kill, ``digits`` makes the data.
+``run`` describes a training, ``training`` runs one in a child process, and ``pool`` runs several at
+once. ``history`` reads what mmengine logged, ``progress`` shows it, ``state`` has files and locks
+that survive a kill, and ``digits`` makes the data set.
 """
 
 from .digits import data_paths, prepare_digits

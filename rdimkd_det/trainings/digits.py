@@ -1,4 +1,4 @@
-"""The data set of the trainings: made when it is missing, and found by their configs."""
+"""The digits data set of the trainings: making it, and pointing their configs to it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .run import path_option
 
 
 def prepare_digits(data: Path, options: DigitsOptions, console: Console) -> None:
-    """Make the data set unless it is there.
+    """Make the data set unless it exists.
 
     Args:
-        data (Path): Its directory.
-        options (DigitsOptions): What it looks like.
+        data (Path): Directory of the data set.
+        options (DigitsOptions): Options of the data set.
         console (Console): Where to show a progress bar.
     """
     total, shown = options.num_train + options.num_val, not is_made(data, options)
@@ -25,10 +25,10 @@ def prepare_digits(data: Path, options: DigitsOptions, console: Console) -> None
 
 
 def data_paths(data: Path) -> dict[str, str]:
-    """Config overrides that say where a digits data set lies.
+    """Return config overrides with the paths of a digits data set.
 
     Args:
-        data (Path): Its directory.
+        data (Path): Directory of the data set.
     """
     root = path_option(data)
     loaders = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}

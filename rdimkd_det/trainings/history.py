@@ -1,4 +1,4 @@
-"""Reads what mmengine logged about a training, all its resumed parts together."""
+"""Scalars that mmengine logged in a training, merged over all its resumed parts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class History:
 
     Args:
         train (dict[int, dict]): Iteration to the scalars logged there.
-        val (dict[int, dict]): Epoch, or iteration where the training counts those, to the metrics
-            of its validation; 'iter' is the last iteration known to have come before it.
+        val (dict[int, dict]): Epoch, or iteration in an iteration-based training, to the metrics of
+            its validation; 'iter' is the last iteration known to precede the validation.
     """
 
     train: dict[int, dict] = field(default_factory=dict)
@@ -25,18 +25,18 @@ class History:
 
     @property
     def iterations(self) -> int:
-        """int: The last logged iteration; 0 before the first."""
+        """int: The last logged iteration; 0 if none is logged."""
         return max(self.train, default=0)
 
     def metrics(self, epoch: int | None = None) -> dict[str, float] | None:
-        """AP, AP50 and AP75 in [0, 1].
+        """Return AP, AP50 and AP75 in [0, 1].
 
         Args:
             epoch (int, optional): Epoch or iteration. Defaults to the last validated one.
 
         Returns:
-            dict[str, float] | None: With the keys 'ap', 'ap50', 'ap75', where CocoMetric had
-            objects to measure them on; None if not validated.
+            dict[str, float] | None: The keys 'ap', 'ap50' and 'ap75', as far as CocoMetric had
+            objects to measure them on; None if there was no validation.
         """
         epoch = max(self.val, default=None) if epoch is None else epoch
         if epoch not in self.val:
@@ -44,53 +44,53 @@ class History:
         line = self.val[epoch]
         if not any('/' in key for key in line):  # without a single detection mmdet logs no metric
             return dict.fromkeys(AP_KEYS, 0.0)
-        # Without objects of that kind AP is -1.
+        # AP is -1 where there are no objects to measure it on.
         return {name: line[key] for name, key in AP_KEYS.items() if line.get(key, -1) >= 0}
 
     @property
     def ap_line(self) -> tuple[list[int], list[float]]:
-        """tuple[list[int], list[float]]: Validated epochs or iterations, and the AP of each."""
+        """tuple[list[int], list[float]]: Validated epochs or iterations, and their AP."""
         points = [(step, self.metrics(step)) for step in sorted(self.val)]
         points = [(step, metrics['ap']) for step, metrics in points if 'ap' in metrics]
         return [step for step, _ in points], [ap for _, ap in points]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Iterations and values of one logged scalar."""
+        """Return the iterations and values of one logged scalar."""
         points = [(step, line[key]) for step, line in sorted(self.train.items()) if key in line]
         return [step for step, _ in points], [value for _, value in points]
 
     def losses(self, prefix: str = 'loss_rdimkd_') -> list[str]:
-        """Names of the logged losses with a prefix, the finest stride first."""
+        """Return the names of the logged scalars with a prefix, the finest stride first."""
         names = {key for line in self.train.values() for key in line if key.startswith(prefix)}
         return sorted(names, key=lambda name: (len(name), name))
 
     @property
     def pace(self) -> float | None:
-        """float | None: Seconds per iteration as logged, without validation."""
+        """float | None: Mean logged seconds per iteration, without validation."""
         return self.seconds(self.iterations) / self.iterations if self.train else None
 
     def seconds(self, iterations: int) -> float:
-        """Training time, validation and repeated parts left out.
+        """Return the training time, without validation and repeated iterations.
 
         Args:
             iterations (int): Iterations of the whole training.
 
         Returns:
-            float: Seconds, from the logged time of an iteration.
+            float: Seconds, summed from the logged seconds per iteration.
         """
         total, previous, pace = 0.0, 0, 0.0
         for step, pace in zip(*self.series('time')):
             total += pace * (step - previous)
             previous = step
-        return total + pace * (iterations - previous)  # the end of an epoch is not logged
+        return total + pace * (iterations - previous)  # the last iterations may not be logged
 
 
 def read_history(work_dir: Path, skip: Container[str] = ()) -> History:
-    """Merge the scalars of all parts of a training; of repeated iterations the later ones count.
+    """Merge the scalars of all parts of a training; for a repeated iteration, the last part counts.
 
     Args:
         work_dir (Path): mmengine's work directory, with one folder per start.
-        skip (Container[str]): Names of folders to leave out.
+        skip (Container[str]): Names of folders to leave out. Defaults to ().
 
     Returns:
         History: Empty if nothing has been logged.
@@ -103,13 +103,13 @@ def read_history(work_dir: Path, skip: Container[str] = ()) -> History:
 
 
 def list_parts(work_dir: Path) -> list[str]:
-    """Names of the folders that mmengine made for each start, in order of time."""
+    """Return the names of the folders that mmengine made, one per start, the oldest first."""
     return sorted(path.parent.name for path in Path(work_dir).glob('*/vis_data'))
 
 
 def _add_part(history: History, lines: list[dict]) -> None:
     train = [line for line in lines if 'loss' in line]
-    if train:  # it went on from a checkpoint before its first line: what came after is void
+    if train:  # drop what earlier parts logged beyond the checkpoint that this part resumed from
         first = min(line['step'] for line in train)
         history.train = {step: line for step, line in history.train.items() if step < first}
         history.val = {step: line for step, line in history.val.items() if line['iter'] < first}
@@ -121,8 +121,8 @@ def _add_part(history: History, lines: list[dict]) -> None:
         elif step > 0:
             history.val[step] = {**line, 'iter': step if train and by_iter else iterations}
         elif train and iterations > 0:
-            # mmengine (0.10.7, OneDL 0.10.12): an IterBasedTrainLoop never leaves epoch 0, in which
-            # LoggerHook counts unless it has log_metric_by_epoch=False.
+            # mmengine (0.10.7, OneDL 0.10.12): an IterBasedTrainLoop stays in epoch 0, and
+            # LoggerHook logs that epoch as the step unless it has log_metric_by_epoch=False.
             history.val[iterations] = {**line, 'iter': iterations}
 
 
@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterator[dict]:
     for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # the line that was being written when the process was killed
+        except ValueError:  # a line that was cut off when the process was killed
             continue
         if isinstance(line, dict) and 'step' in line:
             yield line

@@ -1,4 +1,4 @@
-"""Several trainings at once, each in a process of its own."""
+"""Several trainings at once, each in its own process."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ def train_all(
     on_done: Callable[[Run], None] | None = None,
     keep_going: bool = False,
 ) -> None:
-    """Run trainings, several at once, leaving out those that are done.
+    """Run trainings, several at once, except those that are done.
 
     Args:
-        runs (Sequence[Run]): The trainings, in the order of their start; one that needs another
-            waits for it.
+        runs (Sequence[Run]): The trainings, in the order of their start; a training waits for those
+            that it needs.
         num_jobs (int): Trainings at once.
         console (Console): Where to show the progress.
-        on_done (Callable, optional): Called with each training that has just got its result.
-        keep_going (bool): Whether the others go on when one fails, except those that need it.
-            Defaults to False.
+        on_done (Callable, optional): Called with each training as soon as it is done. Defaults to
+            None.
+        keep_going (bool): Whether a failure leaves the other trainings running, except those that
+            need the failed one. Defaults to False.
 
     Raises:
-        TrainingFailedError: One failed; the others have ended, or been stopped.
+        TrainingFailedError: A training failed; by then the others have ended or been stopped.
     """
     waiting = [run for run in runs if not is_done(run)]
     running: list[Training] = []
@@ -49,7 +50,7 @@ def train_all(
                 for run in ready[: num_jobs - len(running)]:
                     waiting.remove(run)
                     running.append(Training(run))
-                if not running:  # what still waits needs one that failed
+                if not running:  # those that still wait need one that failed
                     break
                 ended, failed = _poll(running)
                 failures += failed.values()
@@ -70,7 +71,7 @@ def train_all(
 
 
 def _poll(running: Sequence[Training]) -> tuple[list[Training], dict]:
-    """Those that have ended well, and those that have failed with their errors."""
+    """Return the trainings that have ended well, and the failed ones with their errors."""
     ended, failed = [], {}
     for training in running:
         try:
@@ -82,10 +83,10 @@ def _poll(running: Sequence[Training]) -> tuple[list[Training], dict]:
 
 
 def seconds_left(runs: Sequence[Run], num_jobs: int) -> float:
-    """About how long trainings take that are not done yet.
+    """Estimate the seconds until all trainings are done.
 
     Args:
-        runs (Sequence[Run]): The trainings.
+        runs (Sequence[Run]): The trainings, done or not.
         num_jobs (int): Trainings at once.
     """
     left = []
@@ -98,10 +99,10 @@ def seconds_left(runs: Sequence[Run], num_jobs: int) -> float:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, its trainings with it.
+    """Let SIGTERM and SIGHUP end the block and its trainings, as Ctrl-C does.
 
     Raises:
-        TrainingInterruptedError: In place of the ``KeyboardInterrupt``; says how to go on.
+        TrainingInterruptedError: Replaces the ``KeyboardInterrupt``; says how to continue.
     """
 
     def interrupt(number: int, frame: object) -> None:
@@ -116,4 +117,4 @@ def stop_on_signals() -> Iterator[None]:
         raise TrainingInterruptedError(message, status=130) from None
     finally:
         for number, handler in earlier.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python

@@ -1,4 +1,4 @@
-"""Shows running trainings: bars on a terminal, now and then a line elsewhere."""
+"""Progress of running trainings: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LINE_INTERVAL = 30.0  # seconds
 
 
 class Status:
-    """Where a training is.
+    """Progress of a training.
 
     Args:
-        training (Training): The running training.
-        ended (bool): Whether it has its result. Defaults to False.
+        training (Training): The training.
+        ended (bool): Whether it has ended with its result. Defaults to False.
     """
 
     def __init__(self, training: Training, ended: bool = False) -> None:
@@ -49,7 +49,7 @@ class Bars:
             TimeElapsedColumn(),
             TextColumn('{task.fields[left]}'),
         ]
-        # No thread of its own: trainings are forked from this process.
+        # No refresh thread, because trainings are forked from this process.
         self.progress = Progress(*columns, console=console, auto_refresh=False)
         self.tasks = {}
 
@@ -66,10 +66,10 @@ class Bars:
         self.progress.stop()
 
     def update(self, statuses: Sequence[Status]) -> None:
-        """Show where the trainings are.
+        """Show the progress of the trainings.
 
         Args:
-            statuses (Sequence[Status]): Of all that run or have just ended.
+            statuses (Sequence[Status]): Status of each training that runs or has just ended.
         """
         for status in statuses:
             fields = _fields(status)
@@ -81,7 +81,7 @@ class Bars:
 
 
 class Lines:
-    """A line per training after each epoch, and at least every half minute."""
+    """A line per training after each validation, and every 30 seconds while it advances."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -105,7 +105,7 @@ class Lines:
 
 
 def progress_display(console: Console) -> Bars | Lines:
-    """The display that suits where the output goes."""
+    """Return bars for a terminal, and lines for any other output."""
     return Bars(console) if console.is_terminal else Lines(console)
 
 

@@ -1,4 +1,4 @@
-"""Description of a training: its config, its work directory, and what decides its result."""
+"""Description of one training: its config, its work directory, and what decides its result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds of an iteration on digits, on one core of an ordinary machine.
+# Seconds per iteration on digits, on one core of an ordinary machine.
 PACES = {'teacher': 0.79, 'plain': 0.27, 'distilled': 0.39}
 
 
@@ -17,19 +17,19 @@ class Run:
     """One training.
 
     Args:
-        kind (str): What is trained; runs of one kind differ in their seeds.
-        seed (int): Its random seed.
-        work_dir (Path): Its directory.
+        kind (str): What is trained; runs of one kind differ in their seeds only.
+        seed (int): Random seed.
+        work_dir (Path): Work directory.
         epochs (int): Number of epochs.
         epoch_length (int): Iterations per epoch.
-        threads (int): CPU threads it may use.
+        threads (int): CPU threads of the training.
         settings (dict[str, str]): Config overrides that change the result.
-        paths (dict[str, str]): Config overrides that say where things are.
-        digest (str): Stands for everything that decides the result.
-        config (str): Its config file, absolute or below ``ROOT``.
-        title (str): For people.
-        guessed_pace (float): Seconds per iteration before any is measured.
-        needs (tuple[Run, ...]): Trainings that must be done before it starts. Defaults to ().
+        paths (dict[str, str]): Config overrides of paths, which do not change the result.
+        digest (str): Hash of everything that decides the result.
+        config (str): Config file, absolute or relative to ``ROOT``.
+        title (str): Display name.
+        guessed_pace (float): Seconds per iteration, used until the pace is measured.
+        needs (tuple[Run, ...]): Trainings that must be done before this one starts. Defaults to ().
     """
 
     kind: str
@@ -48,30 +48,31 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """int: Of the whole training."""
+        """int: Iterations of the whole training."""
         return self.epochs * self.epoch_length
 
     @property
     def checkpoint(self) -> Path:
-        """Path: Its final checkpoint."""
+        """Path: The final checkpoint."""
         return self.work_dir / f'epoch_{self.epochs}.pth'
 
 
 def guess_pace(kind: str, threads: int = 1) -> float:
-    """Seconds per iteration of a training on digits: a first guess, replaced by what is measured.
+    """Guess the seconds per iteration of a training on digits, used until they are measured.
 
     Args:
         kind (str): 'teacher', 'plain' or 'distilled'.
-        threads (int): CPU threads it may use. Defaults to 1.
+        threads (int): CPU threads of the training. Defaults to 1.
     """
-    return PACES[kind] / threads**0.7  # threads do not help in full
+    return PACES[kind] / threads**0.7  # the speed-up by threads is less than linear
 
 
 def path_option(path: Path) -> str:
-    """A path as a config override, relative to ``ROOT`` where it lies below.
+    """Return a path as a config override, relative to ``ROOT`` if it is below.
 
     Raises:
-        ConfigError: It holds what the command line of a config would take apart.
+        ConfigError: The path has blanks, commas, brackets or quotes, which ``--cfg-options`` would
+            split or parse.
     """
     absolute = path.absolute()
     text = str(absolute.relative_to(ROOT) if ROOT in absolute.parents else absolute)

@@ -1,4 +1,4 @@
-"""What survives a kill: JSON that is whole or absent, and locks that die with their holders."""
+"""State that survives a kill: JSON written atomically, and locks that end with their holders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..files.whole import write_text
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a dict as JSON, completely or not at all."""
+    """Write a dict as JSON, atomically."""
     write_text(path, json.dumps(content, indent=2) + '\n')
 
 
 def read_json(path: Path) -> dict:
-    """Read a dict from JSON; an empty one where there is none."""
+    """Read a dict from JSON; an empty dict if the file is missing or not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
@@ -26,13 +26,14 @@ def read_json(path: Path) -> dict:
 
 
 def lock_directory(directory: Path, patience: float = 0.0) -> IO | None:
-    """Take a directory for this process and those that inherit the lock.
+    """Lock a directory for this process and the processes that inherit the lock.
 
-    The system releases it when the last process that holds it has ended, however it ended.
+    The operating system releases the lock when the last process that holds it has ended, even if it
+    was killed.
 
     Args:
-        directory (Path): Made if missing.
-        patience (float): Seconds to wait for the present holder to end. Defaults to 0.
+        directory (Path): The directory; made if missing.
+        patience (float): Seconds to wait for the current holder to end. Defaults to 0.
 
     Returns:
         IO | None: The open lock file, to be closed or passed on; None if another process holds it.

@@ -1,4 +1,4 @@
-"""One training as a child process: started or resumed, watched, stopped, marked as done."""
+"""One training as a child process: start or resume it, watch it, stop it, mark it as done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .run import ROOT, Run
 from .state import lock_directory, read_json, write_json
 
 LOG = 'train.log'
-# The data loader's workers look for their parent every 5 seconds, and hold the lock until then.
+# Workers of the data loader check every 5 seconds whether their parent is alive; orphaned workers
+# hold the lock until then.
 LOCK_PATIENCE = 20.0
 PR_SET_PDEATHSIG = 1
 ERROR_LINE = re.compile(r'(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b|train\.py: ')
@@ -32,10 +33,10 @@ class Training:
     """A running training.
 
     Args:
-        run (Run): What to train. It goes on from the last checkpoint that is good.
+        run (Run): What to train; it resumes from the epoch of :func:`resume_epoch`.
 
     Raises:
-        ConfigError: Its directory is in use, or holds a training with other settings.
+        ConfigError: The work directory is in use by another training.
     """
 
     def __init__(self, run: Run) -> None:
@@ -61,13 +62,13 @@ class Training:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C comes to the parent, which stops all of the group
+                start_new_session=True,  # Ctrl-C reaches the parent only, which stops the group
                 pass_fds=[self.lock.fileno()],
                 preexec_fn=_die_with_parent(),
             )
 
     def step(self) -> int:
-        """Iterations done, as logged."""
+        """Return the number of iterations done, as logged."""
         logged = read_history(self.run.work_dir, skip=self.earlier_parts).iterations
         step = max(self.first_step, logged)
         if self.first_seen is None and step > self.first_step:
@@ -75,7 +76,7 @@ class Training:
         return step
 
     def pace(self, step: int) -> float | None:
-        """Wall-clock seconds per iteration, validation included; None if it is too early to say.
+        """Return wall-clock seconds per iteration with validation; None if it is too early to say.
 
         Args:
             step (int): Iterations done.
@@ -85,10 +86,10 @@ class Training:
         return (time.monotonic() - self.first_seen[0]) / (step - self.first_seen[1])
 
     def poll(self) -> bool:
-        """Whether it has ended well; then it is marked as done.
+        """Check whether the training has ended with its result; if so, mark it as done.
 
         Raises:
-            TrainingFailedError: It ended otherwise; says why, and where the log is.
+            TrainingFailedError: The training ended without its result; says why, and names the log.
         """
         status = self.process.poll()
         if status is None:
@@ -104,7 +105,7 @@ class Training:
         return True
 
     def stop(self) -> None:
-        """End it and its data loader at once; what it has saved stays."""
+        """Kill the training and its data loader; saved checkpoints are kept."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -112,16 +113,16 @@ class Training:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a training has its result already."""
+    """Check whether a training has its result already."""
     done = read_json(run.work_dir / 'done.json')
     return done.get('digest') == run.digest and run.checkpoint.is_file()
 
 
 def check_settings(run: Run) -> None:
-    """Refuse to go on with, or over, a training of other settings.
+    """Check that the work directory does not hold a training with other settings.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: It does.
     """
     digest = read_json(run.work_dir / 'run.json').get('digest', run.digest)
     if digest != run.digest:
@@ -132,10 +133,10 @@ def check_settings(run: Run) -> None:
 
 
 def resume_epoch(run: Run) -> int:
-    """The last epoch with a whole checkpoint and a validation; 0 if there is none.
+    """Return the last epoch with a complete checkpoint and a validation; 0 if there is none.
 
-    A kill may leave a checkpoint cut off, or one whose validation never ran: its AP would be
-    missing for ever, since mmengine goes on with the next epoch. The one before is still there.
+    A kill may leave a truncated checkpoint, or one without a validation, whose AP would stay
+    missing because mmengine resumes with the next epoch. The checkpoint before it is still there.
     """
     validated = read_history(run.work_dir).val
     for epoch in sorted(validated, reverse=True):
@@ -145,7 +146,7 @@ def resume_epoch(run: Run) -> int:
 
 
 def train_command(run: Run, epoch: int) -> list[str]:
-    """The command line of a training, resumed after an epoch."""
+    """Return the command line of a training, resumed after an epoch if that is not 0."""
     command = [sys.executable, 'tools/train.py', run.config]
     command += ['--work-dir', str(run.work_dir.absolute())]
     if epoch > 0:
@@ -156,12 +157,12 @@ def train_command(run: Run, epoch: int) -> list[str]:
 
 def _die_with_parent():
     if not sys.platform.startswith('linux'):
-        return None  # an orphan would go on; its lock keeps others out of the directory
+        return None  # an orphan continues there, and its lock protects the directory
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def set_death_signal() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
     return set_death_signal
