@@ -1,1 +1,1 @@
-"""The benchmark: what distillation costs beside plain training, in time, memory and operations."""
+"""The benchmark: cost of distillation over plain training, in time, memory and operations."""

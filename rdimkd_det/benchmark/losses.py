@@ -1,4 +1,4 @@
-"""Losses alone, all on the same maps."""
+"""Cost of the losses alone, all on the same maps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from ..projections import RandomProjection
 from .subject import Subject
 
 VARIANTS = ('plain', 'standardize', 'plain-adapter', 'standardize-adapter')
-# Of the teacher's maps: this package's teacher hands over channels_last, others' contiguous ones.
+# Memory layouts of the teacher's maps: this package's teacher returns channels_last maps, others
+# return contiguous ones.
 LAYOUTS = ('as handed over', 'contiguous')
 
 
 def loss_maps(subject: Subject, layout: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Maps of the student and of the teacher at the first tap, in the precision of a step.
+    """Return maps of the student and of the teacher at the first tap, in a step's precision.
 
-    The student's are noise, so that they have the teacher's channels, which some losses need.
+    The student's maps are noise in the shape of the teacher's, because some losses need equal
+    channels.
 
     Args:
         subject (Subject): The two networks and their batch.
-        layout (str): Of :data:`LAYOUTS`.
+        layout (str): One of :data:`LAYOUTS`.
     """
     tap, teacher = next(iter(subject.teacher_maps().items()))
     if layout == 'contiguous':
@@ -38,10 +40,13 @@ def loss_maps(subject: Subject, layout: str) -> tuple[list[Tensor], list[Tensor]
 
 
 def rdimkd_variants(dim: int) -> dict[str, Callable[[Sequence[int]], RdimKDLoss]]:
-    """Name of each of :data:`VARIANTS` to what builds it, given the channels of each level.
+    """Return the name of each of :data:`VARIANTS`, with a function that builds the loss.
 
     Args:
-        dim (int): Number d of directions.
+        dim (int): Number of directions d.
+
+    Returns:
+        dict[str, Callable]: Name to a function of the channels of each level.
     """
     return {name: partial(_rdimkd, name, dim) for name in VARIANTS}
 
@@ -58,13 +63,16 @@ def _rdimkd(name: str, dim: int, channels: Sequence[int]) -> RdimKDLoss:
 def loss_pieces(
     subject: Subject, builders: Mapping[str, Callable[[Sequence[int]], nn.Module]], layout: str
 ) -> dict[str, Callable]:
-    """Each loss, forward and backward.
+    """Return a forward and backward pass of each loss.
 
     Args:
         subject (Subject): The two networks and their batch.
-        builders (Mapping[str, Callable]): Name to what builds a loss, given the channels of each
-            level; called with both lists of maps it gives a tensor or a dict of them.
-        layout (str): Of :data:`LAYOUTS`.
+        builders (Mapping[str, Callable]): Name to a function that builds the loss from the channels
+            of each level. The loss maps both lists of maps to a tensor or a dict of tensors.
+        layout (str): One of :data:`LAYOUTS`.
+
+    Returns:
+        dict[str, Callable]: Name to a function without arguments.
     """
     student, teacher = loss_maps(subject, layout)
     channels = [maps.shape[1] for maps in teacher]

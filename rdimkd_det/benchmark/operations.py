@@ -1,4 +1,4 @@
-"""What distillation costs in operations: of the network and the image alone, on any machine."""
+"""Operation counts of distillation, which depend on networks and input, not on the machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .subject import Subject
 
 
 def count_operations(subject: Subject) -> dict[str, float]:
-    """Operations of a training step, plain and distilled, and of the teacher's forward pass.
+    """Count the operations of a plain and a distilled step, and of the teacher's forward pass.
 
-    A multiplication and an addition are two; only matrix products and convolutions count.
+    Multiplications and additions count separately; only matrix products and convolutions count.
 
     Args:
         subject (Subject): The two networks and their batch.
 
     Returns:
         dict[str, float]: 'student_step', 'distilled_step' and 'teacher' (backbone and neck) in
-        units of 10^9, the teacher as a share of the student's step, and the distilled step too.
+        units of 10^9; 'teacher_to_student' and 'distilled_to_student', their ratios to the
+        student's step.
     """
     pieces = {
         'student_step': subject.plain_step,
@@ -40,12 +41,12 @@ def count_operations(subject: Subject) -> dict[str, float]:
 
 
 def count(piece: Callable) -> int:
-    """Operations of a piece of work.
+    """Count the operations of a piece of work.
 
     Args:
         piece (Callable): A function without arguments.
     """
-    torch.manual_seed(0)  # two-stage detectors draw the regions that they train on
+    torch.manual_seed(0)  # two-stage detectors sample the regions that they train on
     with _deformable_convolutions() as hidden, FlopCounterMode(display=False) as counter:
         piece()
     return counter.get_total_flops() + sum(hidden)
@@ -53,9 +54,10 @@ def count(piece: Callable) -> int:
 
 @contextmanager
 def _deformable_convolutions() -> Iterator[list[int]]:
-    """Operations of mmcv's own convolutions, which PyTorch's counter does not see.
+    """Count the operations of mmcv's own convolutions, which PyTorch's counter does not see.
 
-    Each counts as the convolution of its shape; with gradient three times, for both gradients.
+    Each counts as an ordinary convolution of its shape; with gradient three times, for the
+    gradients of input and weight.
     """
     counts: list[int] = []
 

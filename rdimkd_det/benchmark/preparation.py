@@ -1,4 +1,4 @@
-"""From a training's config to one that can be measured here, with no file of weights or data."""
+"""Preparation of a training's config for the benchmark, without pretrained weights or data."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ NUM_BOXES = 4
 
 
 def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
-    """Find mistakes, and change a config, in place, to what can be measured here.
+    """Check a config, and change it in place so that it can be measured on this machine.
 
     Args:
         cfg (Config): Config of a distilled training.
-        random_teacher (Path, optional): Where the teacher gets a checkpoint of random weights;
-            None leaves it its own.
+        random_teacher (Path, optional): Where to write a teacher's checkpoint of random weights;
+            None keeps the checkpoint of the config. Defaults to None.
 
     Raises:
-        ConfigError: There is no training step, not one live teacher, or nothing to distil.
+        ConfigError: The config has no optimizer, not exactly one live teacher, or no loss with a
+            weight.
     """
     check_sections(cfg)
     if not (cfg.get('optim_wrapper') or {}).get('optimizer'):
@@ -50,9 +51,9 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     student = cfg.model.get('student') or {}
     if student.get('data_preprocessor'):
-        student.data_preprocessor.batch_augments = None  # the batch has the size that was asked for
+        student.data_preprocessor.batch_augments = None  # keep the requested size of the batch
     for entry in mappings(student):
-        # Where it starts changes nothing here, and its pretrained weights may be far away.
+        # The initial weights do not matter here, and pretrained ones may need a download.
         entry.pop('init_cfg', None)
     if random_teacher is not None:
         teacher = MODELS.build(read_detector_config(cfg.model.teacher.get('config')))
@@ -75,12 +76,12 @@ def _without_mixed_precision(cfg: Config) -> None:
 
 
 def random_batch(num: int, shape: tuple[int, int], masks: bool = False) -> dict:
-    """Images of noise with a few objects each, as a data loader gives them.
+    """Return a batch of noise images with a few objects each, in the format of a data loader.
 
     Args:
-        num (int): Images.
-        shape (tuple[int, int]): Their (H, W).
-        masks (bool): Whether objects have masks; some detectors look at them wherever they are.
+        num (int): Number of images.
+        shape (tuple[int, int]): Image size (H, W).
+        masks (bool): Whether objects have masks; some detectors use masks whenever there are any.
             Defaults to False.
     """
     height, width = shape

@@ -1,4 +1,4 @@
-"""A training step, plain and distilled, what the difference consists of, and the floor."""
+"""A plain and a distilled training step, the parts of their difference, and the floor."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DISTILLED = 'distilled step'
 MONITORED = 'distilled step, monitored'
 LOSS = 'distillation loss, and backward'
 READ = 'read both maps'
-# What the names of all ways to run the teacher begin with.
+# Prefix of the names of all ways to run the teacher.
 TEACHER = 'teacher: '
 
 
 def step_pieces(subject: Subject) -> dict[str, Callable]:
-    """Everything about a step that is worth a time of its own.
+    """Return everything about a step that is timed.
 
     Args:
         subject (Subject): The two networks and their batch.
@@ -46,7 +46,7 @@ def step_pieces(subject: Subject) -> dict[str, Callable]:
 
 
 def teacher_variants(device: torch.device) -> dict[str, Acceleration]:
-    """The teacher as its checkpoint has it, and made fast in each precision of a device."""
+    """Return the teacher's accelerations: none, and the full one in each precision of a device."""
     precisions = ['fp32']
     if device.type == 'cuda':
         precisions += ['fp16', 'bf16'] if torch.cuda.is_bf16_supported() else ['fp16']
@@ -69,7 +69,7 @@ def _other_teachers(subject: Subject) -> dict[str, Callable]:
 
 
 def _whole_teacher(subject: Subject) -> Callable:
-    """How several other tools run it."""
+    """Return the teacher with head and loss in fp32, as several other tools run it."""
     config = read_detector_config(subject.cfg.model.teacher.config)
     teacher = MODELS.build(config).to(subject.device).eval()
     images = subject.batch['inputs']
@@ -103,14 +103,17 @@ def _distillation_loss(subject: Subject) -> dict[str, Callable]:
 
 
 def compare_with_floor(steps: Mapping[str, Cost]) -> dict:
-    """The floor: a student step, the teacher's fastest forward, and a look at both maps.
+    """Compare the distilled step with the floor.
+
+    The floor is a student step, the teacher's fastest forward pass, and reading both maps once.
 
     Args:
         steps (Mapping[str, Cost]): Name of each of :func:`step_pieces` to its cost.
 
     Returns:
-        dict: 'steps', 'floor' in ms, 'fastest_teacher' (its name), and the distilled step as a
-        share of the floor and of the student step.
+        dict: 'steps', the fields of each cost; 'floor' in ms; 'fastest_teacher', its name;
+        'distilled_to_floor' and 'distilled_to_plain', the ratios of the distilled step to the floor
+        and to the student step.
     """
     student, distilled = steps[PLAIN].median, steps[DISTILLED].median
     teachers = [name for name in steps if name.startswith(TEACHER)]

@@ -1,4 +1,4 @@
-"""`Subject`: a student with distillation and without it, ready for training steps."""
+"""`Subject`: a student with and without distillation, ready for training steps."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Maps = dict[str, list[Tensor]]
 
 
 class Subject:
-    """What is measured.
+    """The student to measure, with and without distillation, and a batch of noise.
 
     Args:
-        cfg (Config): From :func:`rdimkd_det.benchmark.preparation.prepare`.
-        num (int): Images of the batch.
-        shape (tuple[int, int]): Their (H, W).
-        device (torch.device): Where everything runs.
+        cfg (Config): Config, prepared by :func:`rdimkd_det.benchmark.preparation.prepare`.
+        num (int): Number of images in the batch.
+        shape (tuple[int, int]): Image size (H, W).
+        device (torch.device): Device of the networks and the batch.
 
     Attributes:
-        model (nn.Module): The distilled student, its projections fitted to the batch.
+        model (nn.Module): The distilled student, with projections fitted to the batch.
         student (nn.Module): The same student without distillation.
-        inputs (Tensor): The batch (N, 3, H, W) as the student's preprocessor makes it.
-        samples (list[DetDataSample]): Its data samples.
+        inputs (Tensor): The preprocessed batch (N, 3, H, W).
+        samples (list[DetDataSample]): The data samples of the batch.
     """
 
     def __init__(self, cfg: Config, num: int, shape: tuple[int, int], device: torch.device) -> None:
@@ -48,42 +48,42 @@ class Subject:
         self.inputs, self.samples = data['inputs'], data['data_samples']
 
     def num_bytes(self) -> dict[str, int]:
-        """Memory that the weights of 'student' and 'teacher' take, in bytes."""
+        """Return the bytes of the weights of 'student' and 'teacher'."""
         student = sum(value.nbytes for value in self.student.state_dict().values())
         return {'student': student, 'teacher': self.model.distill.teacher.num_bytes}
 
     def plain_step(self) -> None:
-        """A training step of the student without distillation."""
+        """Run a training step of the student without distillation."""
         self.student.train_step(self.batch, self._student_optimizer)
 
     def distilled_step(self) -> None:
-        """A training step with distillation."""
+        """Run a training step with distillation."""
         self.model.train_step(self.batch, self._optimizer)
 
     def resting_step(self) -> None:
-        """The same where a schedule has the weight at 0."""
+        """Run a distilled step at a factor of 0, as when a schedule has switched the loss off."""
         self.model.distill.set_factor(0)
         self.distilled_step()
         self.model.distill.set_factor(1)
 
     def monitored_step(self) -> None:
-        """The same where ``DistillHook`` looks at what the student explains: one step in 50."""
+        """Run a distilled step that ``DistillHook`` monitors, by default one step in 50."""
         self.model.distill.observer = monitor = Monitor()
         self.distilled_step()
         self.model.distill.observer = None
         monitor.scalars()
 
     def in_training(self) -> object:
-        """The context in which a step runs: autocast, with mixed precision."""
+        """Return the context in which a step runs: autocast, if the config has mixed precision."""
         return self._optimizer.optim_context(self.model)
 
     def teacher_maps(self) -> Maps:
-        """The teacher's maps as a step gets them, by tap of the student."""
+        """Return the teacher's maps as in a step, by tap of the student."""
         with self.in_training():
             return self.model.distill.teacher_feats(self.inputs, self.samples)
 
     def student_maps(self) -> Maps:
-        """The student's maps as a step has them, as leaves of a graph of their own, by tap."""
+        """Return the student's maps as in a step, by tap, detached and requiring gradients."""
         taps = self.model.distill.taps
         with self.in_training(), torch.no_grad(), record_outputs(self.model, taps) as outputs:
             self.model.extract_feat(self.inputs)

@@ -1,4 +1,4 @@
-"""What the benchmark found, as tables on a terminal."""
+"""Results of the benchmark as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .steps import PLAIN
 
 
 def print_report(report: Mapping) -> None:
-    """Print what has been measured.
+    """Print all that has been measured.
 
     Args:
-        report (Mapping): The content of the JSON file.
+        report (Mapping): Content of the JSON file.
     """
     height, width = report['shape']
     what = f'{report["batch"]} x {height} x {width}, {report["machine"]["device"]}'
@@ -32,12 +32,12 @@ def print_report(report: Mapping) -> None:
 
 
 def print_costs(title: str, costs: Mapping[str, Mapping], of: str) -> None:
-    """Print costs, and their share of one of them.
+    """Print costs, and their ratio to one of them.
 
     Args:
         title (str): Title of the table.
         costs (Mapping[str, Mapping]): Name to the fields of a ``Cost``.
-        of (str): The name of the one.
+        of (str): Name of the cost that the others are divided by.
     """
     table = Table(title=title)
     table.add_column(no_wrap=True)
@@ -52,11 +52,11 @@ def print_costs(title: str, costs: Mapping[str, Mapping], of: str) -> None:
 
 
 def print_operations(title: str, report: Mapping) -> None:
-    """Print operations, and their share of the student's step.
+    """Print operations, and their ratio to the student's step.
 
     Args:
         title (str): Title of the table.
-        report (Mapping): The content of the JSON file.
+        report (Mapping): Content of the JSON file.
     """
     operations = report['operations']
     table = Table(title=title)

@@ -20,18 +20,18 @@ import numpy as np
 from ..errors import ConfigError
 from .drawing import Box, add_digit, draw_background
 
-VERSION = '1.0'  # goes up when the same options give other images
+VERSION = '1.0'  # raised when the same options give other images
 DESCRIPTION = 'rdimkd_det digits: handwritten digits of scikit-learn, composed for detection'
 SPLITS = ('train', 'val')
 VAL_SHARE = 0.2  # of the handwritten digits
-GROWTH = 1.3  # a digit's box is at most this much larger than its size: rotation and soft edge
-MAX_COVER = 0.4  # of the image, by the most digits at the smallest size, so that they find room
+GROWTH = 1.3  # a digit's box is at most this factor larger than its size: rotation and soft edge
+MAX_COVER = 0.4  # share of the image covered by the most digits at the smallest size
 LAYOUT_TRIES = 20
 
 
 @dataclass(frozen=True)
 class DigitsOptions:
-    """What a digits data set looks like; equal options give byte-identical files.
+    """Options of a digits data set; equal options give byte-identical files.
 
     Args:
         image_size (tuple[int, int]): Width and height in pixels. Defaults to (96, 96).
@@ -90,21 +90,22 @@ def make_digits(
     force: bool = False,
     on_image: Callable[[], None] | None = None,
 ) -> Path:
-    """Make the data set, or leave it when it is there with the same options.
+    """Make the data set, unless it exists with the same options.
 
-    It is written next to ``out_dir`` and moved in when complete.
+    The files are written next to ``out_dir`` and moved there when complete.
 
     Args:
         out_dir (str | Path): Where ``train/``, ``val/`` and ``annotations/`` go.
-        options (DigitsOptions, optional): Defaults to ``DigitsOptions()``.
-        force (bool): Replace a digits data set of other options. Defaults to False.
+        options (DigitsOptions, optional): Options of the data set. Defaults to ``DigitsOptions()``.
+        force (bool): Whether to replace a digits data set of other options. Defaults to False.
         on_image (Callable, optional): Called after each image. Defaults to None.
 
     Returns:
         Path: The directory of the data set.
 
     Raises:
-        ConfigError: ``out_dir`` cannot be written, or holds something else.
+        ConfigError: ``out_dir`` cannot be written, holds something else, or holds a digits data set
+            of other options and ``force`` is False.
 
     Example:
         >>> import tempfile
@@ -115,7 +116,7 @@ def make_digits(
     """
     options = options or DigitsOptions()
     target = Path(out_dir).resolve()  # a link is followed, not replaced
-    # The host is in the name because the process numbers of another host say nothing here.
+    # The host name is part of the prefix because a process id is valid on its own host only.
     prefix = f'.{target.name}.making-{socket.gethostname()}-'
     work = target.parent / f'{prefix}{os.getpid()}'
     try:
@@ -134,7 +135,7 @@ def make_digits(
 
 
 def is_made(out_dir: str | Path, options: DigitsOptions) -> bool:
-    """Whether a complete data set with these options and of this version is there."""
+    """Check whether a complete data set of this version with these options exists."""
     info = _read_info(Path(out_dir))
     return (
         info.get('version') == VERSION
@@ -152,7 +153,7 @@ def load_sources(seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, np.nd
     Returns:
         tuple: Images (1797, 8, 8) in 0..1, labels (1797,), and the indices of each split.
     """
-    from sklearn.datasets import load_digits  # a second of import, not needed when all is made
+    from sklearn.datasets import load_digits  # imports for a second; not needed if the data exists
 
     digits = load_digits()
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(len(SPLITS),)))
@@ -167,7 +168,10 @@ def load_sources(seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, np.nd
 
 
 def image_rngs(seed: int, split: str, index: int) -> tuple[np.random.Generator, ...]:
-    """Random numbers of one image, whatever the number of images: (background, digits)."""
+    """Return the generators of one image, for its background and for its digits.
+
+    They do not depend on the number of images.
+    """
     sequence = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index))
     return tuple(np.random.default_rng(child) for child in sequence.spawn(2))
 
@@ -184,7 +188,11 @@ def compose(
         options (DigitsOptions): The options.
 
     Returns:
-        tuple: BGR image (H, W, 3), uint8, and a list of (source, box (x, y, w, h)).
+        tuple: BGR image (H, W, 3), uint8, and a list of (index of the handwritten digit, box
+        (x, y, w, h)).
+
+    Raises:
+        ConfigError: There is no room for the fewest digits.
     """
     images, _, indices = sources
     background_rng, rng = image_rngs(options.seed, split, index)
@@ -253,7 +261,7 @@ def _add_to_coco(
                 'bbox': list(box),
                 'area': box[2] * box[3],
                 'iscrowd': 0,
-                'source': source,  # which of the handwritten digits of scikit-learn
+                'source': source,  # index of the digit in scikit-learn's data set
             }
         )
 
@@ -267,7 +275,7 @@ def _num_images(folder: Path) -> int:
 
 
 def _read_info(target: Path) -> dict:
-    """Read the info of a data set of ours, or {} if there is none."""
+    """Read the info of a digits data set; {} if there is none."""
     try:
         infos = [
             json.loads((target / 'annotations' / f'{split}.json').read_text())['info']
@@ -281,7 +289,7 @@ def _read_info(target: Path) -> dict:
 def _check_target(target: Path, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    # Never delete what is not ours, force or not.
+    # Never delete anything but a digits data set, even with ``force``.
     _require(
         bool(_read_info(target)),
         f'{target} exists and is not a digits data set; choose another place.',
@@ -293,7 +301,7 @@ def _check_target(target: Path, force: bool) -> None:
 
 
 def _remove_stale(parent: Path, prefix: str) -> None:
-    """Remove what runs that died on this host have left."""
+    """Remove folders left by processes of this host that have died."""
     for path in parent.iterdir() if parent.is_dir() else ():
         pid = path.name[len(prefix) :] if path.name.startswith(prefix) else ''
         if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):

@@ -7,7 +7,7 @@ import numpy as np
 
 MAX_ANGLE = 15.0  # degrees
 MAX_OVERLAP = 0.1  # of the smaller of two boxes
-MIN_CONTRAST = 50  # grey levels between a digit and nine tenths of what is around and under it
+MIN_CONTRAST = 50  # least grey-level difference between a digit and 90 % of its background
 PLACE_TRIES, COLOUR_TRIES = 100, 10
 
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels
@@ -31,7 +31,7 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarr
     canvas += rng.normal(0, rng.uniform(1, 7), (height, width, 1)).astype(np.float32)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     for _ in range(rng.integers(2, 7)):
-        # Two or three points: straight strokes and hooks, the parts that digits are made of.
+        # Two or three points make straight strokes and hooks, the parts that digits consist of.
         points = rng.uniform((0, 0), size, (rng.integers(2, 4), 2)).astype(np.int32)
         colour, thickness = rng.integers(0, 256, 3).tolist(), int(rng.integers(1, 3))
         cv2.polylines(image, [points], False, colour, thickness, cv2.LINE_AA)
@@ -39,7 +39,7 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarr
 
 
 def render_digit(digit: np.ndarray, size: float, angle: float) -> np.ndarray:
-    """Enlarge and rotate a digit, and cut it to its ink.
+    """Enlarge and rotate a digit, and crop it to its ink.
 
     Args:
         digit (np.ndarray): Image (8, 8) in 0..1.
@@ -55,9 +55,9 @@ def render_digit(digit: np.ndarray, size: float, angle: float) -> np.ndarray:
     matrix = cv2.getRotationMatrix2D((centre, centre), angle, scale)
     matrix[:, 2] += (side - 1) / 2 - centre
     grey = cv2.warpAffine(padded, matrix, (side, side), flags=cv2.INTER_CUBIC)
-    # The grey of the 8x8 original is coverage: a steep ramp around its half gives back an edge.
+    # Grey in the 8x8 original is coverage: a steep ramp around one half restores a sharp edge.
     alpha = np.clip((grey - 0.25) / 0.5, 0, 1)
-    alpha[alpha < 0.1] = 0  # nobody sees it, and the box would have to hold it
+    alpha[alpha < 0.1] = 0  # invisible, but would enlarge the box
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -90,14 +90,14 @@ def add_digit(
     boxes: list[Box],
     digit_size: tuple[int, int],
 ) -> Box | None:
-    """Draw one digit into the image, where there is room and contrast.
+    """Draw one digit into the image, at a random place with enough room and contrast.
 
     Args:
         rng (np.random.Generator): Source of randomness.
         image (np.ndarray): BGR image (H, W, 3), uint8, changed in place.
         digit (np.ndarray): Image (8, 8) in 0..1.
-        boxes (list[Box]): Boxes (x, y, w, h) that are taken.
-        digit_size (tuple[int, int]): Smallest and largest side of its tile, in pixels.
+        boxes (list[Box]): Boxes (x, y, w, h) of the digits in the image.
+        digit_size (tuple[int, int]): Smallest and largest side of the digit's tile, in pixels.
 
     Returns:
         Box | None: The box (x, y, w, h), or None if no place was found.
