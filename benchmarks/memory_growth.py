@@ -41,18 +41,18 @@ def main() -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Images, height and width of an input such as 1x384x512; for argparse."""
+    """Parse an input such as 1x384x512: number of images, height and width."""
     num, height, width = map(int, text.split('x'))
     return [num, height, width]
 
 
 def memory(cfg: Config, num: int, shape: tuple[int, int]) -> list[int]:
-    """Bytes at the peak of each of the pieces."""
+    """Return the peak memory in bytes of each of ``PIECES``."""
     torch.manual_seed(0)
     device = torch.device(get_device())
     pieces = step_pieces(Subject(cfg, num, shape, device))
     for name in PIECES:
-        pieces[name]()  # what is made once, such as the optimizer's state, does not count
+        pieces[name]()  # warm-up: one-time memory, such as the optimizer's state, does not count
     return [peak_memory(pieces[name], device) for name in PIECES]
 
 

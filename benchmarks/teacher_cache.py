@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def cached_student(cfg: Config) -> nn.Module:
-    """The distilled student of a config, with its one teacher from a cache."""
+    """Build the distilled student of a config whose only teacher is read from a cache."""
     check_data(cfg, ['train'])
     model = distilled_student(check_model(cfg, training=False)).to(get_device()).train()
     teachers = [part.teacher for part in model.distill.parts]
@@ -59,12 +59,12 @@ def cached_student(cfg: Config) -> nn.Module:
 
 
 def compare_steps(cfg: Config, cached: nn.Module, live: nn.Module, steps: int) -> None:
-    """Time the steps in turn, and print their medians."""
+    """Time the three kinds of step in turn, and print their medians."""
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     kinds = {'plain': (cached, 0.0), 'live': (live, 1.0), 'cached': (cached, 1.0)}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     batches = chain.from_iterable(repeat(loader))
-    for batch in islice(batches, steps + 1):  # the first does not count
+    for batch in islice(batches, steps + 1):  # the first step is a warm-up
         for kind, (model, factor) in kinds.items():
             model.distill.set_factor(factor)
             seconds[kind].append(step_time(model, copy.deepcopy(batch)))
@@ -74,7 +74,7 @@ def compare_steps(cfg: Config, cached: nn.Module, live: nn.Module, steps: int) -
 
 
 def step_time(model: nn.Module, batch: dict) -> float:
-    """Seconds of one step's forward and backward pass."""
+    """Return the seconds of one step's forward and backward pass."""
     start = time.perf_counter()
     data = model.data_preprocessor(batch, True)
     loss, _ = model.parse_losses(model(**data, mode='loss'))
@@ -85,7 +85,7 @@ def step_time(model: nn.Module, batch: dict) -> float:
 
 
 def read_speed(cache: TeacherCache) -> None:
-    """Print the speed of the first read, from the disk and with checksums, and of the second."""
+    """Print the speed of a first read, from disk and with checksums, and of a second read."""
     for path in cache.directory.glob('*.npy'):
         with path.open('rb') as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -4,7 +4,8 @@
     python examples/distill_in_python.py --max-iters 5        # to see that it runs
     python examples/distill_in_python.py --teacher work_dirs/fcos_r50_teacher/epoch_8.pth
 
-Without --teacher it also trains a teacher, just as briefly: enough to show how, too little to help.
+Without --teacher, it first trains a teacher for as many iterations: that shows how it is done, but
+such a teacher is too weak to help.
 """
 
 import argparse
@@ -63,13 +64,13 @@ def main() -> None:
 
     student = MODELS.build(Config.fromfile(CONFIGS / 'fcos_r18.py').model)
     student.init_weights()
-    # The student itself, which now also distils: no wrapper, the same names of parameters.
+    # Still the same student, which now also distils: no wrapper, the same parameter names.
     student = RdimKDDistiller(
         student=student,
         teacher=dict(config=teacher_config, checkpoint=str(checkpoint)),
         losses=dict(neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=64))),
     ).to(device)
-    # What DistillHook does under a Runner: the bases are fitted once, before training.
+    # Under a Runner, DistillHook does this: it fits the bases once, before training.
     fit_projections(student, islice(loader, 8))
     train(student, loader, args.max_iters, name='student')
 
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def training_loader(data: Path) -> DataLoader:
-    """The config's own training data and pipeline; any COCO-format config will do."""
+    """Build the data loader of the student's config; any COCO-format config works."""
     dataloader = Config.fromfile(CONFIGS / 'fcos_r18.py').train_dataloader
     dataloader.dataset.data_root = f'{data}/'
     dataloader.update(num_workers=0, persistent_workers=False)
@@ -87,8 +88,8 @@ def training_loader(data: Path) -> DataLoader:
 
 
 def train(model: nn.Module, loader: DataLoader, max_iters: int, name: str) -> None:
-    """Train a detector, distilled or not: MMDetection's losses and those of distillation."""
-    # student.parameters() has the adapters, if any, and never the teacher's weights.
+    """Train a detector on MMDetection's losses and, if it is distilled, those of distillation."""
+    # parameters() of a distilled student has the adapters, if any, and never the teacher's weights.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     model.train()
     for step, batch in enumerate(islice(endless(loader), max_iters), start=1):
@@ -104,10 +105,10 @@ def train(model: nn.Module, loader: DataLoader, max_iters: int, name: str) -> No
 
 
 def endless(loader: DataLoader) -> Iterator[dict]:
-    """Batches, epoch after epoch."""
+    """Yield batches, epoch after epoch."""
     while True:
         yield from loader
 
 
 if __name__ == '__main__':
-    cli.run(main)  # a mistake ends with one line
+    cli.run(main)  # prints a user's mistake as one line, without a traceback

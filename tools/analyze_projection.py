@@ -1,4 +1,4 @@
-"""Show how many directions of the teacher's feature maps hold which share of their variance."""
+"""Show how many directions of the teacher's feature maps hold a given share of their variance."""
 
 import argparse
 from pathlib import Path
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
-    """Cumulative shares of variance (C,) of each level, by descending eigenvalue."""
+    """Return the cumulative shares of variance (C,) of each level, by descending eigenvalue."""
     model = distilled_student(check_model(without_cache(cfg), training=False)).to(get_device())
     check_data(cfg, ['train'])
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -67,7 +67,7 @@ def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
 
 
 def print_table(spectra: dict[str, Tensor]) -> None:
-    """Print the d that keeps each share, per level."""
+    """Print the smallest d that keeps each share of variance, per level."""
     table = Table(title='directions d that keep a share of the variance')
     for column in ('level', 'channels', *(f'{share:.0%}' for share in SHARES)):
         table.add_column(column, justify='right')

@@ -1,4 +1,4 @@
-"""What distillation costs: time, memory and operations of a step, plain and distilled."""
+"""Measure the cost of distillation: time, memory and operations of a plain and a distilled step."""
 
 import argparse
 import json
@@ -53,7 +53,7 @@ def main() -> None:
         raise ConfigError('--shape, --batch and --rounds must be 1 or more.')
     if args.json:
         cli.check_out_file(args.json, '--json')
-    MMLogger.get_instance('benchmark').setLevel('ERROR')  # a line per parameter of the optimizer
+    MMLogger.get_instance('benchmark').setLevel('ERROR')  # else a line per optimizer parameter
     cfg = cli.read_config_file(args.config)
     cli.apply_options(cfg, args.cfg_options)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def run(cfg: Config, args: argparse.Namespace) -> dict:
-    """Measure the parts that are wanted."""
+    """Measure the requested parts."""
     device = torch.device(get_device())
     torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def run(cfg: Config, args: argparse.Namespace) -> dict:
 
 
 def time_losses(subject: Subject, args: argparse.Namespace) -> dict:
-    """Costs of the losses alone, and what they look at."""
+    """Measure the losses alone, on each memory layout of the teacher's maps."""
     _, loss = subject.model.distill.items()[0]
     dim = loss.projections[0].basis.shape[1]
     builders = {**RIVALS, **rdimkd_variants(dim)}

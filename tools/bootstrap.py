@@ -1,7 +1,7 @@
 """Make the environment of the Makefile: `python tools/bootstrap.py VENV {openmmlab,onedl}`.
 
-Standard library only. Does nothing when the environment is complete; goes on where an interrupted
-run stopped. Ends with one line and exit status 2 when something is missing.
+Needs only the standard library. Does nothing if the environment is complete, and continues where an
+interrupted run stopped. Prints one line and exits with status 2 if something is missing.
 """
 
 import csv
@@ -19,14 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MMCV = {'openmmlab': 'mmcv', 'onedl': 'onedl-mmcv'}
-# What the pinned versions have wheels for.
+# The Python versions that the pinned packages have wheels for.
 OLDEST = {'openmmlab': (3, 9), 'onedl': (3, 10)}
 NEWEST = (3, 13)
 SELF_CHECK = (
     'import cv2, torch, mmcv.ops, mmdet, rdimkd_det; '
     "print('torch', torch.__version__, 'mmcv', mmcv.__version__, 'mmdet', mmdet.__version__)"
 )
-# What an installer's log says, and what it means; the first that fits counts.
+# Patterns in an installer's log, and what they mean; the first match counts.
 DIAGNOSES = (
     (r'No space left', 'the disk is full: up to 10 GB are needed'),
     (r'[Kk]illed', 'the machine ended it: if memory ran out, try MAX_JOBS=1 make setup'),
@@ -51,7 +51,7 @@ def main() -> None:
     if is_ready(venv, stack):
         return
     check_machine(stack)
-    # The installers inherit the lock: it outlives this process as long as one of them does.
+    # The installers inherit the lock, so it is held until the last of them has ended.
     with open(f'{venv}.lock', 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,7 +69,7 @@ def is_ready(venv: Path, stack: str) -> bool:
 
 
 def fingerprint(stack: str) -> str:
-    """A text that changes with whatever decides what is installed."""
+    """Return a hash of everything that decides what is installed."""
     digest = hashlib.sha256(f'{stack} {ROOT}'.encode())
     constraints = ROOT / 'requirements' / 'constraints.txt'
     for path in (constraints, constraints_of(stack), ROOT / 'setup.py', Path(__file__)):
@@ -82,7 +82,7 @@ def constraints_of(stack: str) -> Path:
 
 
 def has_python(venv: Path) -> bool:
-    """Whether the environment's Python is the one asked for; make exports PYTHON only when set."""
+    """Check that the environment has the requested Python; make exports PYTHON only if set."""
     if 'PYTHON' not in os.environ:
         return True
     config, version = venv / 'pyvenv.cfg', 'version = {}.{}.'.format(*sys.version_info)
@@ -128,8 +128,8 @@ def install(venv: Path, stack: str) -> None:
         [*pip, '--no-build-isolation', '-e', packages],
         log,
     )
-    # opencv-python's module links libGL and X11, which servers and containers lack. The headless
-    # one has the same files without windows: it goes on top, whatever else is required.
+    # opencv-python links libGL and X11, which servers and containers lack. The headless package has
+    # the same files without windows, so it is always installed over opencv-python.
     headless = 'opencv-python-headless'
     if not all(map(is_whole, infos(venv, headless) or [venv])):
         step('OpenCV without windows', [*pip, '--force-reinstall', '--no-deps', headless], log)
@@ -140,7 +140,7 @@ def install(venv: Path, stack: str) -> None:
 
 
 def create(venv: Path) -> None:
-    """Make the folder, unless it holds a working one of the right Python."""
+    """Create the environment, unless a working one of the right Python exists."""
     probe = [venv / 'bin' / 'python', '-m', 'pip', '--version']
     if probe[0].exists() and has_python(venv) and not subprocess.run(probe, **QUIET).returncode:
         return
@@ -149,12 +149,12 @@ def create(venv: Path) -> None:
         fail(f'{sys.executable} -m venv failed: install it, e.g. apt-get install python3-venv.')
 
 
-# Without close_fds=False a child would not inherit the lock.
+# close_fds=False lets the child inherit the lock.
 QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False)
 
 
 def forget_incomplete(venv: Path) -> None:
-    """Drop pip's note of each package that an interruption left half-installed."""
+    """Remove pip's record of each package that an interruption left half-installed."""
     for info in infos(venv, '*'):
         if not is_whole(info):
             shutil.rmtree(info)
@@ -165,7 +165,7 @@ def infos(venv: Path, package: str) -> list:
 
 
 def is_whole(info: Path) -> bool:
-    """Whether every file that pip recorded for a package is there, with its size."""
+    """Check that every file that pip recorded for a package exists with its recorded size."""
     try:
         with (info / 'RECORD').open(newline='', encoding='utf-8') as record:
             return all(
@@ -178,12 +178,12 @@ def is_whole(info: Path) -> bool:
 
 
 def step(what: str, command: list, log: Path) -> None:
-    """Run one command into the log, with a sign of life each minute."""
+    """Run a command with its output in the log, and print a sign of life each minute."""
     say(f'{what} ...')
     done = threading.Event()
     threading.Thread(target=sign_of_life, args=(done,), daemon=True).start()
     seen = log.stat().st_size
-    # mmcv would start four compilers whatever the machine.
+    # mmcv would start four compilers on any machine.
     environment = {'MAX_JOBS': str(os.cpu_count() or 1), **os.environ}
     with log.open('a') as output:
         status = subprocess.call(
@@ -203,7 +203,7 @@ def step(what: str, command: list, log: Path) -> None:
 
 
 def diagnosis(text: str) -> str:
-    """One line out of an installer's log: what went wrong, and what helps where that is known."""
+    """Return one line on an installer's log: what went wrong, and the remedy if it is known."""
     for pattern, meaning in DIAGNOSES:
         found = re.search(pattern, text)
         if found:

@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def cache_directories(teachers: list[tuple[str, Mapping]], out: str | None) -> list[Path]:
-    """A directory for each teacher; where there are several, each has its name below --out."""
+    """Return a directory per teacher; with several, --out has a folder named after each."""
     if out is None:
         found = [teacher.get('cache') for _, teacher in teachers]
         if None in found:
@@ -115,12 +115,13 @@ def cache_directories(teachers: list[tuple[str, Mapping]], out: str | None) -> l
 
 
 def start_processes(args: argparse.Namespace) -> None:
-    """Start the process group where there are several processes."""
+    """Start the process group under a launcher."""
     if args.launcher == 'none':
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    # gloo runs on every machine, and little is sent; some processes end hours before others.
+    # gloo runs on every machine, and little is sent. The long timeout is for barriers: some
+    # processes finish hours before others.
     init_process_group('gloo', timeout=timedelta(days=30))
 
 
@@ -137,7 +138,7 @@ def make(
     directory: Path,
     args: argparse.Namespace,
 ) -> None:
-    """Make the cache of one teacher, or what is missing of it."""
+    """Make the cache of one teacher, or its missing shards."""
     facts = part_facts(part, cfg)
     if (directory / 'cache.json').is_file():
         cache = TeacherCache(directory)
@@ -152,7 +153,7 @@ def make(
     if is_main_process():
         cache.remove_leftovers()
         print(f'{directory}: {check_room(cache)}.')
-    barrier()  # the room is measured before any shard is written
+    barrier()  # the free space is measured before any process writes a shard
     batch_size = args.batch_size or cfg.train_dataloader.batch_size
     workers = cfg.train_dataloader.num_workers if args.workers is None else args.workers
     start = time.monotonic()
@@ -160,7 +161,7 @@ def make(
     with counting_bar('caching the teacher', total, shown=is_main_process()) as advance:
         fill_cache(cache, part, preprocessor, images, batch_size, workers, advance)
     barrier()
-    cache.load_index()  # an error if a shard is missing
+    cache.load_index()  # raises if a shard is missing
     if is_main_process():
         print(
             f'{directory} is complete, after {time.monotonic() - start:.0f} s. '
@@ -169,7 +170,7 @@ def make(
 
 
 def verify(directories: Sequence[Path]) -> None:
-    """Read every entry; damaged shards are named, and end the command with status 1."""
+    """Read every entry; if any shard is damaged, print its name and exit with status 1."""
     damaged = []
     for directory in directories:
         if not (directory / 'cache.json').is_file():

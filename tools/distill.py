@@ -1,4 +1,4 @@
-"""Distil any detector into any other, with two configs and a checkpoint, none to write."""
+"""Distil any detector into any other from two configs and a checkpoint; no new config is needed."""
 
 import argparse
 import shlex
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_saved_config(path: Path, args: argparse.Namespace) -> None:
-    """Check that the new config can be written, and takes nothing from the user."""
+    """Check that the new config can be written, and overwrites nothing without --force."""
     cli.check_out_file(path, '--save-config', folder_is_made=True)
     for who, read in (('student', args.config), ('teacher', args.teacher)):
         if path.exists() and Path(read).exists() and path.samefile(read):

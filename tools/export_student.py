@@ -1,4 +1,4 @@
-"""Export a trained student: its weights and its plain config in one small file, and as ONNX."""
+"""Export a trained student: weights and plain config in one small file, and optionally as ONNX."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.onnx:
-        # Before anything is written: it says what is not installed.
+        # Imported before anything is written: the import reports missing packages.
         from rdimkd_det.export.onnx import export_onnx
     config = cli.read_config_file(args.config) if args.config else None
     student = read_student(args.checkpoint, config)

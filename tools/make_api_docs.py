@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """The files that this tool writes, with what should be in them."""
+    """Return the files that this tool writes, with their content."""
     contributing = root / 'docs' / 'contributing.md'
     return {
         root / 'docs' / 'api.md': api_page(),
@@ -47,7 +47,7 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def read(path: Path) -> str:
-    """Text of a file; '' where there is none."""
+    """Read a text file; '' if it does not exist."""
     return path.read_text(encoding='utf-8') if path.is_file() else ''
 
 
@@ -55,7 +55,7 @@ def read(path: Path) -> str:
 
 
 def code_map(package: Path) -> str:
-    """One line per module, from the first lines of their docstrings; a heading per folder."""
+    """Return a table with a heading per folder and a line per module, from the docstrings."""
     folders: dict[str, list[str]] = {}
     for path in sorted(package.rglob('*.py')):
         name = path.relative_to(package.parent)
@@ -73,7 +73,7 @@ def code_map(package: Path) -> str:
 
 
 def with_map(page: str, table: str) -> str:
-    """A page with what stands between its two marks replaced."""
+    """Replace what is between the two markers of a page."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ConfigError(f'docs/contributing.md needs the lines {BEGIN} and {END}, once each.')
     before, rest = page.split(BEGIN)
@@ -84,7 +84,7 @@ def with_map(page: str, table: str) -> str:
 
 
 def api_page() -> str:
-    """All public names with their signatures and docstrings."""
+    """Return the API reference: all public names with their signatures and docstrings."""
     names = [name for name in rdimkd_det.__all__ if name not in ('__version__', 'functional')]
     parts = [HEADER, '## `rdimkd_det`\n']
     parts += [described(f'rdimkd_det.{name}', getattr(rdimkd_det, name)) for name in sorted(names)]
@@ -95,14 +95,14 @@ def api_page() -> str:
 
 
 def own_names(module: object) -> Iterator[tuple[str, object]]:
-    """Public functions and classes that a module defines, in the order of its source."""
+    """Yield the public functions and classes that a module defines, in source order."""
     for name, value in vars(module).items():
         if not name.startswith('_') and getattr(value, '__module__', None) == module.__name__:
             yield name, value
 
 
 def described(name: str, item: object) -> str:
-    """Heading, signature and docstring of a function, or of a class with its own methods."""
+    """Return heading, signature and docstring of a function, or of a class and its methods."""
     text = f'### `{name}`\n\n{signature(name, item)}{sections(inspect.getdoc(item))}\n'
     if not inspect.isclass(item):
         return text
@@ -114,7 +114,7 @@ def described(name: str, item: object) -> str:
 
 
 def is_own(cls: type, member: str) -> bool:
-    """Whether a method is this package's idea and not an override of its host's hook."""
+    """Check that a method is this package's own, not an override of a method of its host."""
     hosts = [base for base in cls.__mro__[1:] if not base.__module__.startswith(PACKAGE)]
     return callable_or_property(vars(cls)[member]) and (
         member == 'forward' or not any(member in vars(base) for base in hosts)
@@ -130,14 +130,14 @@ def first_paragraph(value: object) -> str:
 
 
 def arguments(value: object) -> str:
-    """The names of a method's arguments in parentheses; nothing for a property."""
+    """Return a method's argument names in parentheses; '' for a property."""
     if isinstance(value, property):
         return ''
     return f'`({", ".join(list(inspect.signature(value).parameters)[1:])})`'
 
 
 def signature(name: str, item: object) -> str:
-    """The call as a code block, one argument a line where there are several."""
+    """Return the call as a code block, with one argument per line if there are more than two."""
     if inspect.isclass(item) and issubclass(item, Exception):
         return ''
     own_new = inspect.isclass(item) and '__new__' in vars(item)
@@ -150,7 +150,7 @@ def signature(name: str, item: object) -> str:
 
 
 def argument(parameter: inspect.Parameter) -> str:
-    """One argument as it is written in a definition."""
+    """Return an argument as written in a definition."""
     stars = {parameter.VAR_POSITIONAL: '*', parameter.VAR_KEYWORD: '**'}.get(parameter.kind, '')
     text = stars + parameter.name
     if parameter.annotation is not parameter.empty:
@@ -161,7 +161,7 @@ def argument(parameter: inspect.Parameter) -> str:
 
 
 def sections(docstring: str) -> str:
-    """A Google docstring as Markdown: paragraphs, lists of arguments, examples as code."""
+    """Convert a Google docstring to Markdown: paragraphs, lists of arguments, code examples."""
     pattern = rf'^({"|".join(SECTIONS)}):\n'
     text, *rest = re.split(pattern, docstring, flags=re.MULTILINE)
     parts = [as_markdown(text.strip())]
@@ -177,7 +177,7 @@ def sections(docstring: str) -> str:
 
 
 def items(body: str) -> list[str]:
-    """The entries of an ``Args:`` section, each on one line."""
+    """Return the entries of an ``Args:`` section, each on one line."""
     return [' '.join(entry.split()) for entry in re.split(r'\n(?=\S)', body)]
 
 
@@ -188,7 +188,7 @@ def item_line(entry: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """The little reStructuredText that docstrings use, as Markdown."""
+    """Convert the few reStructuredText constructs of the docstrings to Markdown."""
     text = re.sub(r':(?:func|class|meth|mod|math):`~?([^`]+)`', r'`\1`', text)
     text = re.sub(r'^\.\. math:: (.+)$', r'    \1', text, flags=re.MULTILINE)
     return text.replace('``', '`').replace('::\n\n', ':\n\n')

@@ -10,7 +10,7 @@ from rdimkd_det.progress import counting_bar
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Read '96' or '128x96'."""
+    """Parse '96' or '128x96' as (width, height)."""
     sides = text.split('x')
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise ConfigError(f'--image-size must be like 96 or 128x96, got {text!r}.')

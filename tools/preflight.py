@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-# Read when torch is imported: its profiler (2.13) logs a line that is no concern of the report.
+# Set before torch is imported, which reads it: the profiler of torch 2.13 logs an irrelevant line.
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 from mmengine.logging import MMLogger
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    MMLogger.get_current_instance().setLevel('CRITICAL')  # the report is what there is to read
+    MMLogger.get_current_instance().setLevel('CRITICAL')  # print only the report
     cfg = cli.read_config_file(args.config)
     launch.apply_common_arguments(cfg, args)
     model = launch.check_before_run(cfg, training=True)

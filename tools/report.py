@@ -62,7 +62,7 @@ def main() -> None:
 def evaluate_all(
     runs: list[TrainedRun], console: Console
 ) -> tuple[dict[str, Evaluation], list[str]]:
-    """Evaluations by name, and for each run without one the reason."""
+    """Evaluate the runs; return the evaluations by name, and a remark per run that has none."""
     evaluations, remarks = {}, []
     for run in runs:
         try:
@@ -75,7 +75,7 @@ def evaluate_all(
 def choose_examples(
     runs: list[TrainedRun], evaluations: dict[str, Evaluation], count: int
 ) -> list[Example]:
-    """The val images on which the evaluated runs differ most; none if their val data differ."""
+    """Return the val images on which the runs differ most; none if their val images differ."""
     evaluated = [run for run in runs if run.name in evaluations]
     ids = {frozenset(evaluations[run.name].detections) for run in evaluated}
     if len(evaluated) < 2 or len(ids) > 1 or count == 0:

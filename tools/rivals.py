@@ -1,4 +1,4 @@
-"""What other feature distillations compute, for ``benchmark.py`` alone; each level's maps agree."""
+"""Losses of other feature distillations, for ``benchmark.py`` only; maps must have equal shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class L2(nn.Module):
     """Mean squared difference over all channels.
 
     Args:
-        channels (Sequence[int]): Channels C of each level's maps.
+        channels (Sequence[int]): Number of channels C at each level.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -32,21 +32,21 @@ class L2(nn.Module):
 
 
 class L2WithAdapter(L2):
-    """The same after a learned 1x1 convolution of the student's map."""
+    """``L2`` after a learned 1x1 convolution of the student's map."""
 
     def adapter(self, channels: int) -> nn.Module:
         return nn.Conv2d(channels, channels, 1)
 
 
 class PKD(L2):
-    """PKD (arXiv 2207.02039): channels standardised over batch and positions, then compared."""
+    """PKD (arXiv 2207.02039): half the squared difference of standardised channels."""
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(_standardize(student.float()), _standardize(teacher.float())) / 2
 
 
 class MGD(L2):
-    """MGD (arXiv 2205.01529): the teacher's map is generated from the student's, masked."""
+    """MGD (arXiv 2205.01529): generates the teacher's map from the student's masked map."""
 
     masked = 0.65
 

@@ -69,7 +69,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def list_experiments(plan: Plan, experiments: list[Experiment], seeds: list[int]) -> None:
-    """Print what there is, and the results so far."""
+    """Print the experiments and their results so far."""
     table = Table('experiment', 'what it is', 'groups')
     for column in ('runs', 'AP', 'error'):
         table.add_column(column, justify='right')
@@ -83,7 +83,7 @@ def list_experiments(plan: Plan, experiments: list[Experiment], seeds: list[int]
 
 
 def write_report(plan: Plan, seeds: list[int]) -> None:
-    """Put tables and plot into the documentation."""
+    """Write the tables and the plot into the documentation."""
     outcomes, picture = collect(plan, seeds), plan.results / 'results.svg'
     report = markdown_report(outcomes, seeds)
     if any(outcome.results for outcome in outcomes.values() if outcome.experiment.teacher):

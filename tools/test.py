@@ -37,7 +37,7 @@ def main() -> None:
     launch.apply_common_arguments(cfg, args)
     cfg.load_from = args.checkpoint
     launch.check_before_run(cfg, training=False)
-    # Here, where a mistake has been found already: importing all of mmdet takes seconds.
+    # Imported after the checks, because importing all of mmdet takes seconds.
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def add_test_time_augmentation(cfg: Config) -> None:
-    """Wrap the model for test-time augmentation; with horizontal flips if the config has none."""
+    """Wrap the model for test-time augmentation, by horizontal flips if the config names none."""
     datasets = list(leaf_datasets(cfg.test_dataloader.dataset))
     if 'tta_pipeline' not in cfg:
         meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')

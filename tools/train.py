@@ -1,4 +1,4 @@
-"""Train a detector, distilled or plain: MMDetection's train.py, with the mistakes found first."""
+"""Train a detector, distilled or plain: MMDetection's train.py, after checks of the config."""
 
 import argparse
 
