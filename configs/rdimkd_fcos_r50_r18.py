@@ -1,7 +1,7 @@
 # RdimKD (arXiv 2312.08700), FCOS R50 -> FCOS R18 on COCO.
 #
 # Teacher   FCOS R50-caffe with centre sampling and GIoU, 1x, OpenMMLab's published weights. It
-#           wants caffe BGR input, which the bridge makes out of the student's RGB batch.
+#           needs caffe BGR input, which the bridge makes from the student's RGB batch.
 # Student   FCOS R18, large-scale jitter, AMP, as in MMDetection.
 # AP        teacher 38.7 (as its authors publish it), student -, RdimKD -   (- : not run yet)
 # 1 GPU     python tools/train.py configs/rdimkd_fcos_r50_r18.py --auto-scale-lr

@@ -7,11 +7,11 @@
 # 8 GPUs    tools/dist_train.sh configs/rdimkd_rtmdet_l_s.py 8
 _base_ = ['mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py']
 
-# RTMDet brings hooks of its own, so that ours cannot come from another base.
+# Another base cannot add DistillHook: its list would clash with RTMDet's own custom_hooks.
 custom_imports = dict(imports=['rdimkd_det'], allow_failed_imports=False)
 custom_hooks = [*_base_.custom_hooks, dict(type='DistillHook')]
 
-# The learning rate is for 8 x 32 images; MMDetection's config inherits the 16 of other detectors.
+# The learning rate is for batches of 8 x 32 images; MMDetection's config inherits a base of 16.
 auto_scale_lr = dict(base_batch_size=256)
 
 model = dict(

@@ -1,3 +1,3 @@
-# What every distilled config inherits: the package, and the hook that serves it.
+# Base of every distilled config: imports the package and adds its hook.
 custom_imports = dict(imports=['rdimkd_det'], allow_failed_imports=False)
 custom_hooks = [dict(type='DistillHook')]
