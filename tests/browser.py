@@ -1,4 +1,4 @@
-"""A page as headless Chromium shows it."""
+"""HTML pages rendered by headless Chromium."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHROMIUM = next(
 )
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason='needs chromium')
 
-# The page's own policy forbids scripts, so that it is looked at from outside of its frame.
+# The page's policy forbids scripts, so a script outside its frame inspects it.
 FRAME = """<!doctype html><body style="margin: 0">
 <iframe style="border: 0" width="{width}" height="800" srcdoc="{page}"></iframe>
 <pre id="seen"></pre><script>
@@ -37,16 +37,17 @@ frame.onload = () => {{
 
 
 def look_at(page: str, folder: Path, width: int = 360, dark: bool = False) -> dict:
-    """What Chromium makes of a page in a window of a width.
+    """Render a page in Chromium and measure it.
 
     Args:
         page: The HTML.
         folder: A temporary folder.
-        width: Of the window, in CSS pixels.
+        width: Width of the window in CSS pixels.
         dark: Whether the user prefers a dark page.
 
     Returns:
-        'width' that the content takes, 'background' colour, addresses 'loaded', images 'broken'.
+        'width' of the content, 'background' colour, addresses 'loaded', and number of images
+        'broken'.
     """
     dom = _open(page, folder, width, '--dump-dom', *(['--force-dark-mode'] if dark else []))
     seen = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1]
@@ -54,7 +55,7 @@ def look_at(page: str, folder: Path, width: int = 360, dark: bool = False) -> di
 
 
 def photograph(page: str, folder: Path, width: int = 360) -> np.ndarray:
-    """A page as Chromium draws it in a window of a width: (H, width, 3)."""
+    """Return a screenshot (H, width, 3) of a page in Chromium, BGR."""
     picture = folder / 'page.png'
     _open(page, folder, width, f'--screenshot={picture}', '--hide-scrollbars')
     return cv2.imread(str(picture))[:, :width]

@@ -1,4 +1,4 @@
-"""A data set of two image sizes, and trainings on it from a cache of the teacher's maps."""
+"""A data set with two image sizes, and trainings on it from a cache of the teacher's maps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FLIP = 3  # index of RandomFlip in the pipeline of ``run_config``
 
 
 def write_mixed_data(root: Path) -> Path:
-    """The data of ``write_data``, every second image upright.
+    """Write the data of ``write_data`` with every second image upright.
 
-    The pipeline makes images of 64 x 80 and 80 x 60 of them: a batch of both is padded on two
+    The pipeline turns them into images of 64 x 80 and 80 x 60, so a batch of both is padded on two
     sides.
     """
     write_data(root)
@@ -30,7 +30,7 @@ def write_mixed_data(root: Path) -> Path:
 
 
 def cached_run(folder: Path, name: str = 'run', cache: bool = True, **loss) -> Config:
-    """Config of a training with flips in ``folder``, which has 'data' and 'teacher'."""
+    """Return the config of a training with flips in ``folder``, which has 'data' and 'teacher'."""
     teacher = {
         'config': str(folder / 'teacher/teacher.py'),
         'checkpoint': str(folder / 'teacher/teacher.pth'),
@@ -43,7 +43,7 @@ def cached_run(folder: Path, name: str = 'run', cache: bool = True, **loss) -> C
 
 
 def make_cache(config: Config, *args: object) -> Path:
-    """Run tools/cache_teacher.py on a config; returns the cache."""
+    """Run tools/cache_teacher.py on a config; return the path of the cache."""
     path = Path(config.work_dir).with_suffix('.py')
     config.dump(path)
     call_tool('cache_teacher.py', path, *args)
@@ -54,7 +54,7 @@ def write_files(folder: Path, mixed: bool = False) -> Path:
     """Write the data set and the teacher into a folder."""
     (write_mixed_data if mixed else write_data)(folder / 'data')
     teacher = write_teacher(folder / 'teacher')
-    # As after a training: with the biases of the initialisation, nothing answers to padding.
+    # As after a training: with the initial biases, the maps do not depend on padding.
     checkpoint = load(teacher['checkpoint'])
     for name, value in checkpoint['state_dict'].items():
         if name.endswith('.bias'):

@@ -1,6 +1,6 @@
-"""What every test may use; the functions themselves live in ``detectors.py``.
+"""Fixtures for all tests; the functions that they return are defined in ``detectors.py``.
 
-Fixtures return functions: ``small_config(name, **options)``, ``random_batch(...)`` and
+These are ``small_config(name, **options)``, ``random_batch(...)`` and
 ``teacher_files(tmp_path, config)``. Code outside of pytest imports them from ``detectors``.
 """
 
@@ -16,7 +16,7 @@ import yapf.yapflib.yapf_api
 
 @pytest.fixture(scope='session', autouse=True)
 def config_texts_are_formatted_once():
-    """mmengine formats a run's config for each file that it writes: more work than these runs."""
+    """Cache the formatting of configs; mmengine repeats it per file, at more cost than the run."""
     original = yapf.yapflib.yapf_api.FormatCode
     format_once = lru_cache(lambda text, style: original(text, style_config=dict(style)))
 
@@ -31,13 +31,13 @@ def config_texts_are_formatted_once():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test starts from the same random state."""
+    """Start every test from the same random state."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def signals_are_given_back():
-    """A training that an exception ends keeps them until the next one comes."""
+    """Restore the signal handlers, which a training that ended in an exception keeps."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():

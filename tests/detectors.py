@@ -23,13 +23,13 @@ register_all_modules(init_default_scope=True)
 def small_config(
     name: str, depth: int | None = None, base_channels: int = 8, channels: int = 32, **model
 ) -> Config:
-    """A config that ships with MMDetection, with random weights and few channels.
+    """Return a config that ships with MMDetection, with random weights and few channels.
 
-    ResNets and Swins become narrow, with the neck to match; other backbones stay as they are.
+    ResNets and Swins become narrow, and the neck is adjusted; other backbones stay as they are.
 
     Args:
         name: Path below mmdet's configs, e.g. 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'.
-        depth: Depth of the ResNet, if another than the file's.
+        depth: Depth of the ResNet; None for that of the file.
         base_channels: Channels of the backbone's stem.
         channels: Channels of the FPN and of the heads.
         **model: Merged into ``model`` at the end, e.g. ``neck=dict(num_outs=3)``.
@@ -83,14 +83,14 @@ def random_batch(
     seed: int = 0,
     num_classes: int = 80,
 ) -> dict:
-    """What a data loader gives: uint8 images (3, H, W) and their data samples.
+    """Return a batch as from a data loader: uint8 images (3, H, W) and their data samples.
 
     Args:
         num: Number of images.
-        size: (H, W) of all, or one per image, in place of ``num``.
+        size: (H, W) of all images, or one per image, which overrides ``num``.
         num_boxes: Boxes in each image.
         seed: Seed of images and boxes.
-        num_classes: Labels are below.
+        num_classes: Number of classes; labels are below it.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [size] * num if isinstance(size[0], int) else list(size)
@@ -127,7 +127,7 @@ def teacher_files(folder: Path, config: Config, seed: int = 1) -> tuple[str, str
     """Write a detector's config file and a checkpoint with random weights.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         config: The detector's config.
         seed: Seed of the weights.
 

@@ -1,4 +1,4 @@
-"""Reads the documents: their code blocks, the commands in them, their links and headings."""
+"""Parsing of the documentation: code blocks, commands, links and headings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runs import REPOSITORY
 
 DOCUMENTS = sorted([REPOSITORY / 'README.md', *REPOSITORY.glob('docs/*.md')])
 SHELLS = ('bash', 'sh', 'shell', 'console')
-# Lines of unlabelled blocks, and words in backticks, are commands if they begin like this.
+# Lines of unlabelled blocks and text in backticks are commands if they begin like this.
 COMMAND = re.compile(
     r'(\$ |(\w+=\S+ )*(python3? (tools|examples)/|tools/\w+\.sh |make \w|pip install |mim |wget '
     r'|\.ci/run))'
@@ -20,7 +20,7 @@ COMMAND = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A code block of a document; language '' for an indented or unlabelled one."""
+    """A code block of a document; ``language`` is '' for an indented or unlabelled block."""
 
     document: str
     language: str
@@ -29,7 +29,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command in a document: its words, variables that it sets left out."""
+    """A command in a document; ``words`` leaves out the variables that it sets."""
 
     document: str
     text: str
@@ -43,7 +43,7 @@ class Command:
 
     @property
     def is_synopsis(self) -> bool:
-        """Whether it shows what may be given, as in ``[--out F]`` or ``IMAGE...``."""
+        """Whether it is a usage line with placeholders, such as ``[--out F]`` or ``IMAGE...``."""
         return '[-' in self.text or '...' in self.text
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Command:
 
 
 def blocks(document: Path) -> list[Block]:
-    """All code blocks of a document, in their order."""
+    """Return all code blocks of a document, in order."""
     text, name = document.read_text(encoding='utf-8'), document.name
     fence = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
     indented = re.compile(r'(?<=\n\n)((?: {4}.*\n|\n(?= {4}))+)')
@@ -62,7 +62,7 @@ def blocks(document: Path) -> list[Block]:
 
 
 def commands(document: Path) -> list[Command]:
-    """All commands of a document: of its blocks, then those within sentences."""
+    """Return all commands of a document: those in blocks, then those within sentences."""
     found = []
     for block in blocks(document):
         if block.language in (*SHELLS, ''):
@@ -77,18 +77,18 @@ def commands(document: Path) -> list[Command]:
 
 
 def links(document: Path) -> list[str]:
-    """Targets of a document's links that are no addresses."""
+    """Return the targets of a document's links that are not URLs."""
     text = re.sub(r'^```.*?^```$', '', document.read_text(encoding='utf-8'), flags=re.M | re.S)
     targets = re.findall(r'\]\(([^)\s]+)\)', text)
     return [target for target in targets if '://' not in target]
 
 
 def headings(document: Path) -> list[str]:
-    """Texts of a document's headings."""
+    """Return the texts of a document's headings."""
     text = re.sub(r'^```.*?^```$', '', document.read_text(encoding='utf-8'), flags=re.M | re.S)
     return re.findall(r'^#+ (.+)$', text, flags=re.MULTILINE)
 
 
 def anchor(heading: str) -> str:
-    """The address that GitHub gives a heading."""
+    """Return the anchor that GitHub gives a heading."""
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')

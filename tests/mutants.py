@@ -1,4 +1,4 @@
-"""Configs with one mistake each, made by chance and the same at every call."""
+"""Configs with one random mistake each, the same at every call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ WRONG_VALUES = (None, True, -1, 0, 3, -0.5, 2.5, 'zebra', '', [], [1, 'a'], (2,)
 def mutants(
     config: dict, number: int, below: str = '', seed: int = 0
 ) -> Iterator[tuple[str, dict]]:
-    """What was done, and the config after it.
+    """Yield a description of each mistake, and the config with it.
 
     Args:
         config: A config that works, of dicts, lists and plain values.
-        number: How many.
-        below: Where, e.g. 'model.losses'. Defaults to everywhere.
-        seed: Of the choice.
+        number: Number of mistakes.
+        below: Key below which mistakes are made, e.g. 'model.losses'. Defaults to everywhere.
+        seed: Seed of the random choices.
     """
     chance = random.Random(seed)
     places = [p for p in _places(config) if f'{_name(p)}.'.startswith(below and f'{below}.')]

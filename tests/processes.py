@@ -1,4 +1,4 @@
-"""Functions run by several processes that can talk to each other."""
+"""Functions run on the ranks of a gloo process group."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch.multiprocessing as mp
 
 
 def run_distributed(function: Callable, folder: Path, world_size: int = 2) -> list:
-    """What ``function(rank)`` gives on each of several ranks of a gloo group.
+    """Run ``function(rank)`` on each rank of a gloo group; return the results by rank.
 
-    The processes are forked: they start in no time and see the test's own variables.
+    The processes are forked: they start at once and see the test's own variables.
 
     Args:
-        function: Called with the rank; its result is passed on by ``torch.save``.
+        function: Called with the rank; its result is returned through ``torch.save``.
         folder: A temporary folder.
         world_size: Number of processes.
     """

@@ -1,4 +1,4 @@
-"""The maths of RdimKD once more, in NumPy float64, from the docs and not from the package.
+"""An independent implementation of RdimKD in NumPy float64, from the docs, not from the package.
 
 Maps are (N, C, H, W). ``K`` is (C, d).
 """
@@ -7,41 +7,41 @@ import numpy as np
 
 
 def coordinates(feats, basis):
-    """K^T F of every position, as rows: (N * H * W, d)."""
+    """Return K^T F at every position, as rows (N * H * W, d)."""
     feats = np.asarray(feats, dtype=np.float64)
     positions = np.moveaxis(feats, 1, -1).reshape(-1, feats.shape[1])
     return positions @ np.asarray(basis, dtype=np.float64)
 
 
 def adapt(feats, weight, bias):
-    """A 1x1 convolution: weight (C_t, C_s), bias (C_t,)."""
+    """Apply a 1x1 convolution with weight (C_t, C_s) and bias (C_t,)."""
     feats = np.asarray(feats, dtype=np.float64)
     return np.einsum('tc,nchw->nthw', weight, feats) + np.reshape(bias, (1, -1, 1, 1))
 
 
 def plain_loss(student, teacher, basis):
-    """Mean over N, H, W, d of (K^T F_s - K^T F_t)^2."""
+    """Return the mean over N, H, W, d of (K^T F_s - K^T F_t)^2."""
     return np.mean((coordinates(student, basis) - coordinates(teacher, basis)) ** 2)
 
 
 def teacher_variance(teacher, basis):
-    """Mean over the directions of the biased variance over all positions."""
+    """Return the mean over the directions of the biased variance over all positions."""
     return np.mean(np.var(coordinates(teacher, basis), axis=0))
 
 
 def teacher_scaled_loss(student, teacher, basis):
-    """The share of the teacher's variance that the student misses."""
+    """Return the share of the teacher's variance that the student misses."""
     return plain_loss(student, teacher, basis) / teacher_variance(teacher, basis)
 
 
 def standardize(columns, eps=0.0):
-    """Every column to mean 0 and (with eps = 0) deviation 1, biased."""
+    """Standardise every column to mean 0 and (with eps = 0) biased deviation 1."""
     columns = columns - columns.mean(axis=0)
     return columns / np.sqrt((columns**2).mean(axis=0) + eps)
 
 
 def standardized_loss(student, teacher, basis, relative_eps=1e-6):
-    """Mean over positions and directions of the squared difference of standardised coordinates.
+    """Return the mean over positions and directions of squared standardised differences.
 
     The epsilon under both deviations is relative to the teacher's mean variance.
     """
@@ -51,14 +51,14 @@ def standardized_loss(student, teacher, basis, relative_eps=1e-6):
 
 
 def correlation_loss(student, teacher):
-    """PKD: twice one minus the correlation of student and teacher, mean over channels."""
+    """Return PKD's loss: twice one minus the correlation, mean over channels."""
     channels = [np.moveaxis(np.asarray(f, dtype=np.float64), 1, 0) for f in (student, teacher)]
     correlations = [np.corrcoef(s.ravel(), t.ravel())[0, 1] for s, t in zip(*channels)]
     return np.mean([2 * (1 - r) for r in correlations])
 
 
 def gram_schmidt(matrix):
-    """Orthonormal columns that span the same nested subspaces, each with its column's sign."""
+    """Return orthonormal columns that span the same nested subspaces, with the columns' signs."""
     columns = []
     for column in np.asarray(matrix, dtype=np.float64).T:
         for _ in range(2):  # twice is enough for full precision
@@ -69,7 +69,7 @@ def gram_schmidt(matrix):
 
 
 def principal_angles(first, second):
-    """Angles in radians between the column spaces of two orthonormal matrices."""
+    """Return the angles in radians between the column spaces of two orthonormal matrices."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     missed = second - first @ (first.T @ second)  # sines: exact for small angles
     return np.arcsin(np.clip(np.linalg.svd(missed, compute_uv=False), 0, 1))

@@ -1,4 +1,4 @@
-"""A data set, a student, a teacher and a schedule so small that a whole training takes seconds."""
+"""A data set, a student, a teacher and a schedule small enough to train in seconds."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_data(root: Path, num_images: int = 8, size: tuple[int, int] = (64, 80)
 
 
 def fcos(base_channels: int = 8, fpn_channels: int = 16, norm_eval: bool = False) -> ConfigDict:
-    """Model config of an FCOS on a thin ResNet-18, strides 8, 16 and 32."""
+    """Return the model config of an FCOS on a thin ResNet-18, with strides 8, 16 and 32."""
     return ConfigDict(
         type='FCOS',
         data_preprocessor=dict(
@@ -100,7 +100,7 @@ def fcos(base_channels: int = 8, fpn_channels: int = 16, norm_eval: bool = False
 
 
 def write_teacher(folder: Path, **options) -> dict:
-    """Write a teacher's config and (random) checkpoint; returns ``model.teacher``."""
+    """Write a teacher's config and (random) checkpoint; return ``model.teacher``."""
     folder.mkdir(parents=True, exist_ok=True)
     options = {'base_channels': 16, 'fpn_channels': 24, **options}
     config, checkpoint = teacher_files(folder, Config(dict(model=fcos(**options))))
@@ -108,13 +108,13 @@ def write_teacher(folder: Path, **options) -> dict:
 
 
 def distilled(student: dict, teacher: dict, tap: str = 'neck', **loss) -> ConfigDict:
-    """Model config of a distilled student; ``dim=8`` principal directions unless told."""
+    """Return the model config of a distilled student, by default with 8 principal directions."""
     loss = {'type': 'RdimKDLoss', 'projection': dict(type='PCAProjection', dim=8), **loss}
     return ConfigDict(type='RdimKDDistiller', student=student, teacher=teacher, losses={tap: loss})
 
 
 def write_step_config(folder: Path) -> Path:
-    """Write a distilled config that is good for training steps, without data, and its teacher."""
+    """Write a teacher, and a distilled config for training steps, without data; return its path."""
     model = distilled(fcos(), write_teacher(folder / 'teacher'))
     optimizer = dict(type='SGD', lr=0.01)
     config = Config(dict(model=model, optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
@@ -125,7 +125,7 @@ def write_step_config(folder: Path) -> Path:
 
 
 def run_config(data: Path, work_dir: Path, model: dict, max_epochs: int = 2, **overrides) -> Config:
-    """Config of a training of ``max_epochs`` epochs; with ``DistillHook`` if it is distilled."""
+    """Return a training's config, with ``DistillHook`` if the model is distilled."""
     loading = [
         dict(type='LoadImageFromFile'),
         dict(type='Resize', scale=(80, 64), keep_ratio=True),
@@ -222,8 +222,8 @@ def trained_losses(work_dir: str) -> list[dict]:
 
 
 def load(path: Path) -> dict:
-    """A checkpoint; also proves that it is readable with PyTorch's protection on."""
-    allow_checkpoint_types()  # OneDL's mmengine takes them off the list again
+    """Load a checkpoint, which also checks that ``weights_only=True`` can read it."""
+    allow_checkpoint_types()  # OneDL's mmengine removes them from the list again
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -234,7 +234,7 @@ def assert_equal(first: dict, second: dict) -> None:
 
 
 def call_tool(name: str, *args: object) -> None:
-    """Run tools/<name> in this process; raises what it raises, SystemExit included."""
+    """Run tools/<name> in this process; its exceptions, SystemExit included, propagate."""
     tool = REPOSITORY / 'tools' / name
     variables = dict(os.environ)
     with (
@@ -247,7 +247,7 @@ def call_tool(name: str, *args: object) -> None:
 def run_tool(
     name: str, *args: object, processes: int = 0, timeout: float = 600
 ) -> subprocess.CompletedProcess:
-    """Run tools/<name> as a process of its own; under torchrun if ``processes`` is given."""
+    """Run tools/<name> in its own process, or under torchrun if ``processes`` is given."""
     command = [sys.executable]
     if processes:
         command += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
@@ -264,7 +264,7 @@ def run_tool(
     try:
         output = process.communicate(timeout=timeout)
     except BaseException:
-        process.terminate()  # not kill: torchrun ends its workers, which have sessions of their own
+        process.terminate()  # not kill: torchrun ends its workers, which are in their own sessions
         process.wait(60)
         raise
     return subprocess.CompletedProcess(command, process.returncode, *output)

@@ -1,4 +1,4 @@
-"""Gradients and bases of the first step, by one process or by each of several under torchrun."""
+"""Gradients and bases of the first step, by one process or by several under torchrun."""
 
 import sys
 from pathlib import Path
@@ -18,11 +18,11 @@ NUM_IMAGES = 8  # of all processes together
 
 
 def first_step(folder: Path, normalize: str) -> dict:
-    """Bases and gradients of the step on all images of a data set.
+    """Return bases and gradients of a step on all images of a data set.
 
     Args:
-        folder: Has 'data' and 'teacher' as ``write_data`` and ``write_teacher`` make them.
-        normalize: Of the loss.
+        folder: A folder with 'data' and 'teacher', from ``write_data`` and ``write_teacher``.
+        normalize: ``normalize`` of the loss.
     """
     teacher = {
         'config': str(folder / 'teacher/teacher.py'),
@@ -52,7 +52,7 @@ def main() -> None:
     for normalize in NORMALIZE:
         found[normalize] = first_step(folder, normalize)
         for name, value in found[normalize].items():
-            first, *others = all_gather(value.nan_to_num())  # NaN: statistics that nobody needs
+            first, *others = all_gather(value.nan_to_num())  # unused statistics are NaN
             assert all(torch.equal(first, other) for other in others), f'{name} differs by rank'
     if get_rank() == 0:
         torch.save(found, folder / 'two_processes.pt')
