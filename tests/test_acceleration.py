@@ -1,4 +1,4 @@
-"""A fast teacher gives the maps of a slow one."""
+"""An accelerated teacher gives the same maps as the plain one."""
 
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ def files(tmp_path, small_config, teacher_files):
 
 
 def trained(files):
-    """The checkpoint's BatchNorms get statistics that training could have left."""
+    """Give the checkpoint's BatchNorms statistics as after a training."""
     content = torch.load(files[1], weights_only=True)
     for key, value in content['state_dict'].items():
         if key.endswith('running_mean'):
@@ -57,7 +57,7 @@ def maps(files, images, **options):
 
 
 def assert_agree(found, expected, tolerance):
-    """Up to a share of the largest value in each map."""
+    """Assert that maps agree, with a tolerance relative to the largest value in each map."""
     assert len(found) == len(expected)
     for a, b in zip(found, expected):
         assert b.abs().max() > 0
@@ -155,7 +155,7 @@ def test_precision__fp16_needs_a_gpu(files):
 
 
 class NormFirst(nn.Module):
-    """Declared after the convolution, called before it: folding goes by declaration."""
+    """Declares BatchNorm after the convolution and calls it before; folding goes by declaration."""
 
     def __init__(self):
         super().__init__()
@@ -232,7 +232,7 @@ def test_compile__agrees(tmp_path, small_config, teacher_files):
 
 @pytest.mark.slow
 def test_compile__many_sizes_are_few_compilations(tmp_path, small_config, teacher_files):
-    """With a backend that is fast to compile for; what is compiled when does not depend on it."""
+    """Uses a backend that compiles fast; the number of compilations does not depend on it."""
     files = trained(teacher_files(tmp_path, small_config(FCOS, depth=18)))
     with mock.patch('torch.compile', partial(torch.compile, backend='aot_eager')):
         teacher = Teacher(*files, ['neck'], Acceleration(compile=True))

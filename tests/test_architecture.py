@@ -1,4 +1,4 @@
-"""The package stands as docs/architecture.md says: no import goes up, none goes in a circle."""
+"""Imports follow the layers of docs/architecture.md: none goes up, and none is circular."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ PATHS = [path for path in PACKAGE.rglob('*.py') if '.mim' not in path.parts]
 
 
 def module_of(path: Path) -> str:
-    """Its dotted name without the package's; '' for the package itself."""
+    """Return a file's dotted module name without the package's; '' for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix('').parts
     return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
@@ -22,7 +22,7 @@ MODULES = {module_of(path): path for path in PATHS}
 
 
 def floors() -> dict[str, int]:
-    """Module or folder to floor, as the table in docs/architecture.md has them."""
+    """Read the floor of each module or folder from the table in docs/architecture.md."""
     rows = re.findall(
         r'^\| (\d) \| (.+?) \|', (ROOT / 'docs/architecture.md').read_text('utf-8'), re.MULTILINE
     )
@@ -30,7 +30,7 @@ def floors() -> dict[str, int]:
 
 
 def imported_by(module: str) -> set[str]:
-    """Modules of the package that one imports, wherever in its text."""
+    """Return the package's modules that a module imports, at its top or inside functions."""
     path = MODULES[module]
     home = ['rdimkd_det', *path.relative_to(PACKAGE).parent.parts]
     found = set()

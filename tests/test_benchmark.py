@@ -1,4 +1,4 @@
-"""The benchmark, its stopwatch and the losses that it compares with."""
+"""The benchmark, its stopwatch, and the rival losses."""
 
 import json
 import time
@@ -157,7 +157,7 @@ def small_subject(config):
 
 
 def convolutions(run):
-    """Operations of the convolutions that run: of all, and of the first."""
+    """Count the operations of all convolutions that run, and of the first one."""
     counts = []
 
     def note(module, args, output):

@@ -1,4 +1,4 @@
-"""benchmarks/teacher_cache.py: a cached teacher beside the live one, and its mistakes."""
+"""benchmarks/teacher_cache.py: a cached teacher compared with the live one, and users' mistakes."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""tools/cache_teacher.py: at work, interrupted, on damaged files, and with a user's mistakes."""
+"""tools/cache_teacher.py: complete runs, interruptions, damaged files, and users' mistakes."""
 
 import errno
 import multiprocessing
@@ -32,13 +32,13 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def cache(files, tmp_path):
-    """A copy of the cache, to be harmed."""
+    """Return a copy of the cache for the test to damage."""
     return Path(shutil.copytree(files / 'cache', tmp_path / 'cache'))
 
 
 @pytest.fixture
 def refused(files, capsys):
-    """Calls the tool, which must end with one line; returns it."""
+    """Call the tool, which must end with a one-line message; return the line."""
 
     def refused(*args, config=files / 'config.py', tool='cache_teacher.py', status=2) -> str:
         capsys.readouterr()
@@ -54,7 +54,7 @@ def refused(files, capsys):
 
 @pytest.fixture
 def changed(files, tmp_path):
-    """Writes the config changed by ``change(config)``; returns its path."""
+    """Write the config, modified by ``change(config)``; return its path."""
 
     def changed(change) -> Path:
         config = cached_run(files, 'changed')
@@ -104,7 +104,7 @@ def test_again__writes_nothing(files, cache):
 
 
 def killed_at(replacement: int, *args: object) -> None:
-    """Run the tool in a process that is killed as it is about to put its n-th file in place."""
+    """Run the tool in a process that is killed after ``replacement`` files, before the next one."""
 
     def run() -> None:
         torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def killed_at(replacement: int, *args: object) -> None:
 
 @pytest.mark.parametrize('files_done', [0, 1, 2, 3, 6, pytest.param(13, marks=pytest.mark.slow)])
 def test_killed__goes_on_from_there(files, tmp_path, files_done):
-    """bases.npz, cache.json, then two files for each shard."""
+    """Files are moved into place in this order: bases.npz, cache.json, then two per shard."""
     directory = tmp_path / 'cache'
     args = (files / 'config.py', '--out', directory, '--shard-mb', SHARD_MB)
     killed_at(files_done, *args)
@@ -148,7 +148,7 @@ def test_killed__goes_on_from_there(files, tmp_path, files_done):
 
 
 def test_two_processes__each_shard_is_somebodys(files, tmp_path, refused):
-    """Whenever each looks: here the second one when the first has finished."""
+    """The processes may run at different times; here the second starts when the first has ended."""
     args = ('--out', tmp_path / 'cache', '--shard-mb', SHARD_MB)
     making = 'rdimkd_det.cache.making.get_dist_info'
     with mock.patch(making, return_value=(0, 2)):
@@ -237,7 +237,7 @@ def test_damaged_head(cache, refused, name):
 
 
 def test_shards_of_another_cache__are_not_taken_for_its_own(files, cache):
-    """cache.json was deleted to start anew, the shards were forgotten."""
+    """The user deleted cache.json to start anew, but left the shards."""
     other = cached_run(files, 'other', projection=dict(type='RandomProjection', dim=8))
     other.model.teacher.cache = str(cache)
     old = contents(cache)
@@ -358,7 +358,7 @@ def test_fit__with_the_hooks_default_number_of_images(changed, tmp_path):
 
 
 def test_amp__the_teacher_runs_in_the_precision_of_the_training(changed, tmp_path):
-    """Also outside of the training's autocast: where the bases are fitted and the maps made."""
+    """Fitting the bases and making the maps run outside of the training's autocast."""
     amp = dict(type='AmpOptimWrapper', dtype='bfloat16')
     config = changed(lambda config: config.optim_wrapper.update(amp))
     precisions, dtype = [], Acceleration.dtype
@@ -386,7 +386,7 @@ def test_maps__that_half_precision_cannot_hold(files, tmp_path, refused):
 
 
 def test_preprocessor__at_the_top_of_the_config(changed, tmp_path):
-    """Checks and tools build the model that the Runner will build."""
+    """Checks and tools build the same model as the Runner."""
 
     def move(config):
         config.data_preprocessor = config.model.student.pop('data_preprocessor')

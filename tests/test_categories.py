@@ -57,7 +57,7 @@ def test_category_names__that_cannot_be_told(tmp_path, text):
 
 
 def of_classes(tmp_path: Path, *classes, **options) -> Config:
-    """Config of a training with these classes; its file has red, green and blue."""
+    """Return a training's config with these classes; its annotations have red, green and blue."""
     data = tmp_path / 'data'
     cfg = run_config(data if data.exists() else write_data(data), tmp_path, fcos(), **options)
     for split in ('train', 'val'):
@@ -105,7 +105,7 @@ def test_report_before_training__of_a_plain_model(tmp_path):
 
 
 def test_check_categories__is_true_of_mmdetection(tmp_path):
-    """What the two warnings say: labels are places in the file's list, whatever is missing."""
+    """MMDetection does what the two warnings say: it labels known classes in the file's order."""
 
     def labels(*classes):
         dataset = Runner.build_dataloader(of_classes(tmp_path, *classes).train_dataloader).dataset

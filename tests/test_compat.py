@@ -16,7 +16,7 @@ from rdimkd_det.names import check_options
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Makes the given distributions the installed ones."""
+    """Pretend that exactly the given distributions are installed."""
 
     def install(*names):
         def version(name):
@@ -55,7 +55,7 @@ def test_distribution__not_one(installed, names, message):
 
 
 def test_config_prefix__a_recipe_as_base(tmp_path):
-    """Its classes are looked for in MMDetection's registries, and nothing is said of it."""
+    """Its types are looked up in MMDetection's registries, without a warning."""
     (tmp_path / 'mine.py').write_text("_base_ = ['rdimkd_det::rdimkd_fcos_r50_r18.py']\n")
     cfg = Config.fromfile(tmp_path / 'mine.py')
     assert cfg.model.type == 'RdimKDDistiller' and cfg.model['_scope_'] == 'mmdet'
@@ -88,7 +88,7 @@ def test_checkpoint_types__mmengine_run(tmp_path):
 
 
 class Asks:
-    """Pickles as a call of ``getattr``, which opens every door."""
+    """Pickles as a call of ``getattr``, through which a pickle could reach any function."""
 
     def __init__(self, owner, name):
         self.call = getattr, (owner, name)

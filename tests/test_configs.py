@@ -29,18 +29,18 @@ def recipe(name: str):
 
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch):
-    """Paths in configs are relative to the repository, where tools are called from."""
+    """Run in the repository, which paths in configs are relative to."""
     monkeypatch.chdir(REPOSITORY)
 
 
 @cache
 def read(name: str) -> Config:
-    """The config of a file; not to be changed. Inheriting from mmdet's files takes a second."""
+    """Read a config, cached because mmdet's bases take a second; do not modify it."""
     return Config.fromfile(CONFIGS / name)
 
 
 def without_pretrained(node):
-    """A config's part without ``init_cfg``: nothing that could reach for the network."""
+    """Return a part of a config without ``init_cfg``, which could download weights."""
     if isinstance(node, dict):
         return type(node)(
             {key: without_pretrained(part) for key, part in node.items() if key != 'init_cfg'}
@@ -66,7 +66,7 @@ def test_config__builds(name):
 
 @pytest.mark.parametrize('name', [recipe(name) for name in FILES if name in DISTILLED])
 def test_config__scales_the_learning_rate_from_its_own_batch(name):
-    """MMDetection writes GPUs and images each into a config's name where they are not 8 and 2."""
+    """MMDetection's config names state GPUs x images per GPU if these are not 8 x 2."""
     bases = (CONFIGS / name).read_text().partition('_base_ = [')[2].partition(']')[0]
     written = re.search(r'_(\d+)xb(\d+)', bases)
     expected = int(written[1]) * int(written[2]) if written else 16

@@ -72,7 +72,7 @@ def make_run(work_dir, kind='plain', seed=0, epochs=2):
 
 
 def finish_run(run, ap):
-    """What a finished training leaves."""
+    """Write the files of a finished training."""
     steps = range(5, run.iterations + 1, 5)
     lines = [train_line(step, loss=1 / step) for step in steps]
     lines += [val_line(epoch, ap * epoch / run.epochs) for epoch in range(1, run.epochs + 1)]
@@ -117,7 +117,7 @@ class TestHistory:
     @pytest.mark.parametrize('logged_step', [lambda iteration: iteration, lambda iteration: 0])
     @pytest.mark.parametrize('by_epoch', [False, True])
     def test_read_history__of_an_iteration_based_loop(self, tmp_path, logged_step, by_epoch):
-        """Validations are logged with their iteration, or with epoch 0 as LoggerHook's default."""
+        """Validations are logged with their iteration, or with epoch 0, LoggerHook's default."""
 
         def line(iteration):
             whole = train_line(iteration, epoch_length=1000)
@@ -389,7 +389,7 @@ class TestDetections:
 
 
 class Payload:
-    """Unpickled without care, it makes a file."""
+    """Makes a file when it is unpickled unsafely."""
 
     def __init__(self, path):
         self.path = path
@@ -401,7 +401,7 @@ class Payload:
 class TestExamples:
     @pytest.fixture
     def students(self, tmp_path, monkeypatch):
-        """Trainings of a student that finds nothing and of one that finds boxes everywhere."""
+        """Return trainings of a student that finds nothing and one that finds boxes everywhere."""
         make_digits(tmp_path / 'digits', DigitsOptions(num_train=1, num_val=8))
         config = Config.fromfile(ROOT / 'configs/digits/fcos_r18.py')
         init_default_scope('mmdet')

@@ -1,4 +1,4 @@
-"""The student that distils is the student, and nothing of the teacher is in it."""
+"""A distilled student is still the student, and contains nothing of the teacher."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ def teacher(tmp_path):
 
 @pytest.fixture
 def build(teacher):
-    """Builds a trainable distilled student; its options are the loss's."""
+    """Build a distilled student in training mode; the options are those of the loss."""
 
     def build(tap='neck', student=None, projection=RANDOM, **loss):
         model = distilled(student or fcos(), teacher, tap, projection=projection, **loss)
@@ -42,7 +42,7 @@ def build(teacher):
 
 
 def batch_losses(model: nn.Module, **options) -> dict:
-    """The losses of a random batch, as ``train_step`` computes them."""
+    """Return the losses of a random batch, computed as in ``train_step``."""
     data = model.data_preprocessor(random_batch(num_classes=3, **options), training=True)
     return model(**data, mode='loss')
 
@@ -270,7 +270,7 @@ def test_loss__not_finite_names_level(build):
 
 
 class Numbers(TorchDispatchMode):
-    """Counts tensors that become a number or a bool, for which the host waits for the device."""
+    """Counts conversions of a tensor to a number or bool, for which the host awaits the device."""
 
     count = 0
 
@@ -280,7 +280,7 @@ class Numbers(TorchDispatchMode):
 
 
 class Lists(TorchFunctionMode):
-    """Counts tensors that become a list, which on a CPU is no operation."""
+    """Counts conversions of a tensor to a list, which dispatch no operation on a CPU."""
 
     count = 0
 
@@ -290,7 +290,7 @@ class Lists(TorchFunctionMode):
 
 
 def waits(model: nn.Module) -> int:
-    """How often a step's forward and backward pass wait for the device."""
+    """Count how often a step's forward and backward pass wait for the device."""
     with Numbers() as numbers, Lists() as lists:
         flat_sum(batch_losses(model)).backward()
     return numbers.count + lists.count
@@ -354,7 +354,7 @@ def test_loss__two_taps(teacher):
 
 
 def test_loss__teacher_padding_of_its_own(tmp_path):
-    """A teacher that pads to 64 gives larger maps for a batch of 96x160; they are cut."""
+    """A teacher that pads to 64 gives larger maps for a batch of 96x160; they are cropped."""
     model = fcos(base_channels=16, fpn_channels=24)
     teacher = write_teacher(tmp_path)
     text = Path(teacher['config']).read_text()
@@ -426,7 +426,7 @@ def test_distiller__tap_without_maps(build):
 
 
 def three_steps(model: dict) -> dict:
-    """Losses, gradients, weights and random states of three training steps with clipping."""
+    """Return losses, gradients, weights and random states of three steps with clipping."""
     set_random_seed(7)
     model = MODELS.build(model)
     model.init_weights()
@@ -466,7 +466,7 @@ def test_off__is_plain_mmdet_bit_for_bit(teacher, fpn_channels):
 
 
 def test_on__initialises_student_as_plain(teacher):
-    """Distillation draws no random number of the student's, switched on as well."""
+    """Distillation that is on does not consume the student's random numbers either."""
     states = []
     for model in (fcos(), distilled(fcos(), teacher, projection=RANDOM)):
         set_random_seed(7)

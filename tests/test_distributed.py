@@ -1,4 +1,4 @@
-"""Two processes on a CPU do what one does."""
+"""Two processes on a CPU compute what one process computes."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Data set and teacher, and what two processes make of them."""
+    """Folder with the data set and the teacher."""
     folder = tmp_path_factory.mktemp('distributed')
     write_data(folder / 'data')
     write_teacher(folder / 'teacher')
@@ -35,7 +35,7 @@ def of_two_processes(folder):
 
 @pytest.mark.parametrize('normalize', two_processes.NORMALIZE)
 def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_processes, normalize):
-    """Gradients with BatchNorm in eval, an adapter at each level, and bases of PCA."""
+    """Compares gradients and PCA bases, with BatchNorm in eval and an adapter at each level."""
     found, expected = of_two_processes[normalize], two_processes.first_step(folder, normalize)
     assert found.keys() == expected.keys()
     assert 'distill.losses.neck.adapters.2.weight' in found and 'backbone.conv1.weight' in found
@@ -50,7 +50,7 @@ def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_proc
 
 
 def test_train__two_processes_by_torchrun(folder):
-    """With adapters, whose parameters go without a loss once the schedule has stopped."""
+    """Adapters have parameters without a loss once the schedule has stopped."""
     work_dir = folder / 'run'
     model = distilled(fcos(), write_teacher(folder / 't'), loss_weight='auto')
     config = run_config(folder / 'data', work_dir, model)

@@ -1,4 +1,4 @@
-"""README and docs cannot rot: commands are run or parsed, configs loaded, links followed."""
+"""README and docs stay correct: commands are run or parsed, configs loaded, links followed."""
 
 import argparse
 import ast
@@ -49,7 +49,7 @@ NOT_OURS = {
 
 @pytest.fixture(scope='module')
 def launched(tmp_path_factory):
-    """Runs a launcher script with a python3 and a srun that only tell; returns their words."""
+    """Run a launcher script with a python3 and srun that print their arguments; return these."""
     folder = tmp_path_factory.mktemp('bin')
     for name in ('python3', 'srun'):
         (folder / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -67,11 +67,11 @@ def launched(tmp_path_factory):
 
 
 class ParsedError(BaseException):
-    """Ends a tool when it has read its command line."""
+    """Ends a tool after it has parsed its command line."""
 
 
 def parse(tool: str, words: list[str], is_synopsis: bool) -> None:
-    """Let a tool read a command line and do nothing else; of a synopsis, only its options."""
+    """Let a tool parse a command line and stop; of a synopsis, check only the option names."""
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(parser, *args):
@@ -143,7 +143,7 @@ def run_commands(document: str, replacements: dict[str, str]) -> None:
 
 
 def file_of(document: str, name: str, replacements: dict[str, str]) -> str:
-    """The block of a document that begins with ``# name``, changed."""
+    """Return the block of a document that begins with ``# name``, with replacements."""
     found = blocks(REPOSITORY / 'docs' / document)
     [text] = [block.text for block in found if block.text.startswith(f'# {name}\n')]
     for old, new in replacements.items():
@@ -211,7 +211,7 @@ def test_custom_dataset__from_a_folder_to_detections(tmp_path, monkeypatch, caps
 
 
 def write_small_retinanet(path: Path) -> None:
-    """The base of the custom data set's student, narrow, with small images and one epoch."""
+    """Write the base config of the custom data set's student: narrow, small images, one epoch."""
     cfg = small_config('retinanet/retinanet_r18_fpn_1x_coco.py', channels=16)
     cfg.train_cfg.max_epochs = 1
     cfg.model.test_cfg.score_thr = 0.0
@@ -310,7 +310,7 @@ OF_THE_HOST = ('Expected to have finished', 'Weights only load failed', "No modu
 
 
 def test_troubleshooting__messages_are_those_of_the_code():
-    """Of each message in a heading, three words in a row must stand in the package as they are."""
+    """Three consecutive words of each message in a heading must occur in the package's strings."""
     said = '\0'.join(
         node.value
         for path in (REPOSITORY / 'rdimkd_det').rglob('*.py')

@@ -41,7 +41,7 @@ def build_loss(**options):
 
 
 def finish(run, ap=0.5):
-    """What a finished training leaves."""
+    """Write the files of a finished training."""
     scalars = run.work_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
     scalars.parent.mkdir(parents=True)
     lines = [{'loss': 1.0, 'time': 0.5, 'epoch': 1, 'step': run.iterations}]
@@ -256,7 +256,7 @@ class TestRuns:
 
 
 def outcomes_of(scores, plan):
-    """Outcomes with the given AP, name to seed to AP, and none for all other experiments."""
+    """Return outcomes with the given AP (name to seed to AP), and none for other experiments."""
     outcomes = collect(plan, [0])
     for name, by_seed in scores.items():
         results = {

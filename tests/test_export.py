@@ -1,4 +1,4 @@
-"""A student taken out of a checkpoint: what is kept, what is dropped, what is refused."""
+"""Export of a student from a checkpoint: what is kept, what is dropped, what is refused."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from rdimkd_det.export.student import plain_config, predict, read_student, write
 
 @pytest.fixture(scope='module')
 def work_dir(tmp_path_factory):
-    """Work directory of a distilled training of two validated epochs, with EMA."""
+    """Return the work directory of a distilled training of two validated epochs, with EMA."""
     folder = tmp_path_factory.mktemp('export')
     teacher = write_teacher(folder / 'teacher')
     config = run_config(write_data(folder / 'data'), folder / 'work', distilled(fcos(), teacher))
@@ -109,7 +109,7 @@ def test_export__config_is_the_plain_students(work_dir):
 
 
 def test_export__result_is_that_of_these_weights(work_dir, tmp_path):
-    """It is logged after the checkpoint is written, so it comes from the log, by epoch."""
+    """The result is logged after the checkpoint is written, so it is read from the log by epoch."""
     for epoch in (1, 2):
         shutil.copy(work_dir / f'epoch_{epoch}.pth', tmp_path)
     for run, results in (('20260101_000000', {1: 0.25, 2: 0.5}), ('20260102_000000', {2: 0.625})):
@@ -123,7 +123,7 @@ def test_export__result_is_that_of_these_weights(work_dir, tmp_path):
 
 
 def test_export__in_the_middle_of_an_epoch_claims_no_result(work_dir, tmp_path):
-    """Its `meta.epoch` is that of the validation before, whose weights were others."""
+    """Its `meta.epoch` matches the previous validation, which tested other weights."""
     content = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
     shutil.copytree(work_dir, tmp_path / 'work')
     for iteration, has_metrics in ((2, True), (3, False)):  # an epoch is of 2 iterations
@@ -156,7 +156,7 @@ def test_export__same_input_same_name(work_dir, tmp_path):
 
 
 def test_export__mmdet_takes_it(work_dir, tmp_path):
-    """Its own config and classes are all that MMDetection's API needs."""
+    """MMDetection's API needs only the config and classes in the exported file."""
     source = read_student(str(work_dir / 'epoch_2.pth'))
     path, _ = write_student(source, str(tmp_path / 's.pth'))
     config = Config.fromstring(load(path)['meta']['cfg'], '.py')
@@ -259,7 +259,7 @@ def test_export__without_a_box_it_says_so(tmp_path, capsys):
 
 @pytest.mark.parametrize('value', [object(), OSError])
 def test_write_student__predictions_that_cannot_be_compared(work_dir, tmp_path, monkeypatch, value):
-    """As of a detector that predicts what is no tensor, or looks for a file of its own."""
+    """Such as those of a detector that predicts something else than tensors, or needs a file."""
     student = read_student(str(work_dir / 'epoch_2.pth'))
 
     def predicts(model):
@@ -352,7 +352,7 @@ def test_export__config_in_the_checkpoint_is_never_run(
 
 
 def test_export__code_smuggled_into_the_written_config_by_a_key(tmp_path, capsys, monkeypatch):
-    """mmengine (0.10.7) puts keys that are no names between quotes without escaping theirs."""
+    """mmengine (0.10.7) quotes keys that are not identifiers without escaping quotes in them."""
     monkeypatch.chdir(tmp_path)
     key = "a': __import__('os').mkdir('payload_ran'), 'b"
     text = f'x = {{{key!r}: 1}}\n{Config(dict(model=fcos())).pretty_text}'
@@ -413,7 +413,7 @@ def test_export__into_a_folder_that_cannot_be(work_dir, tmp_path, capsys, option
 
 @contextmanager
 def files_limited_to(num_bytes):
-    """The kernel refuses to write more into a file, as on a full disk."""
+    """Limit the size of written files, so that the kernel fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:

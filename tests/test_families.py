@@ -1,7 +1,7 @@
-"""Any pair: each family of MMDetection as a student and as a teacher, built from its own config.
+"""Each family of MMDetection as a student and as a teacher, built from its own config.
 
-One training step on small images: finite losses, gradients in the student's backbone, predictions
-afterwards. ``docs/pairs.md`` lists what is shown here.
+Checks one training step on small images: finite losses, gradients in the student's backbone, and
+predictions afterwards. ``docs/pairs.md`` lists the tested pairs.
 """
 
 import numpy as np

@@ -132,7 +132,7 @@ def test_probe__leaves_no_trace(detector):
 
 
 def test_probe__network_that_takes_no_small_image():
-    """SSD300's extra layers have no padding: of 256 pixels the last one gets none."""
+    """SSD300's extra layers have no padding: with 256 pixels, nothing is left for the last one."""
     network = MODELS.build(Config.fromfile(CONFIGS / 'ssd/ssd300_coco.py').model)
     found = probe_levels(network, ['neck'])['neck']
     assert [level.stride for level in found][:4] == [8, 16, 32, 64]

@@ -1,4 +1,4 @@
-"""Hundreds of configs with one mistake each: one line that says so, or a run; never a traceback."""
+"""Hundreds of configs with one mistake each: a one-line message or a run, never a traceback."""
 
 import copy
 import gc
@@ -23,12 +23,12 @@ VERDICTS = ('All is well.\n', 'see the arrows.\n')  # the last line of preflight
 
 
 class Hang(BaseException):
-    """No ``Exception``: nothing may take it for a mistake in the config."""
+    """Not an ``Exception``, so that no code reports it as a mistake in the config."""
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-    """A config of one iteration with as many of our options as go together."""
+    """Return a config of one iteration with as many of the package's options as possible."""
     folder = tmp_path_factory.mktemp('fuzz')
     teacher = write_teacher(folder / 'teacher')
     checkpoint = load(teacher['checkpoint'])
@@ -64,14 +64,14 @@ def config(tmp_path_factory):
 
 
 def switch_hook(content: dict, epoch: int) -> dict:
-    """mmdet's hook that trains on with another pipeline, here the same."""
+    """Return mmdet's hook that switches the pipeline, here to the same pipeline."""
     pipeline = copy.deepcopy(content['train_dataloader']['dataset']['pipeline'])
     return dict(type='PipelineSwitchHook', switch_epoch=epoch, switch_pipeline=pipeline)
 
 
 @pytest.fixture
 def judge(tmp_path, capsys, monkeypatch):
-    """Calls a tool on a config; returns what is wrong with how it ended, and the line."""
+    """Call a tool on a config; return the problem with how it ended, or None, and its line."""
     # What takes most of the time of so short a run: laying out config texts, collecting all the
     # garbage for each data set, and asking the compiler for its version.
     for module in (mmengine.config.config, yapf_api):  # OpenMMLab's, OneDL's mmengine
@@ -143,7 +143,7 @@ def test_fuzz__one_line_or_a_run(config, judge, below, number, seed):
     [('', 30), ('train_dataloader', 10), ('val_dataloader', 10), ('val_evaluator', 6)],
 )
 def test_fuzz__one_line_or_a_report(config, judge, below, number):
-    """Preflight looks at what training does, and at the validation that it would do."""
+    """Preflight runs the parts of a training, and of the validation."""
     wrong = []
     for what, content in mutants(config, number, below, seed=3):
         problem, line = judge(content, 'preflight.py', '--samples', 4, '--eval-teacher')
@@ -242,7 +242,7 @@ def test_training__without_length(config, judge, length):
 
 @pytest.mark.slow
 def test_first_validation__fails_in_one_line(config, judge, tmp_path):
-    """As a training that would end in a traceback after its first epoch."""
+    """Otherwise the training would end in a traceback after its first epoch."""
     content = copy.deepcopy(config)
     content['model']['student']['test_cfg']['nms']['type'] = 'nmss'
     problem, line = judge(content)
@@ -274,7 +274,7 @@ def test_pipeline_to_switch_to__cannot_be_built(config, judge, tmp_path):
 
 
 def of_epochs(config: dict, number: int, **train_cfg) -> dict:
-    """The config with epochs of two iterations each, validation once at the end."""
+    """Return the config with epochs of two iterations and one validation at the end."""
     content = copy.deepcopy(config)
     train_cfg = {'val_interval': number, **train_cfg}
     content['train_cfg'] = dict(type='EpochBasedTrainLoop', max_epochs=number, **train_cfg)
@@ -293,7 +293,7 @@ def first_log(config: dict) -> dict:
 
 @HOOKS.register_module()
 class FailsToSave(Hook):
-    """What a hook adds to a checkpoint fails."""
+    """Fails while it adds to a checkpoint."""
 
     def before_save_checkpoint(self, runner, checkpoint):
         raise KeyError('nothing to save')
@@ -340,7 +340,7 @@ def test_first_time_later__fails_in_one_line(config, judge, change):
 
 @HOOKS.register_module()
 class FailsLate(Hook):
-    """What has been done before fails for another reason than the config."""
+    """Fails after some iterations, for a reason other than the config."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == 2:

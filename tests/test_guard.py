@@ -1,4 +1,4 @@
-"""Trainings that are killed, stopped and damaged, and what is left of them."""
+"""Trainings that are killed, stopped or damaged, and how they resume."""
 
 import contextlib
 import errno
@@ -55,7 +55,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def config(files, tmp_path):
-    """Makes the config of a run that draws random numbers all the time and saves each iteration."""
+    """Make the config of a run that draws random numbers and saves at every iteration."""
 
     def config(name='run', num_workers=0, persistent=False, model=None, **overrides):
         teacher = dict(
@@ -118,7 +118,7 @@ class Kill(Hook):
 
 
 def in_child(function, *args):
-    """Exit status of a function in a forked process."""
+    """Run a function in a forked process; return the exit status."""
 
     def run():
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
@@ -133,7 +133,7 @@ def in_child(function, *args):
 
 
 def start(config, *hooks, resume=False):
-    """Train, or go on from the newest whole checkpoint, as tools/train.py does."""
+    """Train, or resume from the newest intact checkpoint, as tools/train.py does."""
     if resume:
         path, _ = latest_checkpoint(config.work_dir)
         config.resume, config.load_from = True, path
@@ -144,7 +144,7 @@ def start(config, *hooks, resume=False):
 
 
 def final(config):
-    """What a finished training leaves: weights, distillation, optimizer."""
+    """Return weights, distillation state and momenta of a finished training."""
     checkpoint = load(Path(config.work_dir) / f'iter_{EPOCHS * BATCHES}.pth')
     momenta = checkpoint['optimizer']['state']
     return {
@@ -179,7 +179,7 @@ def test_killed__resumes_to_the_bit(config, num_workers, persistent):
 
 @pytest.mark.parametrize('by_epoch', [False, True])
 def test_killed__around_a_switch_of_the_pipeline(config, by_epoch):
-    """The hook has persistent workers started anew, once, where the second epoch begins."""
+    """The hook restarts persistent workers once, at the start of the second epoch."""
 
     def switching(name):
         options = {'default_hooks.checkpoint.by_epoch': by_epoch}
@@ -236,7 +236,7 @@ def test_killed__iteration_based_loop(config):
 
 @LOOPS.register_module()
 class OwnLoop(IterBasedTrainLoop):
-    """A loop as somebody may write it, that has nothing of mmengine's but what hooks see."""
+    """A user's own loop, which shares only what hooks see with mmengine's loops."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -264,11 +264,11 @@ def test_resume__in_a_loop_of_another_kind(config):
 
 
 class Stop(Exception):
-    """Ends a training without a word, as a kill does, and leaves the process alive."""
+    """Ends a training abruptly, as a kill does, but leaves the process alive."""
 
 
 class StopAfter(Hook):
-    """Stops after an iteration, when its checkpoint has been written."""
+    """Stops after an iteration, once its checkpoint is written."""
 
     priority = 'LOWEST'
 
@@ -281,7 +281,7 @@ class StopAfter(Hook):
 
 
 def distributed(config):
-    """The config for two processes, whose random states differ."""
+    """Adapt the config to two processes with different random states."""
     config.launcher = 'pytorch'
     config.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
@@ -309,7 +309,7 @@ def test_killed__two_processes(config, tmp_path):
 
 
 def test_killed__between_epochs_and_in_validation(config):
-    """With checkpoints after epochs only: the validation of a killed run is run again."""
+    """With checkpoints only after epochs, a validation that was cut off is repeated."""
     options = {'default_hooks.checkpoint.by_epoch': True, 'train_cfg.val_interval': 1}
     whole, killed = config('whole', **options), config('killed', **options)
     assert in_child(start, whole) == 0
@@ -333,7 +333,7 @@ def test_killed__between_epochs_and_in_validation(config):
 
 
 def test_resume__with_other_workers_still_sees_the_right_data(config):
-    """Another number of workers draws other augmentations, from the same order of images."""
+    """Another number of workers changes the augmentations, but not the order of images."""
     seen = []
 
     class Watch(Hook):
@@ -351,7 +351,7 @@ def test_resume__with_other_workers_still_sees_the_right_data(config):
 
 
 class Watch(Hook):
-    """Notes iterations, with their indices in the epoch, and validations."""
+    """Records iterations with their indices in the epoch, and counts validations."""
 
     def __init__(self):
         self.seen, self.validations = [], 0
@@ -389,7 +389,7 @@ def test_resume__after_a_best_checkpoint_validates_no_second_time(config):
 @pytest.mark.parametrize('edit', [list, as_earlier_versions_wrote])
 @pytest.mark.parametrize('num_images', [2, 4, 1])
 def test_resume__with_epochs_of_another_length_drops_none(config, edit, num_images):
-    """Another batch size, as another number of GPUs, between two epochs and ever after."""
+    """The batch size, or number of GPUs, changes between two epochs."""
     run = config(**{'default_hooks.checkpoint.by_epoch': True, 'train_cfg.max_epochs': 1})
     start(run)
     edit_resume_entry(Path(run.work_dir) / 'epoch_1.pth', edit)
@@ -441,7 +441,7 @@ def test_resume__of_earlier_versions_goes_on_in_the_epoch(config):
 
 @pytest.mark.parametrize('iteration', [7, 8])
 def test_resume__with_another_number_of_processes_keeps_the_place(config, iteration):
-    """In the epoch, and before a validation that was cut off."""
+    """Both within an epoch and before a validation that was cut off."""
     by_epoch = iteration == 8
     run = config(**{'train_cfg.val_interval': 1, 'default_hooks.checkpoint.by_epoch': by_epoch})
     kill = Kill(iteration + 1, 'before')
@@ -499,7 +499,7 @@ def test_checkpoint__none(tmp_path):
 
 
 def write_checkpoints(work_dir, *iterations, noted=None):
-    """Small ones, the first the oldest, and mmengine's note of the newest one's path."""
+    """Write small checkpoints, the oldest first, and mmengine's file with the newest one's path."""
     work_dir.mkdir(exist_ok=True)
     for time_of_file, iteration in enumerate(iterations, 10**9):
         path = work_dir / f'iter_{iteration}.pth'
@@ -529,7 +529,7 @@ def test_checkpoint__of_a_copied_work_directory_is_its_own(tmp_path):
 
 
 def test_checkpoint__of_another_folder(tmp_path):
-    """With CheckpointHook(out_dir=...)."""
+    """CheckpointHook(out_dir=...) writes checkpoints to another folder."""
     write_checkpoints(tmp_path / 'work', 1, noted=tmp_path / 'out' / 'iter_2.pth')
     write_checkpoints(tmp_path / 'out', 2)
     (tmp_path / 'out' / 'last_checkpoint').unlink()
@@ -545,7 +545,7 @@ def test_checkpoint__left_by_an_earlier_training_is_not_before_this_ones(tmp_pat
 
 
 def weights_only(path, *dropped):
-    """Writes a copy of a checkpoint that lacks something; newer than all others."""
+    """Write a copy of a checkpoint without some keys, newer than all others."""
     checkpoint = load(path)
     for key in dropped:
         del checkpoint[key]
@@ -568,7 +568,7 @@ def test_checkpoint__weights_only_are_passed_over(config, dropped):
 
 
 def refused_to_resume(config, capsys, *args):
-    """The one line of a training that must not resume; its config is written beside it."""
+    """Resume a training that must be refused; return the printed message."""
     path = Path(config.work_dir).parent / 'config.py'
     config.dump(path)
     capsys.readouterr()
@@ -609,7 +609,7 @@ def test_resume__plain_and_distilled_do_not_mix(config, capsys):
 
 
 def test_resume__plain_as_distilled_without_adapters(config, files):
-    """The optimizer is the same: going on works, with a warning that projections are fitted."""
+    """The optimizer is the same, so resuming works, with a warning that projections are fitted."""
     plain = config('plain', model=fcos(fpn_channels=24))
     start(plain)
     teacher = dict(
@@ -634,7 +634,7 @@ def test_resume__plain_as_distilled_without_adapters(config, files):
 
 
 def test_signal__after_a_training_that_failed_is_not_kept(config):
-    """Ctrl-C in a notebook, say: no hook is told of an exception."""
+    """Such as Ctrl-C in a notebook: hooks are not notified of an exception."""
 
     class Fail(Hook):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
@@ -675,7 +675,7 @@ def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, cap
 
 @HOOKS.register_module()
 class FillDisk(Hook):
-    """Puts a full disk (Linux has one) in place of what is written after the third iteration."""
+    """Redirects what is written after the third iteration to /dev/full, as on a full disk."""
 
     def __init__(self, part):
         self.part = part
@@ -823,7 +823,7 @@ def listening():
 
 
 def forked(count):
-    """Processes that sleep; they are ended in any case."""
+    """Yield sleeping processes, and kill them in the end."""
     context = multiprocessing.get_context('fork')
     children = [context.Process(target=time.sleep, args=(600,)) for _ in range(count)]
     with contextlib.ExitStack() as stack:
@@ -834,7 +834,7 @@ def forked(count):
 
 
 def test_signal__ends_forked_processes_as_without_a_training(listening):
-    """At whatever moment it comes: a pool of processes that lives on is waited for without end."""
+    """At any moment; a pool whose processes survive the signal would be waited for forever."""
     for child in forked(40):
         child.terminate()  # most have not even begun
         child.join(10)
@@ -854,7 +854,7 @@ def test_signal__mask_of_a_fork_is_the_earlier_one(listening):
 
 
 def test_signal__ctrl_c_is_left_to_the_parent(listening):
-    """A terminal sends it to data loader workers too, whose batches the last iterations need."""
+    """A terminal sends Ctrl-C to the workers too, but the last iterations need their batches."""
     for child in forked(1):
         os.kill(child.pid, signal.SIGINT)
         child.join(0.5)
@@ -925,7 +925,7 @@ def test_nonfinite__stops_before_a_checkpoint_hook_that_comes_first(config):
 
 @pytest.mark.parametrize('normalize', ['standardize', None])
 def test_nonfinite__on_one_of_two_processes_stops_both(files, config, tmp_path, normalize):
-    """Without 'standardize' the ranks' losses differ, and the first rank, which saves, is sound."""
+    """Without 'standardize', ranks have their own losses, and rank 0, which saves, is finite."""
     run = distributed(config(model=distilled(fcos(), write_teacher(tmp_path), normalize=normalize)))
 
     def train_until_broken(rank):
@@ -1004,7 +1004,7 @@ class Overflow(Hook):
 
 @pytest.mark.parametrize('update_buffers', [False, True])
 def test_nonfinite__skipped_step_leaves_no_trace_in_batch_norm(config, update_buffers):
-    """Nor in averaged models: in half precision one infinite value would ruin its channel."""
+    """Nor in averaged models; in half precision, one infinite value would ruin its channel."""
     run = config()
     run.custom_hooks[0].nonfinite = 'skip'
     run.custom_hooks.append(dict(type='EMAHook', update_buffers=update_buffers))
@@ -1026,7 +1026,7 @@ def test_nonfinite__skipped_step_leaves_no_trace_in_batch_norm(config, update_bu
 
 
 class CountSteps(Hook):
-    """Notes after which iterations the optimizer has taken a step."""
+    """Records the iterations in which the optimizer takes a step."""
 
     def __init__(self):
         self.steps = []

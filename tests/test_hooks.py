@@ -54,7 +54,7 @@ def teacher(files):
 
 @pytest.fixture
 def config(files, teacher, tmp_path):
-    """Makes the config of a run in ``tmp_path / name``; options are the loss's."""
+    """Make the config of a run in ``tmp_path / name``; the options are those of the loss."""
 
     def config(name='run', overrides=None, **loss):
         model = distilled(fcos(), teacher, **loss)
@@ -65,7 +65,7 @@ def config(files, teacher, tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(files, teacher, tmp_path_factory):
-    """Config and runner of a finished run of two epochs; its work directory is kept as it is."""
+    """Return work directory and runner of a finished run of two epochs; do not modify them."""
     work_dir = tmp_path_factory.mktemp('trained')
     config = run_config(files / 'data', work_dir, distilled(fcos(), teacher))
     config.dump(work_dir / 'distilled.py')
@@ -249,8 +249,10 @@ def test_preserved_random_state__also_when_it_raises():
 
 
 def test_calibration__leaves_random_state_and_data_order(config):
-    """The plain losses of a run that calibrates equal those of one that does not: at a
-    negligible weight nothing else of the distillation shows."""
+    """A run that calibrates has the same plain losses as one that does not.
+
+    At a negligible weight, the losses show nothing else of the distillation.
+    """
     weight = dict(loss_weight=1e-30)
     runs = {
         'random': config('random', FLIP, projection=dict(type='RandomProjection', dim=8), **weight),
@@ -273,7 +275,7 @@ def test_calibration__leaves_random_state_and_data_order(config):
 
 
 def test_off__run_equals_plain_mmdet(config, files, tmp_path):
-    """Losses, gradient norms and weights of a whole run with weight 0 are plain MMDetection's."""
+    """A run with weight 0 has the losses, gradient norms and weights of plain MMDetection."""
     plain = run_config(files / 'data', tmp_path / 'plain', fcos())
     off = config('off', loss_weight=0)
     for cfg in (plain, off):
@@ -288,7 +290,7 @@ def test_off__run_equals_plain_mmdet(config, files, tmp_path):
 
 @pytest.mark.smoke
 def test_calibration__equals_independent_pca(config, files, teacher):
-    """With all images as calibration images the basis spans numpy's principal directions."""
+    """Calibrated on all images, the basis spans the principal directions computed by NumPy."""
     cfg = config()
     cfg.train_cfg.max_epochs = 1
     runner = train(cfg)

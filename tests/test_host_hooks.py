@@ -1,4 +1,4 @@
-"""MMDetection's own hooks and constructors that reach into the model see the student they know."""
+"""MMDetection's hooks and constructors that access the model's parts find a plain student."""
 
 from types import SimpleNamespace
 from unittest import mock
@@ -32,7 +32,7 @@ def test_yolox_mode_switch__adds_the_l1_loss(teacher):
 
 @MODELS.register_module()
 class ResNetNamedConvNeXt(ResNet):
-    """The constructor asks for the name alone."""
+    """The optimizer's constructor checks only the class name."""
 
 
 def test_layer_wise_lr_decay__groups_of_the_student_stay(teacher):

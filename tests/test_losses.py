@@ -159,7 +159,7 @@ def test_forward__half_precision_gives_float32(dtype, normalize):
 @pytest.mark.parametrize('channels', [(64, 64), (48, 64)])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_forward__keeps_no_map_but_the_students_own(dtype, channels, normalize):
-    """For the backward pass: d channels of each side, and for an adapter the student's map."""
+    """The backward pass keeps d channels per side and, with an adapter, the student's map."""
     loss = build(*channels, dim=16, num_levels=1, normalize=normalize)
     student = torch.randn(2, channels[0], 40, 30, dtype=dtype, requires_grad=True)
     teacher = torch.randn(2, channels[1], 40, 30, dtype=dtype)
@@ -285,7 +285,7 @@ def test_weight__per_level_and_factor():
 
 @pytest.mark.parametrize('normalize', [None, 'teacher', 'standardize'])
 def test_weight__zero_leaves_a_level_out(normalize):
-    """Its maps are not even read, and its adapter has a gradient of 0 for DDP to find."""
+    """Its maps are not read, and its adapter gets a gradient of 0, because DDP expects one."""
     student, teacher = pyramid(5), pyramid(6)
     student[0] = torch.full_like(student[0], math.nan)
     loss = build(5, loss_weight=[0, 1], normalize=normalize)

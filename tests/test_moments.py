@@ -16,7 +16,7 @@ def make(dtype, student_mean=0.0, teacher_mean=0.0):
 
 
 def reference(student, teacher):
-    """Count, means, biased variances and covariance by numpy, direction by direction."""
+    """Return count, means, biased variances and covariance of each direction by NumPy."""
     columns = []
     for k in range(student.shape[1]):
         s, t = student[:, k].double().numpy().ravel(), teacher[:, k].double().numpy().ravel()

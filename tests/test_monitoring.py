@@ -24,7 +24,7 @@ from rdimkd_det.stopwatch import peak_memory
 
 
 def reference_share(student, teacher):
-    """From numpy's own correlation coefficients, direction by direction."""
+    """Return the explained share from NumPy's correlation coefficient of each direction."""
     explained, total = 0.0, 0.0
     for k in range(teacher.shape[1]):
         s, t = student[:, k].double().numpy().ravel(), teacher[:, k].double().numpy().ravel()
@@ -148,7 +148,7 @@ class TestExplainedShares:
 
     @pytest.mark.parametrize('student_channels', [7, 5])
     def test_explained_shares__small_complement_beside_large_means(self, student_channels):
-        """In float32, where the complement has a ten thousandth of the variance."""
+        """In float32, with a complement that has a ten-thousandth of the variance."""
         loss = make_loss(student_channels=student_channels, num_levels=1, level_names=['s8'])
         basis = loss.projections[0].basis
         teacher = torch.einsum('cd,ndhw->nchw', 100 * basis, torch.randn(2, 3, 20, 30)) + 50

@@ -1,4 +1,4 @@
-"""Misspelled names in exceptions of the host: what was probably meant, in one line."""
+"""Misspelled names in exceptions of the host: one line suggests what was probably meant."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_explain__unexpected_option(call, meant):
 
 
 def test_explain__exception_raised_anew():
-    """As mmengine's Runner does where a hook fails: the traceback of the first one tells."""
+    """mmengine's Runner re-raises a hook's exception; the explanation is in the first traceback."""
 
     def call():
         try:

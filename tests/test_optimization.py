@@ -1,4 +1,4 @@
-"""Optimizers and schedulers of a config, before anything is built."""
+"""Checks of a config's optimizers and schedulers before anything is built."""
 
 import pytest
 from detectors import CONFIGS
@@ -33,7 +33,7 @@ def test_scheduler__passes(entry):
 
 
 def test_schedulers_of_all_configs__pass():
-    """Those of mmdet's own config files that can be read without a download."""
+    """Covers mmdet's config files that can be read without a download."""
     checked = 0
     for file in sorted(CONFIGS.glob('_base_/schedules/*.py')):
         check_schedulers(Config.fromfile(file))

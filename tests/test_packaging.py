@@ -1,4 +1,4 @@
-"""What is built and published: wheel, sdist, citation, and the same checks everywhere."""
+"""Packaging: wheel, sdist and citation, and that all places run the same checks."""
 
 import os
 import re
@@ -29,7 +29,7 @@ model = dict(
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    """Folder with the wheel and the sdist, built from a copy of the files that git knows."""
+    """Return a folder with the wheel and the sdist, built from a copy of git's files."""
     folder = tmp_path_factory.mktemp('built')
     listed = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard'],
@@ -81,7 +81,7 @@ def test_editable__configs_are_linked(built):
 
 @pytest.mark.slow
 def test_wheel__configs_and_tools_work_from_it(built, tmp_path):
-    """The installed train.py reads an installed base, and goes as far as it can without COCO."""
+    """The installed train.py reads an installed base config, and stops where it needs COCO."""
     [wheel] = built.glob('*.whl')
     zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
     (tmp_path / 'distilled.py').write_text(CONFIG)

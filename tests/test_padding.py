@@ -1,4 +1,4 @@
-"""Two models pad a batch each in its own way; their maps still meet position by position."""
+"""Student and teacher pad a batch differently; their maps are still compared by position."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ IDENTITY = dict(type='IdentityProjection')
 
 @pytest.fixture
 def build(tmp_path):
-    """Builds a student that pads to 32, distilled from a teacher of its size that pads to 64."""
+    """Build a student that pads to 32, and a teacher of the same size that pads to 64."""
 
     def build(**loss):
         teacher = write_teacher(tmp_path, base_channels=8, fpn_channels=16)
@@ -30,7 +30,7 @@ def build(tmp_path):
 
 @pytest.mark.parametrize('resize', [None, 'student', 'teacher'])
 def test_equal_strides__are_cropped_and_never_interpolated(build, resize):
-    """Images of 90x150 make maps of 96x160 and 128x192: the first 12x20 of 16x24 at stride 8."""
+    """Images of 90x150 are padded to 96x160 and 128x192: 12x20 of 16x24 positions at stride 8."""
     model = build(resize=resize, normalize=None)
     data = model.data_preprocessor(random_batch(size=(90, 150), num_classes=3), training=True)
     with record_outputs(model, ['neck']) as outputs:
@@ -47,7 +47,7 @@ def test_equal_strides__are_cropped_and_never_interpolated(build, resize):
 
 
 def test_padded_positions__count_like_others(build):
-    """The documented choice: a batch of unequal images is compared on all its positions."""
+    """As documented, a batch of unequal images is compared at all positions."""
     model = build(normalize=None)
     sizes = [(96, 64), (64, 160)]
     data = model.data_preprocessor(random_batch(size=sizes, num_classes=3), training=True)

@@ -1,4 +1,4 @@
-"""Preflight, with a teacher that has really been trained: to tell colours, on coloured boxes."""
+"""Preflight, with a teacher that was actually trained: to tell colours of boxes apart."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=Fal
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A data set, and the checkpoint of an FCOS trained on it for 150 iterations."""
+    """Return a data set, and the checkpoint of an FCOS trained on it for 150 iterations."""
     folder = tmp_path_factory.mktemp('trained')
     data = write_data(folder / 'data', num_images=24)
     config = run_config(data, folder / 'work', fcos(**TEACHER), max_epochs=25)
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def config(trained, tmp_path):
-    """Writes a distilled config, its teacher's ``data_preprocessor`` changed; returns its path."""
+    """Write a distilled config with a modified teacher's ``data_preprocessor``; return its path."""
 
     def config(change=None, checkpoint=trained.checkpoint, **preprocessor) -> Path:
         teacher = run_config(trained.data, tmp_path / 'unused', fcos(**TEACHER))
@@ -69,7 +69,7 @@ def config(trained, tmp_path):
 
 @pytest.fixture
 def preflight(config, tmp_path, capsys):
-    """Runs the tool on a config as :func:`config` writes it; returns what it says."""
+    """Run the tool on a config written by :func:`config`; return its status, output and report."""
     logger = MMLogger.get_current_instance()
     level = logger.level
 
@@ -90,7 +90,7 @@ def preflight(config, tmp_path, capsys):
 
 
 def found(done, severity: str) -> dict[str, tuple[str, str]]:
-    """Topic to text and mend of the findings of a severity."""
+    """Return the findings of a severity, topic to text and mend."""
     return {
         finding['topic']: (finding['text'], finding['mend'])
         for finding in done.report['findings']
@@ -99,7 +99,7 @@ def found(done, severity: str) -> dict[str, tuple[str, str]]:
 
 
 def random_weights(folder: Path) -> Path:
-    """A checkpoint of the very architecture that was never trained."""
+    """Write a checkpoint of the same architecture with random weights."""
     model = MODELS.build(fcos(**TEACHER))
     model.init_weights()
     torch.save(dict(state_dict=model.state_dict(), meta=dict()), folder / 'random.pth')
@@ -129,7 +129,7 @@ def test_preflight__all_is_well(preflight, trained):
 
 @pytest.mark.slow
 def test_preflight__as_a_process_says_nothing_else(config):
-    """PyTorch would warn of meshgrid; and with other detectors log of its profiler."""
+    """PyTorch would warn about meshgrid and, with other detectors, log a line of its profiler."""
     done = run_tool('preflight.py', config())
     assert done.returncode == 0 and done.stderr == ''
     assert done.stdout.startswith('RdimKD preflight of ')
@@ -190,7 +190,10 @@ def test_preflight__untrained_neck(preflight, trained, tmp_path):
 
 
 def folded(trained, folder: Path) -> Path:
-    """The checkpoint with its BatchNorm statistics folded away, as Detectron2's are."""
+    """Write the checkpoint with BatchNorm statistics folded into the affine parameters.
+
+    Detectron2's checkpoints are like this.
+    """
     checkpoint = load(trained.checkpoint)
     weights = checkpoint['state_dict']
     for key in [key for key in weights if key.endswith('running_mean')]:
@@ -205,7 +208,7 @@ def folded(trained, folder: Path) -> Path:
 
 
 def test_preflight__folded_batch_norm(preflight, trained, tmp_path):
-    """The teacher's own loss is left to go by, and tells channels and normalisation."""
+    """Only the teacher's loss can be used, and it detects wrong channels and normalisation."""
     checkpoint = folded(trained, tmp_path)
     done = preflight(checkpoint=checkpoint)
     assert done.status == 0, done.out
@@ -218,7 +221,7 @@ def test_preflight__folded_batch_norm(preflight, trained, tmp_path):
 
 
 def of_animals(checkpoint: Path) -> Path:
-    """The checkpoint, of classes that are not in the data."""
+    """Write the checkpoint with classes that are not in the data."""
     content = load(checkpoint)
     content['meta']['dataset_meta'] = dict(classes=('cat', 'dog', 'cow'))
     torch.save(content, checkpoint.with_name('animals.pth'))
@@ -232,7 +235,7 @@ def test_preflight__statistics_without_a_class_in_common(preflight, trained):
 
 
 def test_preflight__nothing_to_go_by(preflight, trained, tmp_path):
-    """No statistics, and no class in common: no loss, no AP."""
+    """Without statistics and common classes, the input and the AP cannot be checked."""
     done = preflight('--eval-teacher', checkpoint=of_animals(folded(trained, tmp_path)))
     warnings = found(done, 'warning')
     assert done.status == 0  # feature maps carry over
@@ -277,7 +280,7 @@ def test_preflight__neither_statistics_nor_loss(preflight, trained, tmp_path, mo
 
 
 def start_from(path: Path, **head):
-    """Changes a config: its student has the teacher's architecture and weights."""
+    """Return a function that gives a config's student the teacher's architecture and weights."""
 
     def change(cfg):
         cfg.model.student = fcos(**TEACHER)
@@ -295,7 +298,7 @@ def test_load_from__all_keys(preflight, trained):
 
 
 def test_load_from__of_other_classes(preflight, trained):
-    """As in the training, the head starts anew; all else is measured with the given weights."""
+    """As in training, the classifier starts anew; everything else has the given weights."""
     done = preflight('--samples', 4, change=start_from(trained.checkpoint, num_classes=7))
     keys = len(load(trained.checkpoint)['state_dict'])
     text, mend = found(done, 'warning')['load_from']
@@ -315,7 +318,7 @@ def test_load_from__of_another_model(preflight, tmp_path):
 
 
 def test_prepare__takes_what_fits(trained, config):
-    """As the Runner, which skips what has another shape."""
+    """Like the Runner, it skips weights of another shape."""
     cfg = Config.fromfile(config(start_from(trained.checkpoint, num_classes=7)))
     model = distilled_student(MODELS.build(cfg.model))
     prepare(cfg, model, load_samples(cfg, 4)[1])
@@ -337,7 +340,7 @@ def test_prepare__inherits_as_the_training_will(trained, config):
 
 
 def test_preflight__classes_in_another_order(preflight, trained, tmp_path):
-    """Predictions are matched by name: the AP of two classes is that of the names they have."""
+    """Predictions are matched by class name, so the order does not change the AP."""
     checkpoint = load(trained.checkpoint)
     order = [2, 0, 1]
     weights = checkpoint['state_dict']
@@ -392,7 +395,7 @@ def test_num_classes__two_stages(small_config):
 
 
 def test_preflight__figures(preflight):
-    """Gradients, weight and length of the run, against plain autograd on the same images."""
+    """Checks the number of iterations, the levels, and the gradients and weights in the report."""
     done = preflight('--samples', 4, change=lambda cfg: cfg.train_cfg.update(max_epochs=7))
     figures, tables = done.report['figures'], done.report['tables']
     assert figures['iterations'] == 7 * 6  # 24 images in batches of 4
@@ -418,7 +421,7 @@ def test_preflight__memory(preflight):
 
 
 def test_preflight__recommends_what_auto_sets(preflight, config):
-    """The recommended weight is the one that training with 'auto' begins with."""
+    """The recommended weight is the one that training with 'auto' starts with."""
 
     def change(cfg):
         cfg.model.losses.neck.loss_weight = 'auto'
@@ -448,7 +451,7 @@ def test_preflight__weight_that_drowns_the_task(preflight):
 
 
 def test_preflight__weight_zero(preflight):
-    """Plain training is measured, and the teacher's file need not be there."""
+    """Plain training is measured, and the teacher's file may be missing."""
     done = preflight(
         checkpoint='nowhere.pth', change=lambda cfg: cfg.model.losses.neck.update(loss_weight=0)
     )
@@ -458,7 +461,7 @@ def test_preflight__weight_zero(preflight):
 
 
 def test_preflight__frozen_stage(preflight):
-    """Stage 1 of MMDetection's backbones is frozen by default; its training works."""
+    """Stage 1 of MMDetection's backbones is frozen by default; training works nevertheless."""
 
     def tap_backbone(cfg):
         cfg.model.losses = dict(backbone=dict(cfg.model.losses.neck, loss_weight='auto'))
@@ -543,7 +546,7 @@ def test_preflight__two_teachers(preflight):
 
 
 def test_preflight__other_images_sizes_of_the_teacher(preflight, tmp_path):
-    """A student that sees smaller images is the reason that is named."""
+    """The report names the student's smaller images as the reason."""
 
     def change(cfg):
         cfg.val_dataloader.dataset.pipeline[1].scale = (40, 32)
@@ -585,7 +588,7 @@ def test_mistake__arguments(config, capsys, args, expected):
 
 
 class Payload:
-    """Unpickled without care, it makes a file."""
+    """Makes a file when it is unpickled unsafely."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -648,7 +651,7 @@ def test_mistake__of_validation_is_a_finding(preflight, option, expected):
 
 
 def test_mistake__broken_image(preflight, trained):
-    """It stops preflight as it would a training: no mistake in the config."""
+    """It stops preflight as it would stop a training; it is not reported as a config mistake."""
     image = trained.data / 'images/0.png'
     whole = image.read_bytes()
     image.write_bytes(b'no image')
@@ -695,7 +698,7 @@ def test_static_report__leaves_random_state(config):
 
 
 def test_static_report__teacher_that_will_not_run(config):
-    """Without a weight nothing of it is loaded or judged."""
+    """Without a loss weight, the teacher is neither loaded nor judged."""
 
     def without_weight(cfg):
         cfg.model.losses.neck.loss_weight = 0
@@ -708,7 +711,7 @@ def test_static_report__teacher_that_will_not_run(config):
 
 
 def test_preflight__cached_teacher(tmp_path, capsys, monkeypatch):
-    """With the maps from a cache nothing of the teacher is loaded or judged; the rest is."""
+    """With maps from a cache, everything but the teacher is judged."""
     monkeypatch.setenv('COLUMNS', '400')
     make_cache(cached_run(write_files(tmp_path)))
     with pytest.raises(SystemExit) as stopped:
@@ -752,7 +755,7 @@ def test_candidates__each_format_once():
 
 
 def test_divergence__literal():
-    """By hand: (v + d^2) / s and (s + d^2) / v, halved, minus 1; the floor is next to nothing."""
+    """Literal: (v + d^2) / s and (s + d^2) / v, halved, minus 1; the floor is negligible."""
     norm = nn.BatchNorm2d(2, eps=0.0).double()
     norm.running_mean[:], norm.running_var[:] = torch.tensor([0.0, 1.0]), torch.tensor([1e6, 1e6])
     same = (norm.running_mean.clone(), norm.running_var.clone())

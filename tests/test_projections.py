@@ -22,7 +22,7 @@ FITTED = [PCAProjection, AutoencoderProjection]
 
 
 def feature_maps(channels=20, num=3, seed=0, leading=None):
-    """Maps with a decaying spectrum, mixed channels and a mean that is not 0."""
+    """Return maps with a decaying spectrum, mixed channels and a non-zero mean."""
     rng = np.random.default_rng(seed)
     scales = 3.0 * 0.7 ** np.arange(channels)
     scales[leading or channels :] *= 0.2

@@ -1,4 +1,4 @@
-"""Two processes train as one does, with batches of different size as well."""
+"""Two processes train like one, even with batches of different sizes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def teacher_of(folder: Path) -> dict:
 
 
 def train_run(folder: Path, work_dir: Path, world_size: int, normalize: str, **options) -> dict:
-    """Weights, adapters, bases and scales after four steps of four images on all ranks."""
+    """Return weights, adapters, bases and scales after four steps of four images in total."""
     model = distilled(fcos(norm_eval=True), teacher_of(folder), normalize=normalize)
     cfg = run_config(folder / 'data', work_dir, model, **options)
     cfg.train_dataloader.batch_size = 4 // world_size
@@ -70,7 +70,7 @@ def train_run(folder: Path, work_dir: Path, world_size: int, normalize: str, **o
 
 @pytest.fixture(scope='module')
 def of_one_process(folder):
-    """Gives what one process trains; each case once."""
+    """Return a function that trains in one process, each case once."""
 
     @cache
     def train_once(normalize: str, accumulative_counts: int) -> dict:
@@ -92,7 +92,7 @@ def of_one_process(folder):
     ids=['standardize', 'teacher', 'accumulation', 'flexible_runner'],
 )
 def test_train__four_steps_equal_one_process(folder, of_one_process, tmp_path, normalize, options):
-    """With BatchNorm in eval: DDP takes no SyncBN on a CPU."""
+    """BatchNorm is in eval, because SyncBN does not work on a CPU."""
     results = run_distributed(
         lambda rank: train_run(folder, tmp_path / 'run', 2, normalize, **options), tmp_path
     )
@@ -109,7 +109,7 @@ def test_train__four_steps_equal_one_process(folder, of_one_process, tmp_path, n
 
 
 class Network(nn.Module):
-    """A student that is one convolution, and its loss."""
+    """A student of one convolution, and its loss."""
 
     def __init__(self, normalize: str | None) -> None:
         super().__init__()
@@ -129,9 +129,9 @@ def gradients(network: nn.Module, images: torch.Tensor, teacher: torch.Tensor) -
 def test_uneven__last_batches(tmp_path, normalize):
     """Three images on one rank and one on the other.
 
-    'standardize' gives what one process with the four would. Else each rank's loss is the mean
-    over its own images and DDP takes the mean over the ranks, as for MMDetection's own losses;
-    the scale of 'teacher' is that of all four.
+    'standardize' gives the result of one process with all four. Otherwise, each rank's loss is the
+    mean over its own images, and DDP takes the mean over the ranks, as for MMDetection's own
+    losses; the scale of 'teacher' is that of all four.
     """
     network = Network(normalize).double()
     images, teacher = torch.randn(4, 3, 6, 5).double(), torch.randn(4, 9, 6, 5).double()
@@ -168,7 +168,7 @@ def test_uneven__last_batches(tmp_path, normalize):
 
 
 def exchanges(model: nn.Module) -> Counter:
-    """Collective operations of a training step, by name."""
+    """Count the collective operations of a training step by name."""
     network = MMDistributedDataParallel(model.train(), **DDP)
     with torch.profiler.profile() as profiler:
         data = model.data_preprocessor(random_batch(num_classes=3), True)
@@ -222,7 +222,7 @@ def always_on(model: nn.Module, step: int) -> None:
     ids=['level_of_weight_0', 'schedule', 'two_teachers', 'teacher_of_weight_0', 'off'],
 )
 def test_unused_parameters__there_are_none(folder, tmp_path, weights, schedule):
-    """With find_unused_parameters=False DDP raises at the step after one that left any out."""
+    """With find_unused_parameters=False, DDP raises in the step after one with unused ones."""
     loss = dict(type='RdimKDLoss', projection=RANDOM)
     teachers = [
         dict(teacher_of(folder), losses=dict(neck=dict(loss, loss_weight=weight)))
@@ -246,14 +246,14 @@ def test_unused_parameters__there_are_none(folder, tmp_path, weights, schedule):
 
 
 def threads() -> list[str]:
-    """Names of this process's threads, those of C++ as well; Linux has them."""
+    """Return the names of this process's threads, those of C++ included; Linux only."""
     return [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs Linux')
 @pytest.mark.parametrize('status', [0, 143])
 def test_command_line__ends_gloos_threads(tmp_path, status):
-    """One that lets go of a tensor while Python shuts down would abort the process."""
+    """A thread that releases a tensor while Python shuts down would abort the process."""
 
     def main():
         model = DistributedDataParallel(nn.Linear(2, 1))

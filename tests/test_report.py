@@ -34,7 +34,7 @@ CONSOLE = Console(quiet=True)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Work directories of a plain and a distilled training."""
+    """Return a folder with the work directories of a plain and a distilled training."""
     root = tmp_path_factory.mktemp('report')
     data, teacher = write_data(root / 'data'), write_teacher(root / 'teacher')
     models = {'plain': fcos(), 'rdimkd': distilled(fcos(), teacher)}

@@ -1,4 +1,4 @@
-"""A checkpoint goes on with the teacher and the losses that it was made with."""
+"""A checkpoint resumes only with the teacher and the losses that it was trained with."""
 
 import shutil
 

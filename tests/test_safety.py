@@ -1,4 +1,4 @@
-"""Files of strangers: no tool runs code from one, and none writes where a config wants."""
+"""Untrusted files: no tool runs code from one, or writes outside of the work directory."""
 
 import hashlib
 import http.server
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Calls a tool that must end with one line and status 2; returns the line."""
+    """Call a tool that must end with a one-line message and status 2; return the line."""
 
     def refused(tool, *args):
         capsys.readouterr()
@@ -64,7 +64,7 @@ def refused(tmp_path, capsys):
 
 
 class Payload:
-    """Unpickled without care, it makes a folder."""
+    """Makes a folder when it is unpickled unsafely."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -186,7 +186,7 @@ def test_checkpoint__payload_does_not_run(files, refused, tmp_path, monkeypatch,
 
 
 def test_checkpoint__payload_does_not_run_for_a_report(files, tmp_path, capsys):
-    """The logs are worth a report without it, which says so and ends well."""
+    """The report is made from the logs alone; it says so, and the tool succeeds."""
     work = tmp_path / 'work'
     call_tool('train.py', files / 'plain.py', '--work-dir', work)
     proof, path = tmp_path / 'payload_ran', work / 'malicious.pth'
@@ -281,7 +281,7 @@ def test_data_file__yaml_with_payload(tmp_path):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """URL of a server of ``tmp_path / 'www'``; downloads go into ``tmp_path / 'cache'``."""
+    """Serve ``tmp_path / 'www'``, with downloads to ``tmp_path / 'cache'``; yield the URL."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     (tmp_path / 'www').mkdir()
 
@@ -393,14 +393,14 @@ def changed_config(files, tmp_path, place, value) -> Path:
 
 
 def parameters(cls) -> set[str]:
-    """Of a class's constructor, and of those that it hands ``**kwargs`` to."""
+    """Return the parameters of a class's constructor and of its base classes' constructors."""
     constructors = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
     return {name for each in constructors for name in inspect.signature(each).parameters}
 
 
 @pytest.mark.parametrize('registry', ['HOOKS', 'METRICS', 'VISBACKENDS', 'VISUALIZERS'])
 def test_output__every_option_of_the_host_is_known(registry):
-    """A parameter that is new here is looked at, and put into one of the lists."""
+    """A new parameter must be reviewed and added to one of the lists."""
     register_all_modules()
     registry = getattr(mmdet.registry, registry)
     classes = [*registry.module_dict.values(), *registry.parent.module_dict.values()]
@@ -442,7 +442,7 @@ def test_output__inside_or_typed_is_fine(files, tmp_path):
 
 
 def test_output__below_work_dirs_is_fine(tmp_path, monkeypatch):
-    """Where MMDetection's own Cityscapes configs write."""
+    """MMDetection's own Cityscapes configs write there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'work_dirs').mkdir()

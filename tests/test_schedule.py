@@ -35,7 +35,7 @@ def test_stopped__only_for_good():
 
 
 def test_apply_schedule__an_epoch_is_a_pass_over_the_data_in_several_processes(monkeypatch):
-    """Of 24 images, by 3 in each of 2 processes, 4 iterations; an endless sampler says 8."""
+    """24 images in batches of 3 in 2 processes are 4 iterations; an infinite sampler reports 8."""
     monkeypatch.setattr(hooks, 'get_world_size', lambda: 2)
     loader = DataLoader(range(24), batch_size=3, sampler=InfiniteSampler(range(24)))
     assert len(loader) == 8

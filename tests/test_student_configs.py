@@ -1,4 +1,4 @@
-"""What a student's config may hold beside the usual, and what becomes of it under distillation."""
+"""Unusual entries in a student's config, and their effect under distillation."""
 
 import copy
 
@@ -19,7 +19,7 @@ def teacher(tmp_path_factory):
 
 
 def test_init_cfg__of_the_detector_leaves_adapters_and_random_numbers_alone(teacher):
-    """It names a layer type, and mmengine initialises every such layer of all children."""
+    """The init_cfg names a layer type, and mmengine initialises all such layers of all children."""
     student = fcos()
     student.init_cfg = [
         dict(type='Normal', layer='Conv2d', std=0.5, bias=1.0),
@@ -50,7 +50,7 @@ def test_init_weights__that_fails_keeps_distillation(teacher, monkeypatch):
 
 @pytest.mark.parametrize('runner_type', [None, 'FlexibleRunner'])
 def test_data_preprocessor__at_the_top_of_a_config(teacher, tmp_path, runner_type):
-    """YOLOv3's and Mask2Former's configs have it there, and the Runner hands it to the model."""
+    """YOLOv3's and Mask2Former's configs have it there, and the Runner passes it to the model."""
     student = fcos()
     preprocessor = student.pop('data_preprocessor')
     write_data(tmp_path / 'data')

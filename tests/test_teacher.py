@@ -128,7 +128,7 @@ def test_probe__needs_no_weights(small_config, name):
 
 
 class BackboneWithTables(nn.Module):
-    """Computes, when it is built, tensors that are in no checkpoint."""
+    """Has tensors that are computed at construction and not stored in a checkpoint."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training from a cache of the teacher's maps does what training with the live teacher does."""
+"""Training from a cache of the teacher's maps equals training with the live teacher."""
 
 import copy
 import gc
@@ -38,14 +38,14 @@ def same_size(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mixed(tmp_path_factory):
-    """The same with images of two sizes."""
+    """Folder with data of two image sizes, the teacher, and its cache."""
     folder = write_files(tmp_path_factory.mktemp('mixed'), mixed=True)
     make_cache(cached_run(folder))
     return folder
 
 
 def built_pair(folder: Path, **loss) -> tuple:
-    """Two students with equal weights: the cached one, and one with the live teacher."""
+    """Build two students with equal weights, with the cached and with the live teacher."""
     torch.manual_seed(0)
     cached = MODELS.build(cached_run(folder, **loss).model).train()
     live = MODELS.build(cached_run(folder, cache=False, **loss).model).train()
@@ -97,7 +97,7 @@ def test_epoch__losses_and_gradients_of_the_live_teacher(same_size, normalize):
 
 
 def test_epoch__without_an_adapter_and_resized(tmp_path):
-    """The plain form has a short way without an adapter, and 'teacher' resizes coordinates."""
+    """The plain loss has a shortcut without an adapter; resize='teacher' resizes coordinates."""
     folder = write_files(tmp_path)
     options = dict(normalize=None, resize='teacher')
     config = cached_run(folder, **options)
@@ -168,7 +168,7 @@ def test_place__pads_below_and_to_the_right():
 
 
 def test_reading__goes_on_beside_the_student(same_size):
-    """The maps are asked for before the student's forward pass, and waited for after it."""
+    """Reading starts before the student's forward pass, and is awaited after it."""
     cached, _ = built_pair(same_size)
     data = cached.data_preprocessor(next(iter(loader_of(same_size))), True)
     student_is_done, read = threading.Event(), TeacherCache.read
@@ -189,7 +189,7 @@ def test_reading__goes_on_beside_the_student(same_size):
 
 @pytest.mark.smoke
 def test_train__no_teacher_anywhere(same_size):
-    """Neither built nor loaded: its files are away."""
+    """The teacher is neither built nor loaded; its files are hidden."""
     files = [str(same_size / 'teacher' / name) for name in ('teacher.py', 'teacher.pth')]
     config = cached_run(same_size, 'no_teacher')
     del config.model.teacher['config'], config.model.teacher['checkpoint']
@@ -482,7 +482,7 @@ def test_pipeline__preprocessor_outside_of_the_student(same_size, at_the_top):
 
 
 class Resize:
-    """Of the same name as MMDetection's."""
+    """A transform with the same name as MMDetection's."""
 
 
 @pytest.mark.parametrize(

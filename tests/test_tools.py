@@ -1,4 +1,4 @@
-"""The command lines, at work and with every mistake that a user can make."""
+"""The command lines: complete runs, and every mistake that a user can make."""
 
 import argparse
 import errno
@@ -51,7 +51,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def config(files, tmp_path):
-    """Writes a config like distilled.py, changed as ``change(config)`` says; returns its path."""
+    """Write a config like distilled.py, modified by ``change(config)``; return its path."""
 
     def config(change) -> Path:
         teacher = {
@@ -70,7 +70,7 @@ def config(files, tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Calls a tool that must end with one line, status 2 and nothing written; returns the line."""
+    """Call a tool that must end with one line and status 2, and write nothing; return the line."""
 
     def refused(tool, *args, work_dir=None):
         work_dir = work_dir or tmp_path / 'work'
@@ -92,7 +92,7 @@ def one_line(tool: str, stderr: str) -> str:
 
 
 class Payload:
-    """Unpickled without care, it makes a file."""
+    """Makes a file when it is unpickled unsafely."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,7 +103,7 @@ class Payload:
 
 @pytest.fixture
 def malicious(files, tmp_path):
-    """Path of a checkpoint that holds good weights and a payload; and the proof that it ran."""
+    """Yield a checkpoint of good weights and a payload; check that the payload did not run."""
     weights = load(files / 'teacher/teacher.pth')['state_dict']
     proof, path = tmp_path / 'payload_ran', tmp_path / 'malicious.pth'
     torch.save(dict(state_dict=weights, meta=dict(), payload=Payload(proof)), path)
@@ -118,7 +118,7 @@ def malicious(files, tmp_path):
 
 @pytest.mark.slow
 def test_tools__train_resume_and_test(files, tmp_path):
-    """One story of five commands: each needs the one before."""
+    """Five commands in sequence, each of which needs the previous one."""
     work_dir = tmp_path / 'run'
     done = run_tool(
         'train.py',
@@ -270,7 +270,7 @@ def test_mistake__config_that_fails(refused, tmp_path):
 
 @pytest.mark.slow
 def test_mistake__in_a_process_of_its_own(files, malicious, tmp_path):
-    """No import prints a second line, either."""
+    """Checks that no import prints a second line."""
     work_dir = tmp_path / 'work'
     teacher = f'model.teacher.checkpoint={malicious}'
     done = run_tool(
@@ -496,7 +496,7 @@ def test_mistake__tested_checkpoint_of_another_architecture(refused, files, tmp_
 
 
 def plain_weights() -> dict:
-    """State dict of plain.py's detector."""
+    """Return the state dict of plain.py's detector."""
     init_default_scope('mmdet')
     return dict(MODELS.build(fcos()).state_dict())
 
@@ -602,7 +602,7 @@ def test_options__a_path_with_a_space_is_the_one_that_was_typed(refused, files):
 )
 @pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs /proc, where nobody can write')
 def test_file__that_cannot_be_written(files, capsys, tool, option, path):
-    """Root may write anywhere, and still not there; each tool says so before its work."""
+    """The paths fail even for root; each tool reports this before it starts working."""
     teacher = files / 'teacher/teacher.py', files / 'teacher/teacher.pth'
     arguments = {
         'preflight.py': (files / 'distilled.py', '--samples', 0),
@@ -651,7 +651,7 @@ NEEDS = 'each needs id, image_id, category_id, bbox ([x, y, width, height]) and 
 
 
 def first(**changes):
-    """Changes the first annotation; what becomes None is dropped."""
+    """Return a function that changes the first annotation; values of None drop their keys."""
 
     def change(content):
         entry = content['annotations'][0]

@@ -1,4 +1,4 @@
-"""The top level of configs: misspelled keys, one's own variables, and what belongs together."""
+"""Top-level keys of configs: misspelled keys, users' own variables, and keys needed together."""
 
 import inspect
 import re
@@ -41,7 +41,7 @@ def test_own_variable__passes(name):
 
 
 def test_names_of_all_configs__pass():
-    """Those of mmdet's and this project's own config files."""
+    """Covers mmdet's and this project's own config files."""
     files = [*CONFIGS.rglob('*.py'), *(REPOSITORY / 'configs').rglob('*.py')]
     names = {
         name for file in files for name in re.findall(r'^(\w+) *=', file.read_text(), re.MULTILINE)

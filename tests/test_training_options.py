@@ -1,4 +1,4 @@
-"""Under the host's training options distillation does what it does without them."""
+"""Distillation gives the same results under the host's training options as without them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def teacher(files):
 
 @pytest.fixture
 def config(files, teacher, tmp_path):
-    """Makes the config of a run of two epochs, two iterations each."""
+    """Make the config of a run of two epochs of two iterations."""
 
     def config(name='run', tap='neck', **overrides):
         model = distilled(fcos(), teacher, tap)
@@ -70,7 +70,7 @@ def config(files, teacher, tmp_path):
 
 @pytest.fixture(scope='module')
 def plain(files, teacher, tmp_path_factory):
-    """The losses of the run without any option, one dict per iteration; validated at its end."""
+    """Return the run without any option, validated at its end."""
     cfg = run_config(
         files / 'data', tmp_path_factory.mktemp('plain'), distilled(fcos(), teacher),
         **{'train_cfg.val_interval': 2},
@@ -93,7 +93,7 @@ def assert_same_losses(runner: Runner, plain: Runner, rtol: float) -> None:
 
 
 def assert_sound(runner: Runner) -> None:
-    """No teacher in the model, every parameter trained, every checkpoint the plain student's."""
+    """Assert that no teacher is in the model, all parameters train, and checkpoints are plain."""
     student = distilled_student(runner.model)
     network = student.distill.teacher._network
     of_teacher = {id(x) for x in (*network.parameters(), *network.buffers(), *network.modules())}
@@ -120,7 +120,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize('option', OPTIONS)
 def test_option__changes_no_loss(config, plain, option):
-    """Where the result may not change, it does not."""
+    """Covers the options that must not change the result."""
     runner = run(config(**OPTIONS[option]))
     assert_same_losses(runner, plain, ROUNDING)
     assert_sound(runner)
@@ -155,7 +155,7 @@ def test_autocast__losses_and_gradients(teacher, dtype, normalize):
 
 
 def test_amp__whole_run_in_bfloat16(config, plain):
-    """mmengine wants a GPU for it; without its check the CPU's autocast does the same."""
+    """mmengine requires a GPU; with its check disabled, autocast works the same on the CPU."""
     cfg = config(optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))
     with mock.patch.object(amp_optimizer_wrapper, 'is_cuda_available', return_value=True):
         runner = run(cfg)
@@ -176,7 +176,7 @@ def test_amp__whole_run_on_a_gpu(config, plain, dtype):
 
 
 def step_of(model, batches, **options) -> dict:
-    """How one step of SGD with learning rate 1 moves each parameter."""
+    """Return how one step of SGD with learning rate 1 changes each parameter."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0), **options)
     wrapper.initialize_count_status(model, 0, len(batches))
@@ -219,7 +219,7 @@ def test_clipping__norm_is_of_student_and_adapters(teacher):
     'tap, modules', [('neck', 'neck'), ('backbone.layer3.0', 'backbone.layer3')]
 )
 def test_activation_checkpointing__that_cuts_the_gradient_is_refused(config, tap, modules):
-    """mmengine checkpoints in torch's reentrant way, which runs the module without gradients."""
+    """mmengine uses torch's reentrant checkpointing, which runs the module without gradients."""
     with pytest.raises(ConfigError, match=rf"tap '{tap}': its feature maps carry no gradient"):
         run(config(tap=tap, activation_checkpointing=modules))
 
@@ -235,7 +235,7 @@ def test_tap__that_is_frozen_is_refused(config):
 
 @MODELS.register_module()
 class MeanHead(BaseModule):
-    """A head that is quickly compiled, in pieces as the real ones are."""
+    """A head that compiles quickly and has a graph break, like real heads."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class MeanHead(BaseModule):
 
 @pytest.mark.slow
 def test_compile__taps_that_come_and_go(teacher):
-    """A schedule may begin without distillation, which torch.compile then traces first."""
+    """A schedule may start without distillation, so torch.compile traces that case first."""
     student = fcos()
     student.bbox_head = dict(type='MeanHead')
     model = MODELS.build(distilled(student, teacher, projection=RANDOM)).train()
@@ -281,7 +281,10 @@ def test_ema__average_holds_no_teacher(config):
 
 
 def test_tta__averages_the_student_alone(teacher):
-    """Flipped and unflipped images, merged, are what the plain student gives; no teacher file."""
+    """Merged predictions on flipped and unflipped images equal the plain student's.
+
+    The teacher's files are hidden.
+    """
     merging = ConfigDict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=9)
     tta = dict(type='DetTTAModel', tta_cfg=merging)
     with hidden(*teacher.values()):
@@ -357,7 +360,7 @@ def test_sharding__is_refused_in_one_line_before_anything_is_written(
 
 @pytest.mark.parametrize('wrapper', ['MMFullyShardedDataParallel', 'MMDeepSpeedEngineWrapper'])
 def test_sharding__is_refused_by_the_hook_as_well(wrapper):
-    """Where no tool has looked at the config; FSDP itself cannot be built without a GPU."""
+    """For configs that no tool has checked. FSDP itself cannot be built without a GPU."""
     kind = MODEL_WRAPPERS.get(wrapper)
     runner = SimpleNamespace(model=kind.__new__(kind))
     with pytest.raises(ConfigError, match=f'{wrapper}: .* Train with DDP'):

@@ -108,7 +108,7 @@ class TestDrawing:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A distilled and a plain training of FCOS, and the distilled config's file."""
+    """Return a folder with a distilled and a plain training of FCOS, and their config files."""
     root = tmp_path_factory.mktemp('visualize')
     data = write_data(root / 'data')
     teacher = write_teacher(root / 'teacher', fpn_channels=16)

@@ -1,4 +1,4 @@
-"""A distilled training from any two configs, with no config to write."""
+"""Distilled trainings from any two configs, with no config to write."""
 
 import shutil
 import subprocess
@@ -60,7 +60,7 @@ def test_distill_config__given_configs_are_not_changed():
 
 
 def test_distill_config__default_dim_is_of_the_teachers_module():
-    """Its stage 2 has 16 channels, its neck 24."""
+    """The teacher's stage 2 has 16 channels, its neck 24."""
     student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))
     cfg = distill_config(student, teacher, 'none.pth', teacher_module='backbone.layer2')
     assert cfg.model.losses.neck.projection.dim == 8
@@ -81,7 +81,7 @@ def test_distill_config__mistakes(arguments, options, message):
 
 
 def without_scope(node):
-    """A config entry as plain data, without the mark that mmengine leaves at `mmdet::` bases."""
+    """Return a config entry as plain data, without the scope that `mmdet::` bases leave in it."""
     if isinstance(node, dict):
         return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
     return [without_scope(each) for each in node] if isinstance(node, (list, tuple)) else node
