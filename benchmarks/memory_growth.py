@@ -1,6 +1,6 @@
-"""How the memory of a step grows: at the peak, beyond weights and optimizer, for several inputs.
+"""Measure the peak memory of a step, beyond weights and optimizer state, for several input sizes.
 
-CONFIG is a distilled config; its teacher gets random weights. A GPU need not be there.
+CONFIG is a distilled config; its teacher gets random weights. A GPU is not required.
 """
 
 import argparse

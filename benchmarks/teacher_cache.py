@@ -1,7 +1,7 @@
-"""Step time with a cached teacher against the live one, and how fast the cache is read.
+"""Compare step times with a cached and a live teacher, and measure how fast the cache is read.
 
-CONFIG is a distilled config whose model.teacher.cache is there. The three kinds of step take turns
-on the same batches, forward and backward, without the optimizer's step; medians are reported.
+CONFIG is a distilled config whose model.teacher.cache exists. Plain, live and cached steps take
+turns on the same batches, forward and backward, without the optimizer's step; medians are reported.
 """
 
 import argparse

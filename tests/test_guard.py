@@ -568,7 +568,7 @@ def test_checkpoint__weights_only_are_passed_over(config, dropped):
 
 
 def refused_to_resume(config, capsys, *args):
-    """Resume a training that must be refused; return the printed message."""
+    """Resume a training that must be refused; return the printed line."""
     path = Path(config.work_dir).parent / 'config.py'
     config.dump(path)
     capsys.readouterr()

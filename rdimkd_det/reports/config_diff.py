@@ -9,7 +9,7 @@ from mmengine.config import Config
 from ..inference import student_config
 
 ABSENT = 'not set'
-# These say where a run is stored and how it is started, not what it does.
+# Where a run is stored and how it is started do not change what it does.
 IGNORED = ('work_dir', 'filename', 'launcher')
 
 
