@@ -50,9 +50,9 @@ class Distillation(nn.Module):
         self.loss_configs = losses
         self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
         self.teacher = _build_teacher(teacher, self.teacher_taps, losses)
-        self.bridge = self.teacher.build_bridge(student.data_preprocessor)
         student_levels = probe_levels(student, list(losses))
         teacher_levels = self.teacher.probe()
+        self.bridge = self.teacher.build_bridge(student.data_preprocessor)
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()
         for tap, loss in losses.items():

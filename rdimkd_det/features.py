@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil, log2
+from math import ceil, lcm, log2
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from .names import explain
 # The first is cheap and large enough to distinguish strides up to 256. SSD's extra layers have no
 # padding and reduce a small image to nothing, so larger sizes follow.
 PROBE_SIZES = (256, 384, 512)
+# Every neck accepts images whose sides are multiples of it.
+SAFE_DIVISOR = 32
 
 
 class ProbeError(ConfigError):
@@ -138,10 +140,33 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
     }
 
 
-def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dict]:
+@torch.no_grad()
+def size_divisor(network: nn.Module, divisor: int, size: int) -> int:
+    """Find the divisor that the sides of a network's images must have.
+
+    The neck of RTMDet concatenates maps whose sizes match only if its data pipeline has padded.
+
+    Args:
+        network (nn.Module): Takes images (N, 3, H, W); in evaluation mode.
+        divisor (int): ``pad_size_divisor`` of its own preprocessor.
+        size (int): Side of an image that it accepts, see ``Level.image``.
+
+    Returns:
+        int: ``divisor``, or a multiple of it if the network refuses such an image.
+    """
+    try:
+        _outputs_of_blank(network, (), [size + divisor])
+    except ProbeError:
+        return lcm(divisor, SAFE_DIVISOR)
+    return divisor
+
+
+def _outputs_of_blank(
+    network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = PROBE_SIZES
+) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
     device = next(network.parameters()).device
-    for size in PROBE_SIZES:
+    for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
                 image = torch.zeros(1, 3, size, size, device=device)
@@ -153,7 +178,7 @@ def _outputs_of_blank(network: nn.Module, taps: Sequence[str]) -> tuple[int, dic
             reason = error
     raise ProbeError(
         f'{getattr(network, "called", type(network).__name__)}: no features can be extracted from '
-        f'blank images of {", ".join(map(str, PROBE_SIZES))} pixels: {explain(reason)}'
+        f'blank images of {", ".join(map(str, sizes))} pixels: {explain(reason)}'
     ) from reason
 
 

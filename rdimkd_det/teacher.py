@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .bridge import InputBridge
 from .errors import ConfigError
-from .features import Level, ProbeError, probe_levels, record_outputs
+from .features import Level, ProbeError, probe_levels, record_outputs, size_divisor
 from .files.checkpoints import load_checkpoint_safely
 from .files.configs import read_detector_config
 from .files.weights import load_strictly
@@ -115,10 +115,18 @@ class Teacher:
         )
 
     def build_preprocessor(self) -> nn.Module:
-        """Build the teacher's own data preprocessor, for the ``InputBridge``."""
+        """Build the teacher's own data preprocessor, for the ``InputBridge``.
+
+        It pads to sizes that the network accepts, even if the teacher left that to its pipeline.
+        """
+        preprocessor = self._configured_preprocessor()
+        preprocessor.pad_size_divisor = self._probed[1]
+        return preprocessor
+
+    def _configured_preprocessor(self) -> nn.Module:
         # Like a detector, fall back to mmengine's base class if the config or its type is missing.
-        preprocessor = self.model.get('data_preprocessor') or {}
-        return MODELS.build({'type': 'BaseDataPreprocessor', **preprocessor})
+        options = self.model.get('data_preprocessor') or {}
+        return MODELS.build({'type': 'BaseDataPreprocessor', **options})
 
     def build_bridge(self, preprocessor: nn.Module) -> InputBridge:
         """Build the bridge that converts batches of the student's preprocessor for this teacher."""
@@ -147,13 +155,25 @@ class Teacher:
 
     def probe(self) -> dict[str, list[Level]]:
         """Measure strides and channels at the taps, if possible without memory for weights."""
+        return self._probed[0]
+
+    @cached_property
+    def _probed(self) -> tuple[dict[str, list[Level]], int]:
+        """tuple: The levels at the taps, and the divisor to which images must be padded."""
+        divisor = getattr(self._configured_preprocessor(), 'pad_size_divisor', 1)
         try:
             with torch.device('meta'):
-                return probe_levels(self._build_network(), self.taps)
+                return self._look_at(self._build_network(), divisor)
         except (NotImplementedError, RuntimeError, ProbeError):
             # Swin reads values of tensors while it is built, and deformable convolution has no
             # kernel for the meta device: build these on a real device and discard them.
-            return probe_levels(self._build_network(), self.taps)
+            return self._look_at(self._build_network(), divisor)
+
+    def _look_at(
+        self, network: FeatureExtractor, divisor: int
+    ) -> tuple[dict[str, list[Level]], int]:
+        levels = probe_levels(network.eval(), self.taps)
+        return levels, size_divisor(network, divisor, levels[self.taps[0]][0].image)
 
     def build(self) -> None:
         """Build the network and load its weights, unless they are loaded.

@@ -518,13 +518,27 @@ def test_preflight__a_class_in_another_spelling(preflight):
 
 
 def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):
-    """RTMDet asks for no divisor, but its neck takes multiples of 32 only."""
+    """RTMDet asks for no divisor, but its neck takes multiples of 32 only: the bridge pads."""
     teacher = small_config('rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
     (tmp_path / 'rtmdet').mkdir()
     path, checkpoint = teacher_files(tmp_path / 'rtmdet', teacher)
-    done = preflight(
-        change=lambda cfg: cfg.model.teacher.update(config=path, checkpoint=checkpoint)
-    )
+
+    def change(cfg):
+        cfg.model.teacher.update(config=path, checkpoint=checkpoint)
+        cfg.model.student.data_preprocessor.pad_size_divisor = 1
+
+    done = preflight(change=change)
+    assert 'Training step' not in found(done, 'error')
+    assert 'to multiples of 32' in found(done, 'ok')['Input'][0]
+
+
+def test_preflight__student_that_takes_not_every_size(preflight, small_config):
+    student = small_config('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', bbox_head=dict(num_classes=3))
+
+    def change(cfg):
+        cfg.model.student = student.model
+
+    done = preflight(change=change)
     assert done.status == 1
     text, mend = found(done, 'error')['Training step']
     assert text.startswith('fails: RuntimeError: Sizes of tensors')

@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
 from torch import nn
 
@@ -219,6 +220,33 @@ def test_preprocessor__is_the_configs_own(small_config):
     del config.model.data_preprocessor
     built = Teacher({'model': config.model}, 'none.pth', taps=['neck']).build_preprocessor()
     assert type(built).__name__ == 'BaseDataPreprocessor'  # which InputBridge refuses
+
+
+@pytest.mark.parametrize(
+    'name, wanted, divisor',
+    [
+        ('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 1, 32),
+        ('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 48, 96),
+        ('conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', 1, 1),
+        (FCOS, 32, 32),
+    ],
+)
+def test_preprocessor__pads_to_what_the_network_takes(small_config, name, wanted, divisor):
+    model = small_config(name, data_preprocessor=dict(pad_size_divisor=wanted)).model
+    built = Teacher({'model': model}, 'none.pth', taps=['neck']).build_preprocessor()
+    assert built.pad_size_divisor == divisor
+
+
+def test_preprocessor__of_a_class_with_another_divisor(small_config):
+    class PadsTo64(DetDataPreprocessor):
+        def __init__(self, pad_size_divisor=64, **options):
+            super().__init__(pad_size_divisor=pad_size_divisor, **options)
+
+    model = small_config(FCOS, depth=18).model
+    model.data_preprocessor.update(type=PadsTo64)
+    del model.data_preprocessor['pad_size_divisor']
+    teacher = Teacher({'model': model}, 'none.pth', taps=['neck'])
+    assert teacher.build_preprocessor().pad_size_divisor == 64
 
 
 def test_checkpoint__missing_only_when_training_starts(files):

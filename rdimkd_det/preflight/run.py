@@ -94,8 +94,8 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
         report.error(
             'Training step',
             f'fails: {explain(error)}',
-            'if it is about sizes, set pad_size_divisor=32 in the data_preprocessor of the teacher '
-            'config; if about memory, a smaller train_dataloader.batch_size',
+            'if it is about sizes, set pad_size_divisor=32 in the data_preprocessor of the '
+            'student; if about memory, a smaller train_dataloader.batch_size',
         )
         return []
     return batches
