@@ -234,6 +234,17 @@ def test_killed__iteration_based_loop(config):
     assert_equal(final(whole), final(killed))
 
 
+def test_killed__between_two_sizes_of_a_batch_augmentation(config):
+    """YOLOX's draws a size, for the next ten iterations by default."""
+    augment = dict(type='BatchSyncRandomResize', random_size_range=(96, 128), interval=3)
+    options = {'model.student.data_preprocessor.batch_augments': [augment]}
+    whole, killed = config('whole', **options), config('killed', **options)
+    assert in_child(start, whole) == 0
+    assert in_child(lambda: start(killed, Kill(7, 'after'))) == -signal.SIGKILL
+    assert in_child(lambda: start(killed, resume=True)) == 0
+    assert_equal(final(whole), final(killed))
+
+
 @LOOPS.register_module()
 class OwnLoop(IterBasedTrainLoop):
     """A user's own loop, which shares only what hooks see with mmengine's loops."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
 
 from ..random_state import RandomState, random_state, set_random_state
 from .data_position import DataPosition
@@ -47,12 +49,20 @@ class ResumePoint:
             'validated': self._validated,
             'batches': done,
             'epoch_length': self._epoch_length,
+            'input_sizes': [augment._input_size for augment in self._resizing()],
             'data': self._data.state(done) if self._by_epoch else {},
         }
 
     @property
     def _epoch_length(self) -> int:
         return len(self._runner.train_dataloader) if self._by_epoch else 0
+
+    def _resizing(self) -> list[nn.Module]:
+        """Return the batch augmentations that keep a drawn size for many batches, as YOLOX's."""
+        model = self._runner.model
+        preprocessor = (model.module if is_model_wrapper(model) else model).data_preprocessor
+        augments = getattr(preprocessor, 'batch_augments', None) or ()
+        return [augment for augment in augments if hasattr(augment, '_input_size')]
 
     def go_on(self, state: dict, same_processes: bool = True) -> None:
         """Restore a state, so that the run continues from it.
@@ -81,6 +91,8 @@ class ResumePoint:
             state = {**state, 'data': NO_STATES}
         if not same_processes:
             state.update(now=random_state(), epoch_start=random_state())
+        for augment, size in zip(self._resizing(), state.get('input_sizes', ())):
+            augment._input_size = size
         now = state['now']
         set_random_state(now)
         if between_epochs and not state['validated'] and self._validation_is_due():
