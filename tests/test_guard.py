@@ -177,6 +177,17 @@ def test_killed__resumes_to_the_bit(config, num_workers, persistent):
     assert_equal(final(whole), final(killed))
 
 
+def test_killed__twice_before_each_worker_has_given_a_batch(config):
+    whole, killed = (config(name, num_workers=3, persistent=True) for name in ('whole', 'killed'))
+    assert in_child(start, whole) == 0
+    for resume, iteration in enumerate((BATCHES + 1, BATCHES + 2)):
+        kill = Kill(iteration, 'after')
+        status = in_child(lambda kill=kill, resume=resume: start(killed, kill, resume=resume > 0))
+        assert status == -signal.SIGKILL
+    assert in_child(lambda: start(killed, resume=True)) == 0
+    assert_equal(final(whole), final(killed))
+
+
 @pytest.mark.parametrize('by_epoch', [False, True])
 def test_killed__around_a_switch_of_the_pipeline(config, by_epoch):
     """The hook restarts persistent workers once, at the start of the second epoch."""

@@ -95,6 +95,7 @@ class DataPosition:
         skip = state['batches'] if state['num_workers'] == self.num_workers else num_batches
         if state['states'] and state['num_workers'] == self.num_workers:
             self._latest = list(state['states'])
+            self._round = {'batches': skip, 'states': state['states']}
             self.loader.worker_init_fn.states = state['states']
         _skip_once(self.loader, skip, at_position)
         return num_batches - skip
