@@ -80,7 +80,11 @@ def distill_config(
         *(student_cfg.get('custom_hooks') or []),
         dict(type='DistillHook', **(hook or {})),
     ]
-    student_cfg.custom_imports = _with_import(student_cfg.get('custom_imports'))
+    student_cfg.custom_imports = {
+        **CUSTOM_IMPORTS,
+        **(student_cfg.get('custom_imports') or {}),
+        'imports': list(dict.fromkeys([*_imports(student_cfg), *_imports(teacher), 'rdimkd_det'])),
+    }
     return student_cfg
 
 
@@ -142,7 +146,8 @@ def _reference(teacher: str | Config) -> str | dict:
     return teacher if isinstance(teacher, (str, Path)) else {'model': teacher.model.to_dict()}
 
 
-def _with_import(custom_imports: Mapping | None) -> dict:
-    given = (custom_imports or {}).get('imports') or []
-    names = [given] if isinstance(given, str) else list(given)
-    return {**CUSTOM_IMPORTS, **(custom_imports or {}), 'imports': [*names, 'rdimkd_det']}
+def _imports(config: str | Config) -> list[str]:
+    """What a config imports; one that is named does so itself when it is read."""
+    given = (config.get('custom_imports') if isinstance(config, Config) else None) or {}
+    names = given.get('imports') or []
+    return [names] if isinstance(names, str) else list(names)

@@ -50,6 +50,16 @@ def test_distill_config__hooks_of_the_student_stay():
     assert cfg.model.losses.neck.projection == dict(type='RandomProjection', dim=16)
 
 
+def test_distill_config__imports_what_a_config_of_the_teacher_imports():
+    """Only its model goes into the result; a file that is named imports by itself."""
+    student, teacher = (
+        Config(dict(model=fcos(), custom_imports=dict(imports=names)))
+        for names in (['rdimkd_det', 'of_student'], 'of_teacher')
+    )
+    cfg = distill_config(student, teacher, 'none.pth', projection='random')
+    assert cfg.custom_imports.imports == ['rdimkd_det', 'of_student', 'of_teacher']
+
+
 def test_distill_config__given_configs_are_not_changed():
     student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))
     cfg = distill_config(student, teacher, 'none.pth', tap=('backbone', 'neck'))
