@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
+from torch.utils import checkpoint
 
 # Loss scale: without it, most gradients of a mean over large maps underflow in half precision.
 SCALE = 4096
@@ -30,6 +33,21 @@ def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> 
         return torch.full_like(squares[0], torch.nan)
     ratio = (squares[0] / squares[1]).sqrt()
     return ratio if ratio.isfinite() and ratio > 0 else torch.ones_like(ratio)
+
+
+@contextmanager
+def differentiable_checkpoints() -> Iterator[None]:
+    """Make gradients through modules with ``with_cp=True`` that run in the block measurable.
+
+    mmdet's modules use torch's default, the reentrant checkpoint, which refuses
+    ``torch.autograd.grad``.
+    """
+    reentrant = checkpoint.checkpoint
+    checkpoint.checkpoint = partial(reentrant, use_reentrant=False)
+    try:
+        yield
+    finally:
+        checkpoint.checkpoint = reentrant
 
 
 def squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:

@@ -87,6 +87,11 @@ class Distillation(nn.Module):
         return any(max(loss.level_weights) > 0 for loss in self.losses.values())
 
     @property
+    def needs_auto_weight(self) -> bool:
+        """bool: Whether a loss still has to determine its weight 'auto'."""
+        return any(loss.needs_auto_weight for loss in self.losses.values())
+
+    @property
     def parts(self) -> list[Distillation]:
         """list[Distillation]: One per teacher: itself."""
         return [self]
@@ -263,6 +268,11 @@ class SeveralTeachers(nn.ModuleList):
     def wanted(self) -> bool:
         """bool: Whether any teacher has a loss with a weight above 0."""
         return any(part.wanted for part in self)
+
+    @property
+    def needs_auto_weight(self) -> bool:
+        """bool: Whether a loss of any teacher still has to determine its weight 'auto'."""
+        return any(part.needs_auto_weight for part in self)
 
     def teacher_feats(self, *args, **kwargs) -> list[dict]:
         """Return :meth:`Distillation.teacher_feats` of each active teacher, None of the others."""

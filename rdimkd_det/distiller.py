@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 
 import torch
@@ -12,6 +13,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .balance import differentiable_checkpoints
 from .compat import mend_detectors
 from .distillation import build_distillation
 from .errors import ConfigError
@@ -98,8 +100,9 @@ class RdimKDDistiller:
         teacher_feats = (
             distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
         )
+        checkpoints = differentiable_checkpoints() if distill.needs_auto_weight else nullcontext()
         # Also while the schedule's factor is 0: torch.compile would miss taps registered later.
-        with record_outputs(self, distill.taps) as student_outputs:
+        with checkpoints, record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
         if not active:
             return {**losses, **distill.zero_losses()}
@@ -229,6 +232,7 @@ class _WithoutTeacher(nn.Module):
     """Replaces a ``Distillation`` whose teacher config cannot be read, so that testing works."""
 
     wanted = active = True
+    needs_auto_weight = False
 
     def __init__(self, error: ConfigError) -> None:
         super().__init__()

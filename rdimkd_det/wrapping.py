@@ -147,7 +147,7 @@ def _reference(teacher: str | Config) -> str | dict:
 
 
 def _imports(config: str | Config) -> list[str]:
-    """What a config imports; one that is named does so itself when it is read."""
+    """Return what a config imports; a named one imports it itself when it is read."""
     given = (config.get('custom_imports') if isinstance(config, Config) else None) or {}
     names = given.get('imports') or []
     return [names] if isinstance(names, str) else list(names)

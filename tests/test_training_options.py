@@ -224,6 +224,23 @@ def test_activation_checkpointing__that_cuts_the_gradient_is_refused(config, tap
         run(config(tap=tap, activation_checkpointing=modules))
 
 
+@pytest.mark.parametrize('tap', ['backbone', 'backbone.layer2'])
+def test_with_cp__auto_weight_before_what_is_checkpointed(teacher, tap):
+    """The task's gradient comes through blocks whose checkpoints know `backward()` alone."""
+    weights = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        student = fcos()
+        student.backbone.with_cp = with_cp
+        loss = dict(projection=RANDOM, loss_weight='auto')
+        model = MODELS.build(distilled(student, teacher, tap, **loss)).train()
+        data = model.data_preprocessor(random_batch(num_classes=3), training=True)
+        model.parse_losses(model(**data, mode='loss'))[0].backward()
+        (loss,) = model.distill.losses.values()
+        weights.append(loss.auto_weight.item())
+    assert weights[1] == pytest.approx(weights[0], rel=ROUNDING)
+
+
 def test_tap__that_is_frozen_is_refused(config):
     cfg = config(tap='backbone.layer1', **{'model.student.backbone.frozen_stages': 1})
     with pytest.raises(ConfigError, match='frozen'):

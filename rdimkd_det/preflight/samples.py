@@ -18,7 +18,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..balance import gradient_balance, squared_gradient
+from ..balance import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..calibration import calibration_batches, fit_projections
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
@@ -127,7 +127,7 @@ def _losses(
     data = training_input(model.data_preprocessor, batch)
     inputs, samples = data['inputs'], data['data_samples']
     teacher_feats = part.teacher_feats(inputs, samples)
-    with record_outputs(model, part.taps) as outputs:
+    with differentiable_checkpoints(), record_outputs(model, part.taps) as outputs:
         losses = super(RdimKDDistiller, model).loss(inputs, samples)
     task, logged = model.parse_losses(losses)
     broken = [name for name, value in logged.items() if not value.isfinite()]
