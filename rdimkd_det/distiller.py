@@ -165,13 +165,14 @@ def sharding_message(wrapper: str) -> str:
 
 def _check_arguments(student: object, teacher: object, losses: object) -> None:
     expected = {
-        'student': (student, (Mapping, nn.Module)),
-        'teacher': (teacher, (Mapping, list, tuple)),
-        'losses': (losses, Mapping),
+        'student': (student, (Mapping, nn.Module), 'a dict'),
+        'teacher': (teacher, (Mapping, list, tuple), 'a dict or a list of dicts'),
+        'losses': (losses, Mapping, 'a dict'),
     }
-    for name, (value, kinds) in expected.items():
+    for name, (value, kinds, what) in expected.items():
         if not value or not isinstance(value, kinds):
-            problem = 'is missing' if value is None else f'must be a dict, got {value!r}'
+            wrong = 'is empty' if isinstance(value, kinds) else f'must be {what}, got {value!r}'
+            problem = 'is missing' if value is None else wrong
             raise ConfigError(
                 f'RdimKDDistiller: model.{name} {problem}; a distilled model is '
                 f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."

@@ -14,7 +14,7 @@ from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .moments import centred, merge_ranks, merge_spreads, moments, products, spread
+from .moments import centred, merge_ranks, moments, products
 
 # Added to every variance, relative to the teacher's mean variance in the subspace, so that
 # directions with (almost) no variance of the teacher are not scaled up to unit variance.
@@ -94,20 +94,6 @@ def mean_square(projected: Tensor) -> Tensor:
         Tensor: 0-dim.
     """
     return _MeanSquare.apply(projected)
-
-
-def subspace_variance(projected: Tensor) -> Tensor:
-    """Compute the biased variance over batch and positions, averaged over the directions.
-
-    Args:
-        projected (Tensor): Coordinates (N, d, L), see :func:`project`.
-
-    Returns:
-        Tensor: 0-dim, the same on every rank: computed over the batches of all ranks, which may
-        differ in size.
-    """
-    (variance,) = merge_spreads([spread(projected)])
-    return variance.mean()
 
 
 def standardized_loss(student: Tensor, teacher: Tensor) -> Tensor:

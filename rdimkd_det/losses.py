@@ -125,15 +125,18 @@ class RdimKDLoss(nn.Module):
         self._weight_known = not self.auto
 
     def _build_projections(self, projection: dict | Sequence[Projection]) -> list[Projection]:
-        if not isinstance(projection, dict):
-            built = list(projection)
-        elif 'type' not in projection:
-            raise ConfigError("RdimKDLoss: projection needs a type, e.g. 'PCAProjection'.")
-        else:
+        if isinstance(projection, Mapping) and 'type' in projection:
             built = [
                 MODELS.build(dict(projection, num_channels=channels, level=level))
                 for level, channels in enumerate(self.teacher_channels)
             ]
+        else:
+            built = [it for it in projection if isinstance(it, Projection)]
+            if not built or len(built) < len(projection):
+                raise ConfigError(
+                    f"RdimKDLoss: projection must be a dict with a type, e.g. 'PCAProjection', or "
+                    f'a list of built projections, one per level; got {projection!r}.'
+                )
         channels = [p.num_channels for p in built]
         if channels != self.teacher_channels:
             raise ConfigError(

@@ -180,7 +180,8 @@ class PCAProjection(Projection):
         self.dim = dim
 
     def _learn_basis(self, covariance: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(covariance)
+        # On the CPU, so that the basis does not depend on the device.
+        values, vectors = torch.linalg.eigh(covariance.cpu())
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         dim = self.dim
         if isinstance(dim, float):

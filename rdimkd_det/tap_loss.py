@@ -80,10 +80,11 @@ def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> 
 
 
 def _weights_by_stride(where: str, weights: Mapping, strides: list[int]) -> list[float]:
-    weights = {int(stride): weight for stride, weight in weights.items()}
-    if weights.keys() != set(strides):
+    # As text, since keys in JSON are.
+    by_stride = {str(stride): weight for stride, weight in weights.items()}
+    if by_stride.keys() != set(map(str, strides)) or len(by_stride) < len(weights):
         raise ConfigError(
-            f"RdimKDLoss at '{where}': loss_weight has strides {sorted(weights)}, the common "
+            f"RdimKDLoss at '{where}': loss_weight has strides {list(weights)}, the common "
             f'levels have {strides}; give one weight for each, 0 to leave a level out.'
         )
-    return [weights[stride] for stride in strides]
+    return [by_stride[str(stride)] for stride in strides]

@@ -4,7 +4,7 @@ import torch
 from processes import run_distributed
 from torch.autograd import gradcheck
 
-from rdimkd_det.functional import project, rdimkd_loss, standardized_loss, subspace_variance
+from rdimkd_det.functional import project, rdimkd_loss, standardized_loss
 
 SIZES = [(1, 3, 1, 1, 2), (2, 6, 5, 7, 4), (3, 12, 9, 6, 1), (1, 5, 3, 11, 5)]
 
@@ -110,18 +110,6 @@ def test_rdimkd_loss__basis_does_not_fit(basis):
         rdimkd_loss(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5), basis)
 
 
-def test_subspace_variance__literal():
-    # Variances 1 and 4 over the positions of both images; their mean is 2.5.
-    projected = torch.tensor([[[0.0, 2.0], [1.0, 5.0]], [[0.0, 2.0], [5.0, 1.0]]])
-    assert subspace_variance(projected).item() == 2.5
-
-
-def test_subspace_variance__reference():
-    _, teacher, basis = make(2, 6, 5, 7, 4)
-    expected = reference.teacher_variance(teacher, basis)
-    assert subspace_variance(project(teacher, basis)).item() == pytest.approx(expected)
-
-
 @pytest.mark.parametrize('size', SIZES[1:])
 def test_standardized_loss__reference(size):
     student, teacher, basis = make(*size)
@@ -211,19 +199,6 @@ def test_standardized_loss__two_processes_compute_what_one_does(tmp_path):
     for value, _ in results:
         torch.testing.assert_close(value, loss.detach())
     torch.testing.assert_close(torch.cat([grad for _, grad in results]), student.grad)
-
-
-def test_subspace_variance__two_processes_compute_what_one_does(tmp_path):
-    projected = torch.randn(4, 3, 20) + 5 * torch.arange(4.0).reshape(4, 1, 1)
-    halves = projected[:2], projected[2:]
-    for value in run_distributed(lambda rank: subspace_variance(halves[rank]), tmp_path):
-        torch.testing.assert_close(value, subspace_variance(projected))
-
-
-def test_subspace_variance__of_large_means():
-    projected = 1000 + torch.randn(4, 3, 200)
-    expected = projected.double().var((0, 2), correction=0).mean().item()
-    assert subspace_variance(projected).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_rdimkd_loss__of_two_memory_formats():

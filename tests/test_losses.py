@@ -358,7 +358,11 @@ def test_projection__a_basis_per_level():
         ({'student': [6, 6, 6]}, r'student_channels must be .* got \[6, 6, 6\] for num_levels=2'),
         ({'num_levels': 0}, 'got 6 for num_levels=0'),
         ({'level_names': ['p3']}, r"level_names must be 2 names, got \['p3'\]"),
-        ({'projection': {'dim': 2}}, 'projection needs a type'),
+        ({'projection': {'dim': 2}}, 'projection must be a dict with a type'),
+        (
+            {'projection': [{'type': 'RandomProjection', 'dim': 2}]},
+            'or a list of built projections',
+        ),
         ({'projection': [IdentityProjection(6)]}, r'for \[6\] channels, .* have \[6, 6\]'),
         ({'projection': [IdentityProjection(5)] * 2}, r'for \[5, 5\] channels'),
         ({'dim': 7}, "dim must be .* teacher's 6 channels, got 7"),

@@ -47,6 +47,10 @@ def test_loss_weight__strides_that_are_not_there(teacher):
         ConfigError, match=r'strides \[4, 8\], the common levels have \[8, 16, 32\]'
     ):
         MODELS.build(distilled(fcos(), teacher, loss_weight={4: 1, 8: 1}))
+    with pytest.raises(
+        ConfigError, match=r"strides \['p3'\], the common levels have \[8, 16, 32\]"
+    ):
+        MODELS.build(distilled(fcos(), teacher, loss_weight={'p3': 1}))
 
 
 def test_gradient_balance__literal():
