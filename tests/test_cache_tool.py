@@ -286,6 +286,7 @@ def test_mistakes__of_the_command_line(refused, tmp_path):
     assert 'config nowhere.py not found' in refused(config='nowhere.py')
     assert '--shard-mb must be above 0, got 0.0' in refused('--shard-mb', 0)
     assert '--batch-size must be 1 or more, got 0' in refused('--batch-size', 0)
+    assert '--workers must be 0 or more, got -1' in refused('--workers', -1)
     assert 'nowhere is not there' in refused('--out', tmp_path / 'nowhere', '--verify')
     assert 'teacher cache /proc/cache cannot be written: No such' in refused('--out', '/proc/cache')
 

@@ -85,7 +85,7 @@ class TestReportTool:
         monkeypatch.setattr(evaluation, '_test', None)
         assert evaluation.evaluate(run, CONSOLE) == found
         run.checkpoint.touch()
-        with pytest.raises(TypeError):
+        with pytest.raises(ConfigError, match='not callable'):
             evaluation.evaluate(run, CONSOLE)
 
     def test_report__of_an_iteration_based_loop(self, tmp_path, capsys):
@@ -129,6 +129,19 @@ class TestReportTool:
             (trained / 'hidden').rename(annotations)
         assert 'No AP by class or size of plain: val data' in capsys.readouterr().err
         assert 'No AP by class or size of plain: val data' in out.read_text()
+
+    def test_report__damaged_val_data_leave_the_curves(self, trained, tmp_path, capsys):
+        annotations, whole = trained / 'data' / 'annotations.json', tmp_path / 'whole.json'
+        (trained / 'plain' / evaluation.CACHE).unlink(missing_ok=True)
+        shutil.copy(annotations, whole)
+        annotations.write_text(whole.read_text()[:500])
+        try:
+            call_tool('report.py', trained / 'plain', '--out', tmp_path / 'report.html')
+        finally:
+            shutil.copy(whole, annotations)
+        reason = f'No AP by class or size of plain: annotations {annotations} are cut off'
+        assert reason in capsys.readouterr().err
+        assert 'AP at each validation' in (tmp_path / 'report.html').read_text()
 
     @pytest.mark.slow
     @needs_chromium

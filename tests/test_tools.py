@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import pickle
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -712,6 +713,34 @@ def test_annotations__what_they_lack_is_named(files, tmp_path, capsys, change, e
     assert line.startswith('train.py: ' + expected.replace('FILE', str(file)))
     if 'annotation {' in line:
         assert line.endswith(NEEDS)
+
+
+@pytest.mark.parametrize('tool', ['analyze_projection.py', 'cache_teacher.py'])
+def test_annotations__damaged_ones_are_named_by_tools_that_only_look(
+    files, config, tmp_path, capsys, tool
+):
+    cut, out = tmp_path / 'cut.json', tmp_path / 'out.png'
+    cut.write_text((files / 'data/annotations.json').read_text()[:500])
+    path = config(lambda cfg: cfg['train_dataloader']['dataset'].update(ann_file=str(cut)))
+    with pytest.raises(SystemExit) as stopped:
+        call_tool(tool, path, '--out', out)
+    assert stopped.value.code == 2
+    line = one_line(tool, capsys.readouterr().err)
+    assert line.startswith(f'{tool}: annotations {cut} are cut off or damaged: ')
+    assert not out.exists()
+
+
+def test_image__is_named_in_a_plain_training_too(files, tmp_path):
+    image = tmp_path / 'images' / '3.png'
+    shutil.copytree(files / 'data/images', image.parent)
+    image.write_bytes(b'')
+    done = run_tool(
+        *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work', '--cfg-options'),
+        f'train_dataloader.dataset.data_prefix.img={image.parent}',
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f'train.py: image {image} cannot be read (')
 
 
 def test_annotations__byte_order_mark(files, tmp_path, capsys):

@@ -34,7 +34,9 @@ from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.commands.hook_options import distill_hooks
+from rdimkd_det.commands.mistakes import mistakes_told
 from rdimkd_det.commands.options import OptionsAction
+from rdimkd_det.commands.unreadable import files_named
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.files.configs import teacher_entries
@@ -62,6 +64,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch_size is not None and args.batch_size < 1:
         raise ConfigError(f'--batch-size must be 1 or more, got {args.batch_size}.')
+    if args.workers is not None and args.workers < 0:
+        raise ConfigError(f'--workers must be 0 or more, got {args.workers}.')
     if not 0 < args.shard_mb < math.inf:
         raise ConfigError(f'--shard-mb must be above 0, got {args.shard_mb}.')
     return args
@@ -96,10 +100,11 @@ def main() -> None:
         raise ConfigError(f'config {args.config}: no loss has a weight, nothing is to be stored.')
     for part, _ in caches:
         part.prepare(live)
-    if not all((directory / 'cache.json').is_file() for _, directory in caches):
-        fit(cfg, model)
-    for part, directory in caches:
-        make(cfg, model.data_preprocessor, part, directory, args)
+    with mistakes_told(), files_named(cfg):
+        if not all((directory / 'cache.json').is_file() for _, directory in caches):
+            fit(cfg, model)
+        for part, directory in caches:
+            make(cfg, model.data_preprocessor, part, directory, args)
 
 
 def cache_directories(teachers: list[tuple[str, Mapping]], out: str | None) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rdimkd_det.commands import cli
-from rdimkd_det.errors import ConfigError
+from rdimkd_det.errors import ConfigError, TrainingStoppedError, last_line
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.machine import describe_machine
 from rdimkd_det.reports.comparison import comparison_page
@@ -67,8 +67,8 @@ def evaluate_all(
     for run in runs:
         try:
             evaluations[run.name] = evaluate(run, console)
-        except ConfigError as error:
-            remarks.append(f'No AP by class or size of {run.name}: {error}')
+        except (ConfigError, TrainingStoppedError) as error:
+            remarks.append(f'No AP by class or size of {run.name}: {last_line(error)}')
     return evaluations, remarks
 
 

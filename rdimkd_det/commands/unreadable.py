@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..compat import name_unreadable_images
 from ..errors import ConfigError, named_file
 from ..files.configs import annotation_path, mappings
 from .annotations import annotation_mistake
@@ -23,7 +24,9 @@ def files_named(cfg: Config) -> Iterator[None]:
 
     Raises:
         ConfigError: Replaces an ``OSError`` that names a file, and any error in annotations.
+        TrainingStoppedError: An image cannot be read.
     """
+    name_unreadable_images()  # before any data loader has started its workers
     try:
         yield
     except json.JSONDecodeError as error:

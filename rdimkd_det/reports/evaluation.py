@@ -23,6 +23,8 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ..commands.checks import check_data
+from ..commands.mistakes import mistakes_told
+from ..commands.unreadable import files_named
 from ..errors import ConfigError
 from ..inference import trained_detector
 from ..names import type_name
@@ -61,7 +63,8 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
         console (Console): Where to show a progress bar.
 
     Raises:
-        ConfigError: The run has no checkpoint, no val data, or no CocoMetric.
+        ConfigError: The run has no checkpoint, no CocoMetric, or val data that cannot be used.
+        TrainingStoppedError: An image cannot be read.
     """
     if run.checkpoint is None:
         raise ConfigError(f'no whole checkpoint in {run.work_dir}.')
@@ -73,7 +76,8 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
         return Evaluation(kept['scores'], kept['classes'], kept['detections'])
     metric = _coco_metric(run)
     check_data(run.config, ['val'])
-    evaluation = _test(run, metric, console)
+    with mistakes_told(), files_named(run.config):
+        evaluation = _test(run, metric, console)
     write_json(run.work_dir / CACHE, {'made_of': made_of, **vars(evaluation)})
     return evaluation
 
