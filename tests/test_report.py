@@ -13,7 +13,7 @@ from browser import look_at, needs_chromium, photograph
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from rich.console import Console
-from runs import call_tool, distilled, fcos, run_config, train, write_data, write_teacher
+from runs import call_tool, distilled, fcos, hidden, run_config, train, write_data, write_teacher
 
 from rdimkd_det import ConfigError
 from rdimkd_det.reports import evaluation
@@ -129,6 +129,45 @@ class TestReportTool:
             (trained / 'hidden').rename(annotations)
         assert 'No AP by class or size of plain: val data' in capsys.readouterr().err
         assert 'No AP by class or size of plain: val data' in out.read_text()
+
+    def test_report__val_data_that_are_gone_leave_what_was_found_before(
+        self, trained, tmp_path, capsys
+    ):
+        work_dirs, out = [trained / 'plain', trained / 'rdimkd'], tmp_path / 'report.html'
+        for run in read_runs(work_dirs):
+            evaluation.evaluate(run, CONSOLE)
+        with hidden(str(trained / 'data')):
+            call_tool('report.py', *work_dirs, '--out', out)
+        assert 'No images: val data: ' in capsys.readouterr().err
+        assert 'AP by class' in out.read_text()
+
+    def test_find_examples__only_of_the_same_val_data(self, tmp_path):
+        def run(name, classes=('red', 'green', 'blue'), **data):
+            folder = write_data(tmp_path / name, **data)
+            file = folder / 'annotations.json'
+            content = json.loads(file.read_text())
+            content['categories'] = [dict(id=n, name=it) for n, it in enumerate(classes)]
+            file.write_text(json.dumps(content))
+            cfg = run_config(folder, tmp_path, fcos())
+            cfg.val_dataloader.dataset.metainfo.classes = classes
+            return TrainedRun(name, tmp_path, cfg, History(), None)
+
+        def detected(label):
+            return Evaluation({}, {}, {'0': [[1, 2, 30, 40, label, 0.9]]})
+
+        one, copy = run('one'), run('copy')
+        evaluations = {'one': detected(0), 'copy': detected(2)}
+        first, *others = evaluation.find_examples([one, copy], evaluations)
+        assert len(others) == 7
+        assert [first.found[name][0].name for name in ('one', 'copy')] == ['red', 'blue']
+        assert first.path == tmp_path / 'one/images/0.png'
+        for other in (
+            run('resized', size=(64, 96)),
+            run('renamed', ('x', 'red', 'green', 'blue')),
+            run('longer', num_images=9),
+        ):
+            evaluations[other.name] = detected(2)
+            assert evaluation.find_examples([one, other], evaluations) == []
 
     def test_report__damaged_val_data_leave_the_curves(self, trained, tmp_path, capsys):
         annotations, whole = trained / 'data' / 'annotations.json', tmp_path / 'whole.json'

@@ -51,7 +51,11 @@ def main() -> None:
         'command': shlex.join(['python', *sys.argv]),
         **describe_machine(),
     }
-    examples = choose_examples(runs, evaluations, args.images)
+    try:
+        examples = choose_examples(runs, evaluations, args.images)
+    except ConfigError as error:
+        examples = []
+        remarks.append(f'No images: {error}')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, comparison_page(runs, evaluations, examples, remarks, facts))
     for remark in remarks:
@@ -77,10 +81,9 @@ def choose_examples(
 ) -> list[Example]:
     """Return the val images on which the runs differ most; none if their val images differ."""
     evaluated = [run for run in runs if run.name in evaluations]
-    ids = {frozenset(evaluations[run.name].detections) for run in evaluated}
-    if len(evaluated) < 2 or len(ids) > 1 or count == 0:
+    if len(evaluated) < 2 or count == 0:
         return []
-    return most_different(find_examples(evaluated[0], evaluations), count)
+    return most_different(find_examples(evaluated, evaluations), count)
 
 
 if __name__ == '__main__':

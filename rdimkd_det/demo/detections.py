@@ -32,7 +32,7 @@ def choose_examples(data: Path, runs: Sequence[Run], console: Console) -> list[E
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch and mmdet warn about each other on the first image
         evaluations = {student.name: evaluate(student, console) for student in students}
-    return most_different(find_examples(students[0], evaluations), NUM_EXAMPLES)
+    return most_different(find_examples(students, evaluations), NUM_EXAMPLES)
 
 
 def _read(run: Run, data: Path) -> TrainedRun:

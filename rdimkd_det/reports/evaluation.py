@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +82,32 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
     return evaluation
 
 
-def find_examples(run: TrainedRun, evaluations: Mapping[str, Evaluation]) -> list[Example]:
-    """Return the val images of a run, with the detections of several runs.
+def find_examples(
+    runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluation]
+) -> list[Example]:
+    """Return the val images of runs, with the detections of each; none if their val data differ.
 
     Args:
-        run (TrainedRun): One of the runs; all have the same val data.
-        evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation.
+        runs (Sequence[TrainedRun]): The runs.
+        evaluations (Mapping[str, Evaluation]): Name of each to its evaluation.
+
+    Raises:
+        ConfigError: The val data cannot be read.
     """
-    dataset = val_loader(run).dataset
+    found = [_examples_of(run, evaluations[run.name]) for run in runs]
+    images = [[(it.path.name, it.size, it.truths) for it in examples] for examples in found]
+    if any(of_run != images[0] for of_run in images):
+        return []
+    return [
+        replace(same[0], found={name: them for it in same for name, them in it.found.items()})
+        for same in zip(*found)
+    ]
+
+
+def _examples_of(run: TrainedRun, evaluation: Evaluation) -> list[Example]:
+    check_data(run.config, ['val'])
+    with mistakes_told(), files_named(run.config):
+        dataset = val_loader(run).dataset
     classes = dataset.metainfo['classes']
     examples = []
     for index in range(len(dataset)):
@@ -99,10 +117,8 @@ def find_examples(run: TrainedRun, evaluations: Mapping[str, Evaluation]) -> lis
             for it in info['instances']
             if not it.get('ignore_flag')
         ]
-        found = {
-            name: match(_named(evaluation.detections.get(str(info['img_id']), []), classes), truths)
-            for name, evaluation in evaluations.items()
-        }
+        detections = _named(evaluation.detections.get(str(info['img_id']), []), classes)
+        found = {run.name: match(detections, truths)}
         size = info['width'], info['height']
         examples.append(Example(Path(info['img_path']), size, truths, found))
     return examples

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 
+from ..errors import ConfigError
 from .detections import IOU_THRESHOLD, SCORE_THRESHOLD, Box, Detection, Example
 from .labels import Label, place_labels
 from .page import equal_columns
@@ -106,6 +107,8 @@ def embed(path: Path) -> str:
         content = path.read_bytes()
     else:
         image = cv2.imread(str(path))
+        if image is None:
+            raise ConfigError(f'image {path} cannot be read.')
         shrink = min(1.0, MAX_SIDE / max(image.shape[:2]))
         image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         kind, content = 'image/jpeg', cv2.imencode('.jpg', image)[1].tobytes()
