@@ -141,6 +141,19 @@ class TestReportTool:
         assert 'No images: val data: ' in capsys.readouterr().err
         assert 'AP by class' in out.read_text()
 
+    def test_read_runs__the_settings_are_those_of_the_training(self, tmp_path):
+        for part, settings, logged in (
+            ('1', dict(lr=1, load_from='coco.pth', resume=False), {'step': 5, 'loss': 1.0}),
+            ('2', dict(lr=2, load_from='epoch_1.pth', resume=True), {'step': 9, 'loss': 1.0}),
+            ('3', dict(lr=3, load_from='epoch_2.pth', resume=False), {'step': 0, 'coco/AP': 0.1}),
+        ):
+            folder = tmp_path / part / 'vis_data'
+            folder.mkdir(parents=True)
+            Config(settings).dump(folder / 'config.py')
+            (folder / 'scalars.json').write_text(json.dumps(logged))
+        (run,) = read_runs([tmp_path])
+        assert run.config.to_dict() == dict(lr=2, load_from='coco.pth', resume=False)
+
     def test_find_examples__only_of_the_same_val_data(self, tmp_path):
         def run(name, classes=('red', 'green', 'blue'), **data):
             folder = write_data(tmp_path / name, **data)

@@ -107,6 +107,15 @@ def list_parts(work_dir: Path) -> list[str]:
     return sorted(path.parent.name for path in Path(work_dir).glob('*/vis_data'))
 
 
+def list_trained_parts(work_dir: Path) -> list[str]:
+    """As :func:`list_parts`, of those that logged a loss: a test in the directory is none."""
+    return [
+        part
+        for part in list_parts(work_dir)
+        if any('loss' in line for line in _lines(work_dir / part / 'vis_data' / 'scalars.json'))
+    ]
+
+
 def _add_part(history: History, lines: list[dict]) -> None:
     train = [line for line in lines if 'loss' in line]
     if train:  # drop what earlier parts logged beyond the checkpoint that this part resumed from
