@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -625,6 +626,15 @@ def test_file__that_cannot_be_written(files, capsys, tool, option, path):
 def test_file__json_is_a_directory(refused, files, tmp_path):
     line = refused('preflight.py', files / 'distilled.py', '--json', tmp_path)
     assert line == f'preflight.py: --json {tmp_path} is a directory; give the name of a file.'
+
+
+@pytest.mark.parametrize('path', ['/dev/stdout', 'pipe'])
+def test_file__that_is_a_device_stays_one(refused, files, tmp_path, path):
+    os.mkfifo(tmp_path / 'pipe')
+    path = tmp_path / path  # '/dev/stdout' as it is
+    line = refused('preflight.py', files / 'distilled.py', '--samples', 0, '--json', path)
+    assert line.startswith(f'preflight.py: --json {path} is a device or pipe, ')
+    assert (tmp_path / 'pipe').is_fifo()
 
 
 @pytest.mark.parametrize('place', ['train_dataloader.dataset', 'val_evaluator'])

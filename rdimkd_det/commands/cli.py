@@ -128,10 +128,15 @@ def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> Non
         folder_is_made (bool): Whether the tool creates the file's directory. Defaults to False.
 
     Raises:
-        ConfigError: The path is a directory, or no file can be created in its parent.
+        ConfigError: The path is a directory or device, or no file can be created in its parent.
     """
     if path.is_dir():
         raise ConfigError(f'{option} {path} is a directory; give the name of a file.')
+    if (path.exists() and not path.is_file()) or Path('/dev') in path.absolute().parents:
+        raise ConfigError(
+            f'{option} {path} is a device or pipe, in whose place a file would be put; give the '
+            f'name of a file.'
+        )
     try:
         folder = path.absolute().parent
         try_writing(folder if folder_is_made else folder.resolve(strict=True))
