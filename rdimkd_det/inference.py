@@ -18,7 +18,10 @@ from .files.weights import load_strictly
 
 def student_config(model: Mapping) -> Mapping:
     """Return the config of the plain detector: the student's, if the model is distilled."""
-    return model.get('student', model)
+    student = model.get('student', model)
+    if 'data_preprocessor' in model and 'data_preprocessor' not in student:
+        student = {**student, 'data_preprocessor': model['data_preprocessor']}
+    return student
 
 
 def trained_detector(

@@ -4,11 +4,17 @@ import copy
 
 import pytest
 import torch
+from mmdet.models import DetDataPreprocessor
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, set_random_seed
 from runs import assert_equal, distilled, fcos, run_config, write_data, write_teacher
 from torch import nn
+
+from rdimkd_det.export.student import plain_config
+from rdimkd_det.files.configs import read_config, read_detector_config
+from rdimkd_det.inference import trained_detector
 
 RANDOM = dict(type='RandomProjection', dim=8)
 
@@ -62,6 +68,22 @@ def test_data_preprocessor__at_the_top_of_a_config(teacher, tmp_path, runner_typ
     model = runner.model if isinstance(runner.model, nn.Module) else MODELS.build(runner.model)
     assert model.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
     assert not model.distill.bridge.same_values
+
+
+def test_data_preprocessor__at_the_top_of_a_config_is_the_trained_detectors_too(teacher, tmp_path):
+    """Where no Runner hands it on: in exports, reports and pictures, and for the teacher."""
+    model = fcos()
+    preprocessor = model.pop('data_preprocessor')
+    Config(dict(data_preprocessor=preprocessor, model=model)).dump(tmp_path / 'plain.py')
+    assert read_detector_config(str(tmp_path / 'plain.py')).data_preprocessor == preprocessor
+    top = Config(dict(data_preprocessor=preprocessor, model=distilled(model, teacher)))
+    assert plain_config(top).model.data_preprocessor == preprocessor
+    weights = tmp_path / 'student.pth'
+    torch.save(MODELS.build(model).state_dict(), weights)
+    top.dump(tmp_path / 'distilled.py')
+    handed = read_config(tmp_path / 'distilled.py', 'student').model
+    detector = trained_detector(handed, str(weights), 'student')
+    assert isinstance(detector.data_preprocessor, DetDataPreprocessor)
 
 
 def test_data_preprocessor__of_the_student_goes_first(teacher):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed import init_process_group
 from ..distiller import RdimKDDistiller
 from ..errors import ConfigError, TrainingStoppedError
 from ..files.checkpoints import checkpoints_kept
+from ..files.configs import hand_in_preprocessor
 from ..guard import (
     disk_failures_explained,
     guard,
@@ -60,9 +61,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    if cfg.get('data_preprocessor') and isinstance(cfg.get('model'), Mapping):
-        # As the Runner does later, so that models built before then are the same.
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    hand_in_preprocessor(cfg)
     check_sections(cfg)
     check_loops_whole(cfg)
     check_outputs(cfg, args.cfg_options)

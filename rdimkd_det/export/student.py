@@ -21,7 +21,7 @@ from torch import nn
 from ..compat import mend_detectors
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
-from ..files.configs import mappings
+from ..files.configs import hand_in_preprocessor, mappings
 from ..files.literal_configs import parse_config
 from ..files.weights import load_strictly
 from ..files.whole import told_if_unwritable, written_whole
@@ -122,6 +122,7 @@ def plain_config(config: Config) -> Config:
         ConfigError: The config has no model.
     """
     plain = Config(copy.deepcopy(config.to_dict()))
+    hand_in_preprocessor(plain)
     if not isinstance(plain.get('model'), Mapping):
         raise ConfigError(f'config {config.filename or "of the checkpoint"} has no model.')
     plain.model = student_config(plain.model)

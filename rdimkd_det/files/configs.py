@@ -51,7 +51,19 @@ def open_config(name: str) -> Config:
     """
     # Config.fromfile resolves 'mmdet::' in `_base_` only; get_config resolves it here.
     path = own_config(name) or name
-    return get_config(path) if '::' in path else Config.fromfile(path)
+    config = get_config(path) if '::' in path else Config.fromfile(path)
+    hand_in_preprocessor(config)
+    return config
+
+
+def hand_in_preprocessor(config: Config) -> None:
+    """Give a model the ``data_preprocessor`` at the top of its config, as mmengine's Runner does.
+
+    Args:
+        config (Config): A config; it is changed in place.
+    """
+    if config.get('data_preprocessor') and isinstance(config.get('model'), Mapping):
+        config.model.setdefault('data_preprocessor', config.data_preprocessor)
 
 
 def mappings(node: object) -> Iterator[Mapping]:

@@ -38,7 +38,8 @@ def comparable(config: Config) -> dict:
     model = content.get('model') or {}
     content['model'] = student_config(model)
     if content['model'] is not model:
-        content['distillation'] = {key: it for key, it in model.items() if key != 'student'}
+        own = model.keys() - {'student', 'data_preprocessor'}  # the latter is the student's
+        content['distillation'] = {key: model[key] for key in own}
     return content
 
 
