@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cached_runs import FLIP, cached_run, make_cache, write_files
-from runs import call_tool, run_config, run_tool, trained_losses
+from runs import call_tool, run_config, run_tool, trained_losses, write_data
 
 from rdimkd_det.acceleration import Acceleration
 from rdimkd_det.cache.store import TeacherCache
@@ -328,6 +328,20 @@ def test_mistakes__cache_of_another_config(cache, refused, changed):
     line = refused('--out', cache, config=config)
     assert "was made with other projection at 'neck': {'dim': 8" in line
     assert contents(cache) == before
+
+
+@pytest.mark.parametrize('num_images', [7, 9])
+def test_mistakes__cache_of_other_images(files, cache, refused, changed, tmp_path, num_images):
+    """One of the data as they were before an image was added or removed, complete or not."""
+    data = write_data(tmp_path / 'data', num_images)
+    config = changed(lambda config: config.train_dataloader.dataset.update(data_root=str(data)))
+    for harm in (lambda: None, (cache / '00002.json').unlink):
+        harm()
+        before = contents(cache)
+        line = refused('--out', cache, config=config)
+        assert 'was made with other images: 8 (their names: ' in line
+        assert f'this config has {num_images} (' in line
+        assert contents(cache) == before
 
 
 def test_several_teachers__each_has_its_directory(files, changed, tmp_path):

@@ -149,8 +149,11 @@ def make(
         cache = TeacherCache(directory)
         check_facts(cache, facts)
         facts = cache.about['facts']
-    images = cache_images(cfg, facts['flip'])
+    images, of_images = cache_images(cfg, facts['flip'])
+    if 'images' in facts:  # a shard that is missing would hold other images than it should
+        check_facts(cache, of_images)
     if is_main_process() and not (directory / 'cache.json').is_file():
+        facts = {**facts, **of_images}
         prepare_cache(directory, part, facts, preprocessor, images, int(args.shard_mb * 1e6))
     barrier()
     cache = TeacherCache(directory)

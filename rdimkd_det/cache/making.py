@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -43,27 +44,31 @@ def without_cache(cfg: Config) -> Config:
     return cfg
 
 
-def cache_images(cfg: Config, flip: bool) -> Dataset:
+def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict[str, str]]:
     """Return the dataset of all images to cache, without annotations: unflipped, then flipped.
 
     Args:
         cfg (Config): Config of the training run.
         flip (bool): Whether the run flips images; if not, there are no flipped ones.
 
+    Returns:
+        tuple[Dataset, dict[str, str]]: The images; and the fact 'images', which stands for the keys
+        of those that are not flipped, in their order.
+
     Raises:
         ConfigError: Two images have the same key.
     """
-    parts = []
+    parts, facts = [], {}
     for flipped in (False, True) if flip else (False,):
         for leaf in cacheable_datasets(cfg.train_dataloader.dataset):
             pipeline = unaugmented(leaf['pipeline'], flipped)
             parts.append(DATASETS.build(ConfigDict({**leaf, 'pipeline': pipeline})))
         if not flipped:
-            _check_names(parts)
-    return ConcatDataset(parts)
+            facts = _name_facts(parts)
+    return ConcatDataset(parts), facts
 
 
-def _check_names(datasets: Sequence[Dataset]) -> None:
+def _name_facts(datasets: Sequence[Dataset]) -> dict[str, str]:
     names = [entry_key(part.get_data_info(n)) for part in datasets for n in range(len(part))]
     doubles = len(names) - len(set(names))
     if doubles:
@@ -71,6 +76,8 @@ def _check_names(datasets: Sequence[Dataset]) -> None:
             f'teacher cache: {doubles} images have the img_id and file name of another one; give '
             f'each image its own.'
         )
+    digest = hashlib.sha256('\n'.join(names).encode()).hexdigest()
+    return {'images': f'{len(names)} (their names: {digest[:8]})'}
 
 
 def part_facts(part: Distillation, cfg: Config) -> dict:
