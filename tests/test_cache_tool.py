@@ -158,6 +158,14 @@ def test_two_processes__each_shard_is_somebodys(files, tmp_path, refused):
     assert TeacherCache(tmp_path / 'cache').missing_shards() == []
 
 
+def test_loader__of_pytorchs_defaults(changed, tmp_path):
+    def forget(config):
+        del config.train_dataloader['num_workers'], config.train_dataloader['batch_size']
+
+    call_tool('cache_teacher.py', changed(forget), '--out', tmp_path / 'new')
+    assert not TeacherCache(tmp_path / 'new').missing_shards()
+
+
 @pytest.mark.parametrize('hooks', [[], [dict(type='DistillHook', priority=49)]])
 def test_hook__may_be_missing_and_have_a_priority(changed, tmp_path, hooks):
     path = changed(lambda cfg: cfg.update(custom_hooks=hooks))

@@ -162,8 +162,9 @@ def make(
         cache.remove_leftovers()
         print(f'{directory}: {check_room(cache)}.')
     barrier()  # the free space is measured before any process writes a shard
-    batch_size = args.batch_size or cfg.train_dataloader.batch_size
-    workers = cfg.train_dataloader.num_workers if args.workers is None else args.workers
+    loading = {'batch_size': 1, 'num_workers': 0, **cfg.train_dataloader}  # PyTorch's defaults
+    batch_size = args.batch_size or loading['batch_size']
+    workers = loading['num_workers'] if args.workers is None else args.workers
     start = time.monotonic()
     total = len(cache.missing_shards()) * cache.about['shard_entries'] // get_world_size()
     with counting_bar('caching the teacher', total, shown=is_main_process()) as advance:
