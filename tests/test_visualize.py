@@ -116,6 +116,7 @@ def trained(tmp_path_factory):
         cfg = run_config(data, root / name, model, max_epochs=1)
         train(cfg)
         cfg.dump(str(root / f'{name}.py'))
+    cv2.imwrite(str(root / 'flat.png'), np.zeros((1, 3000, 3), np.uint8))
     return root
 
 
@@ -201,6 +202,22 @@ class TestVisualizeTool:
         seen = look_at(html, tmp_path)
         assert (seen['width'] <= 360, seen['loaded'], seen['broken']) == (True, [], 0)
 
+    def test_visualize__with_the_pipeline_of_val_where_there_is_no_test(
+        self, trained, tmp_path, capsys
+    ):
+        config, *seen = arguments(trained, trained / 'data' / 'images' / '0.png')
+        cfg = Config.fromfile(config)
+        cfg.update(test_dataloader=None, test_cfg=None, test_evaluator=None)
+        cfg.dump(tmp_path / 'no_test.py')
+        call_tool('visualize.py', tmp_path / 'no_test.py', *seen, '--out', tmp_path / 'f.png')
+        assert (tmp_path / 'f.png').is_file()
+        cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+        cfg.dump(tmp_path / 'no_val.py')
+        with pytest.raises(SystemExit) as status:
+            call_tool('visualize.py', tmp_path / 'no_val.py', *seen, '--out', tmp_path / 'g.png')
+        assert status.value.code == 2
+        assert 'has neither test_dataloader nor val_dataloader' in capsys.readouterr().err
+
     @pytest.mark.slow
     @pytest.mark.parametrize(
         'change, message',
@@ -211,6 +228,7 @@ class TestVisualizeTool:
             (dict(config='plain.py'), 'the model is a plain FCOS'),
             (dict(image='plain.py'), 'cannot be read as an image'),
             (dict(image='none.png'), 'none.png not found'),
+            (dict(image='flat.png'), 'flat.png: the test pipeline does not take it: '),
             (dict(out='features.jpg'), 'must be a .png or .html file'),
         ],
     )

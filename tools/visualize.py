@@ -62,6 +62,12 @@ def build_viewer(cfg: Config, args: argparse.Namespace) -> Viewer:
     """Load the students and the teacher."""
     cfg = without_cache(cfg)
     check_model(cfg, training=False)
+    cfg.test_dataloader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if not cfg.test_dataloader:
+        raise ConfigError(
+            f'config {args.config} has neither test_dataloader nor val_dataloader, whose pipeline '
+            f'prepares the images.'
+        )
     device = get_device()
     distilled = trained_student(cfg.model, args.checkpoint, who='student').to(device)
     plain = None

@@ -23,6 +23,7 @@ from ..features import record_outputs
 from ..functional import RELATIVE_EPS
 from ..losses import RdimKDLoss
 from ..monitoring import adapted_maps, explained_share
+from ..names import explain
 from ..preflight.classes import teacher_classes
 from ..preflight.detector import at_size_of, build_detector
 
@@ -180,13 +181,19 @@ class Viewer:
             path (Path): The image file.
 
         Raises:
-            ConfigError: The file cannot be read as an image.
+            ConfigError: The file cannot be read as an image, or the test pipeline fails on it.
         """
         image = cv2.imread(str(path))
         if image is None:
             raise ConfigError(f'{path} cannot be read as an image.')
         view = ImageView(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        batch = pseudo_collate([self.pipeline(dict(img_path=str(path), img_id=0))])
+        try:
+            shown = self.pipeline(dict(img_path=str(path), img_id=0))
+        except Exception as error:  # every transform has its own, e.g. for one of no height
+            raise ConfigError(
+                f'{path}: the test pipeline does not take it: {explain(error)}'
+            ) from error
+        batch = pseudo_collate([shown])
         batch = self.distilled.data_preprocessor(batch, False)
         inputs, samples = batch['inputs'], batch['data_samples']
         parts = self.distilled.distill.parts
