@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +17,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from runs import (
+    REPOSITORY,
     call_tool,
     distilled,
     fcos,
@@ -621,6 +624,17 @@ def test_file__that_cannot_be_written(files, capsys, tool, option, path):
         f'{tool}: {option} {path} cannot be written: No such file or directory; give a file in a '
         f'directory that is there and yours.'
     )
+
+
+def test_output__that_nobody_reads_any_more_ends_without_a_word(tmp_path):
+    command = [sys.executable, REPOSITORY / 'tools/make_digits.py', '--out', tmp_path / 'digits']
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, '--num-train', '1', '--num-val', '1'], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b'')
 
 
 def test_file__json_is_a_directory(refused, files, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,7 +47,12 @@ def run(main: Callable[[], None]) -> None:
     warnings.filterwarnings('ignore', message='torch.meshgrid: in an upcoming release')
     interrupted = None
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # what Python itself would find too late for the handlers below
+    except BrokenPipeError:
+        leave_closed_pipe()
     except ConfigError as error:
         exit_with(' '.join(str(error).split()))
     except (FloatingPointError, TrainingStoppedError) as error:
@@ -62,6 +68,12 @@ def run(main: Callable[[], None]) -> None:
     leave_process_group()  # only here, where all processes end together
     if interrupted is not None:
         exit_with(*interrupted)
+
+
+def leave_closed_pipe() -> None:
+    """End without a word, as other commands do: who read the output, e.g. ``head``, has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def leave_process_group() -> None:

@@ -84,7 +84,7 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
     runner.register_hook(first_time)
     try:
         yield
-    except (ConfigError, FloatingPointError, TrainingStoppedError):
+    except (ConfigError, FloatingPointError, TrainingStoppedError, BrokenPipeError):
         raise
     except Exception as error:
         if not first_time.covers(error):
@@ -104,7 +104,7 @@ def mistakes_told() -> Iterator[None]:
     """
     try:
         yield
-    except (FloatingPointError, TrainingStoppedError):
+    except (FloatingPointError, TrainingStoppedError, BrokenPipeError):
         raise
     except Exception as error:
         raise as_config_error(error) from error
