@@ -483,6 +483,18 @@ def test_mistake__work_dir_not_writable(refused, files, tmp_path):
     assert (tmp_path / 'file').read_text() == 'kept'
 
 
+def test_mistake__resumed_checkpoint_of_another_architecture(refused, files, tmp_path):
+    """Often of the same config before a class was added; the Runner would load what fits."""
+    weights = plain_weights()
+    weights['bbox_head.conv_cls.bias'] = torch.zeros(4)
+    meta, optimizer = dict(epoch=1, iter=2), dict(state={}, param_groups=[])
+    content = dict(state_dict=weights, meta=meta, optimizer=optimizer, message_hub={})
+    torch.save(content, tmp_path / 'epoch_1.pth')
+    line = refused('train.py', files / 'plain.py', '--resume', tmp_path / 'epoch_1.pth')
+    assert f'epoch_1.pth is not of config {files}/plain.py: 146 of 147 keys match; ' in line
+    assert '1 of another shape (bbox_head.conv_cls.bias (4,) for (3,))' in line
+
+
 def test_mistake__tested_checkpoint_of_another_architecture(refused, files, tmp_path):
     path = files / 'teacher/teacher.pth'  # twice as wide
     line = refused('test.py', files / 'plain.py', path)

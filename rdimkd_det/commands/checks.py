@@ -226,16 +226,16 @@ def check_checkpoint(cfg: Config, model: nn.Module, training: bool) -> None:
     """Check the checkpoint that the run starts from, if there is one.
 
     mmengine (0.10.7, OneDL 0.10.12) loads the weights that fit and leaves the rest as initialised.
-    A training run may start like that; a test needs the checkpoint's own detector.
+    A training run may start like that; a test or a resumed run needs the checkpoint's own detector.
 
     Args:
         cfg (Config): The run's config, with its ``load_from`` and ``resume``.
-        model (nn.Module): The run's model; for testing, the weights are loaded into it.
+        model (nn.Module): The run's model; to test or resume, the weights are loaded into it.
         training (bool): Whether the run trains; otherwise it tests.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or could run code; cannot be resumed; or,
-            for testing, is of another architecture than the model.
+            for testing or resuming, is of another architecture than the model.
     """
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
@@ -244,10 +244,10 @@ def check_checkpoint(cfg: Config, model: nn.Module, training: bool) -> None:
         return
     checkpoint = read_checkpoint_safely(path, who='model')
     weights = weights_in(checkpoint, path, who='model')
-    if not training:
-        load_strictly(model, weights, path, f'config {cfg.filename}', who='model')
-    elif cfg.get('resume'):
+    if training and cfg.get('resume'):
         check_resumable(checkpoint, path, model)
+    if not training or cfg.get('resume'):
+        load_strictly(model, weights, path, f'config {cfg.filename}', who='model')
 
 
 def check_resumable(checkpoint: Mapping, path: str, model: nn.Module) -> None:
