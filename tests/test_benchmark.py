@@ -246,6 +246,15 @@ def test_tool__wrong_use(rivals, capsys, arguments, message):
     assert message in error and error.count('\n') == 1
 
 
+def test_tool__a_step_that_fails(rivals, config, capsys):
+    """One position a channel is too few for BatchNorm."""
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('benchmark.py', config, '--shape', 1, 1, '--random-weights', '--only', 'steps')
+    error = capsys.readouterr().err
+    assert 'cannot be run: ValueError: Expected more than 1 value' in error
+    assert error.count('\n') == 1
+
+
 def test_tool__nothing_to_measure(rivals, config, capsys):
     with pytest.raises(SystemExit, match='2'):
         call_tool('benchmark.py', config, '--cfg-options', 'model.losses.neck.loss_weight=0')

@@ -22,6 +22,7 @@ from rdimkd_det.benchmark.steps import compare_with_floor, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.benchmark.tables import print_report
 from rdimkd_det.commands import cli
+from rdimkd_det.commands.mistakes import mistakes_told
 from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.stopwatch import describe_device, measure
@@ -58,7 +59,8 @@ def main() -> None:
     cli.apply_options(cfg, args.cfg_options)
     with tempfile.TemporaryDirectory() as folder:
         prepare(cfg, Path(folder, 'random.pth') if args.random_weights else None)
-        report = run(cfg, args)
+        with mistakes_told():
+            report = run(cfg, args)
     print_report(report)
     if args.json:
         write_text(args.json, json.dumps(report, indent=2) + '\n')
