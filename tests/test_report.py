@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -87,6 +88,17 @@ class TestReportTool:
         run.checkpoint.touch()
         with pytest.raises(ConfigError, match='not callable'):
             evaluation.evaluate(run, CONSOLE)
+
+    def test_evaluate__in_a_directory_that_cannot_be_written(self, trained, tmp_path, monkeypatch):
+        copy = shutil.copytree(trained / 'plain', tmp_path / 'copy')
+        (copy / evaluation.CACHE).unlink(missing_ok=True)
+
+        def refuse(path, content):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+        monkeypatch.setattr(evaluation, 'write_json', refuse)
+        (run,) = read_runs([copy])
+        assert set(evaluation.evaluate(run, CONSOLE).classes) == {'red', 'green', 'blue'}
 
     def test_report__of_an_iteration_based_loop(self, tmp_path, capsys):
         cfg = run_config(write_data(tmp_path / 'data'), tmp_path / 'run', fcos())

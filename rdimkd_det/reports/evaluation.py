@@ -78,7 +78,8 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
     check_data(run.config, ['val'])
     with mistakes_told(), files_named(run.config):
         evaluation = _test(run, metric, console)
-    write_json(run.work_dir / CACHE, {'made_of': made_of, **vars(evaluation)})
+    with contextlib.suppress(OSError):  # of somebody else; it is evaluated again the next time
+        write_json(run.work_dir / CACHE, {'made_of': made_of, **vars(evaluation)})
     return evaluation
 
 
