@@ -140,6 +140,18 @@ def test_save_config__overwrites_when_told_and_never_what_it_reads(tmp_path, cap
     assert Config.fromfile(other).model.type == 'RdimKDDistiller'
 
 
+def test_save_config__options_of_a_training_are_not_forgotten(tmp_path, capsys):
+    path = tmp_path / 'mine.py'
+    options = ('--amp', '--cfg-options', 'train_cfg.max_epochs=7')
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('distill.py', R18, R50, 't.pth', '--dim', 32, '--save-config', path, *options)
+    assert capsys.readouterr().err == (
+        'distill.py: --save-config writes a config and trains nothing; give --cfg-options, --amp '
+        'to tools/train.py with it.\n'
+    )
+    assert not path.exists()
+
+
 def test_distill__trains(tmp_path):
     data = write_data(tmp_path / 'data')
     teacher = write_teacher(tmp_path)

@@ -45,6 +45,13 @@ def parse_args() -> argparse.Namespace:
 
 def check_saved_config(path: Path, args: argparse.Namespace) -> None:
     """Check that the new config can be written, and overwrites nothing without --force."""
+    training = ('work_dir', 'cfg_options', 'amp', 'auto_scale_lr', 'resume')
+    given = [f'--{name.replace("_", "-")}' for name in training if getattr(args, name)]
+    if given:
+        raise ConfigError(
+            f'--save-config writes a config and trains nothing; give {", ".join(given)} to '
+            f'tools/train.py with it.'
+        )
     cli.check_out_file(path, '--save-config', folder_is_made=True)
     for who, read in (('student', args.config), ('teacher', args.teacher)):
         if path.exists() and Path(read).exists() and path.samefile(read):
