@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
+from rich.console import Console
 from runs import CLASSES, call_tool, distilled, fcos, load, run_config, run_tool, train, write_data
 from torch import nn
 
@@ -840,6 +843,15 @@ def test_judge_aps(aps, severity, expected):
     figures = {'bridge': aps.bridge, 'own': aps.own}
     figures |= {} if aps.mended is None else {'mended': aps.mended}
     assert report.figures == {'teacher_ap': {'Teacher AP': figures}}
+
+
+def test_report__a_long_path_is_printed_whole():
+    path = f'/data/{"x" * 80}/epoch_12.pth'
+    report = Report('')
+    report.error('Teacher weights', f'{path} looks untrained', 'give another')
+    console = Console(file=io.StringIO(), width=80)
+    report.print(console)
+    assert path in re.sub(r'\s+', '', console.file.getvalue())
 
 
 # The whole teacher

@@ -96,6 +96,8 @@ class Report:
         """Print the report; it is readable without colours, too."""
         console.print(self.title, style='bold', soft_wrap=True, highlight=False)
         grid = RichTable.grid(padding=(0, 2))
+        for overflow in ('ellipsis', 'ellipsis', 'fold'):  # of a long path the end matters, too
+            grid.add_column(overflow=overflow)
         for finding in self.findings:
             text = Text(finding.text)
             if finding.mend:
