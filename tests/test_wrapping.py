@@ -189,9 +189,10 @@ def test_analyze_projection__table_and_picture(tmp_path, capsys):
     # The model goes where mmengine says, and there is no such place.
     with (
         mock.patch('mmengine.device.get_device', return_value='nowhere'),
-        pytest.raises(RuntimeError, match='nowhere'),
+        pytest.raises(SystemExit, match='2'),
     ):
         call_tool('analyze_projection.py', config, '--images', 8, '--out', picture)
+    assert capsys.readouterr().err.endswith(': nowhere\n')
 
 
 @pytest.mark.parametrize(
