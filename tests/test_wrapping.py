@@ -180,9 +180,11 @@ def test_analyze_projection__table_and_picture(tmp_path, capsys):
 
     with (
         mock.patch('matplotlib.figure.Figure.savefig', half),
-        pytest.raises(OSError, match='space'),
+        pytest.raises(SystemExit, match='2'),
     ):
         call_tool('analyze_projection.py', config, '--images', 8, '--out', picture)
+    full = f'analyze_projection.py: {picture}: No space left on device.\n'
+    assert capsys.readouterr().err.endswith(full)
     assert picture.read_bytes().startswith(b'\x89PNG')  # the old one, and nothing beside it
     assert not list(tmp_path.glob('.*'))
 

@@ -33,7 +33,7 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        if error.filename == str(temporary):
+        if error.errno and error.filename in (None, str(temporary)):  # None: of a full disk
             error.filename = str(path)  # the name that the user gave
         raise
     finally:
