@@ -64,8 +64,8 @@ class Acceleration:
             )
         if self.share_weights and (self.fuse or self.channels_last):
             raise ConfigError(
-                'teacher: share_weights=True needs fuse=False and channels_last=False, which give '
-                'each process weights of its own.'
+                'teacher: share_weights=True needs fuse=False and channels_last=False, which copy '
+                'the weights in each process.'
             )
         if self.share_weights and DTYPES.get(self.precision):
             raise ConfigError(
@@ -134,7 +134,7 @@ def accelerate(
     """
     steps = [fuse_conv_bn] if options.fuse else []
     steps += [_channels_last] if options.channels_last else []
-    network = _with_harmless(steps, build, taps) if steps else build()
+    network = _apply_harmless(steps, build, taps) if steps else build()
     network.requires_grad_(False).eval()  # folding creates new parameters and modules
     if options.compile:
         for name, child in list(network.named_children()):
@@ -143,7 +143,7 @@ def accelerate(
     return network
 
 
-def _with_harmless(
+def _apply_harmless(
     steps: Sequence[Callable], build: Callable[[], nn.Module], taps: Sequence[str]
 ) -> nn.Module:
     """Build a network and apply all steps, one or none, whichever first preserves its maps.

@@ -29,7 +29,7 @@ def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
 
 
 def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Compute the coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
+    """Compute the coordinates ``K^T r(F_s)`` with the adapter fold_adapter into the basis.
 
     One product takes the student's map from C_s channels to d; the adapted map with C_t channels
     is never materialised.
@@ -42,13 +42,13 @@ def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tenso
     Returns:
         Tensor: (N, d, H * W).
     """
-    coordinates = project(student, folded(adapter, basis))
+    coordinates = project(student, fold_adapter(adapter, basis))
     if isinstance(adapter, nn.Identity):
         return coordinates
     return coordinates + (adapter.bias.to(basis.dtype) @ basis)[:, None]
 
 
-def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
+def fold_adapter(adapter: nn.Module, basis: Tensor) -> Tensor:
     """Fold an adapter's weight into a basis, without the adapter's bias.
 
     Args:
@@ -63,7 +63,7 @@ def folded(adapter: nn.Module, basis: Tensor) -> Tensor:
     return adapter.weight.flatten(1).t().to(basis.dtype) @ basis
 
 
-def unused_bias(adapter: nn.Module) -> Tensor | float:
+def zero_of_bias(adapter: nn.Module) -> Tensor | float:
     """Return 0, with a gradient of 0 for the bias, which a standardised loss does not use.
 
     The bias stays a parameter, so that the 'distill' entry and the optimizer state of earlier

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .distillation import Distillation
-from .progress import watched
+from .progress import with_progress
 
 
 class ChannelCovariance:
@@ -146,5 +146,5 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
     # `zip` starts the workers here, before the bar's thread exists, whose locks they would inherit.
     batches = (batch for _, batch in zip(range(num_batches), loader))
     if is_main_process():
-        batches = watched(batches, 'training images', total=num_batches)
+        batches = with_progress(batches, 'training images', total=num_batches)
     yield from batches

@@ -154,7 +154,7 @@ def show_student_in_config() -> None:
 
 
 @cache
-def mend_detectors() -> None:
+def patch_detectors() -> None:
     """Work around bugs of mmdet that stop some detectors from running.
 
     Call it when a model is built, not at import: it imports all of mmdet's models.
@@ -207,8 +207,8 @@ def name_unreadable_images() -> None:
             path = results.get('img_path')
             reason = str(error).strip().split('\n')[-1] or type(error).__name__
             raise TrainingStoppedError(
-                f'image {path} cannot be read ({reason}); mend or remove it, and its entry in the '
-                f'annotations.'
+                f'image {path} cannot be read ({reason}); repair it, or remove it and its '
+                f'entry in the annotations.'
             ) from error
 
     LoadImageFromFile.transform = transform_or_name

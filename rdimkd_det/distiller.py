@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .balance import differentiable_checkpoints
-from .compat import mend_detectors
+from .compat import patch_detectors
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
@@ -61,7 +61,7 @@ class RdimKDDistiller:
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student calls this
             return super().__new__(cls)
         _check_arguments(student, teacher, losses)
-        mend_detectors()
+        patch_detectors()
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
@@ -185,7 +185,9 @@ def _total(detector: nn.Module, losses: dict[str, Tensor]) -> Tensor:
 
 def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[str]) -> nn.Module:
     if isinstance(detector, RdimKDDistiller):
-        raise ConfigError('RdimKDDistiller: the student is a distilled model already.')
+        raise ConfigError(
+            'RdimKDDistiller: the student is distilled already; give the plain detector.'
+        )
     try:
         distill = build_distillation(detector, teacher, losses)
     except UnreadableConfigError as error:
@@ -210,7 +212,7 @@ def _distilling_class(detector_class: type) -> type:
 
 def _new_distilling(student_class: type) -> nn.Module:
     """Create an empty instance for pickle to fill, possibly in another process."""
-    mend_detectors()
+    patch_detectors()
     distilling_class = _distilling_class(student_class)
     return distilling_class.__new__(distilling_class)
 

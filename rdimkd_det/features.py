@@ -93,7 +93,7 @@ def find_module(network: nn.Module, tap: str) -> nn.Module:
         module = None
     if module is None or module is network:
         available = [name for name, child in network.named_children() if child is not None]
-        name = getattr(network, 'called', type(network).__name__)
+        name = getattr(network, 'display_name', type(network).__name__)
         raise ConfigError(
             f"tap '{tap}': {name} has no such module; it has "
             f'{", ".join(repr(name) for name in available)}.'
@@ -176,9 +176,10 @@ def _outputs_of_blank(
             raise
         except RuntimeError as error:
             reason = error
+    name = getattr(network, 'display_name', type(network).__name__)
     raise ProbeError(
-        f'{getattr(network, "called", type(network).__name__)}: no features can be extracted from '
-        f'blank images of {", ".join(map(str, sizes))} pixels: {explain(reason)}'
+        f'{name}: no features can be extracted from blank images of '
+        f' {", ".join(map(str, sizes))} pixels: {explain(reason)}'
     ) from reason
 
 

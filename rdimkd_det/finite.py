@@ -69,14 +69,14 @@ def take_broken(checks: Iterable[FiniteCheck]) -> list[str]:
 
 
 def stop_if_broken(
-    checks: Iterable[FiniteCheck], say_what_is_kept: Callable[[], str] = str
+    checks: Iterable[FiniteCheck], describe_checkpoints: Callable[[], str] = str
 ) -> None:
     """Stop a training whose distillation losses are not finite.
 
     Args:
         checks (Iterable[FiniteCheck]): One per teacher.
-        say_what_is_kept (Callable): Returns a sentence on the checkpoint to resume from. Defaults
-            to none.
+        describe_checkpoints (Callable): Returns a sentence on the checkpoint to resume from.
+            Defaults to none.
 
     Raises:
         FloatingPointError: A loss is not finite; the message names all such losses.
@@ -84,7 +84,7 @@ def stop_if_broken(
     names = take_broken(checks)
     if not names:
         return
-    kept = say_what_is_kept()
+    kept = describe_checkpoints()
     raise FloatingPointError(
         f'{", ".join(names)} is not finite: the feature maps of student or teacher hold NaN or '
         f'infinity at that level. {kept + " " if kept else ""}Lower the learning rate, train '

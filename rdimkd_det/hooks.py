@@ -25,13 +25,13 @@ from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .files.checkpoints import forget_kept_checkpoints
 from .finite import FiniteCheck, stop_if_broken
-from .guard import StepSkipper, deferred_checks, guard, last_finite
+from .guard import StepSkipper, defer_checks, describe_last_finite, guard
 from .inheritance import inherit_from_teacher
-from .monitoring import Monitor, weights_in_force
+from .monitoring import Monitor, effective_weights
 from .random_state import preserved_random_state
-from .resumption import KEY, check_same_training, training_facts
+from .resumption import KEY, check_same_distillation, training_facts
 from .schedule import build_schedule
-from .values import is_whole
+from .values import is_whole_number
 
 NONFINITE = ('stop', 'skip')
 
@@ -71,7 +71,7 @@ class DistillHook(Hook):
         nonfinite: str = 'stop',
         monitor_interval: int = 50,
     ) -> None:
-        if calibration_images is not None and not is_whole(calibration_images, least=1):
+        if calibration_images is not None and not is_whole_number(calibration_images, least=1):
             raise ConfigError(
                 'DistillHook: calibration_images must be a whole number of 1 or more.'
             )
@@ -79,7 +79,7 @@ class DistillHook(Hook):
             raise ConfigError(
                 f'DistillHook: nonfinite must be one of {NONFINITE}, got {nonfinite!r}.'
             )
-        if not is_whole(monitor_interval, least=0):
+        if not is_whole_number(monitor_interval, least=0):
             raise ConfigError('DistillHook: monitor_interval must be a whole number of 0 or more.')
         self.calibration_images = calibration_images
         self.seed = seed
@@ -87,7 +87,7 @@ class DistillHook(Hook):
         self.nonfinite = nonfinite
         self.monitor_interval = monitor_interval
         self._to_stop_at: list[FiniteCheck] = []
-        self._say_what_is_kept: Callable[[], str] = str
+        self._describe_checkpoints: Callable[[], str] = str
         self._skipper: StepSkipper | None = None
         self._facts: dict[str, str] = {}
         self._resumed = False
@@ -108,8 +108,8 @@ class DistillHook(Hook):
         if self.nonfinite == 'skip':
             self._skipper = StepSkipper(runner)
         else:
-            self._to_stop_at = deferred_checks(runner)
-            self._say_what_is_kept = partial(last_finite, runner.work_dir)
+            self._to_stop_at = defer_checks(runner)
+            self._describe_checkpoints = partial(describe_last_finite, runner.work_dir)
         self._apply_schedule(runner, model.distill)
         parts = [part for part in model.distill.parts if part.wanted]
         if parts and not self.schedule.stopped(self._time(runner)):
@@ -167,14 +167,14 @@ class DistillHook(Hook):
             FloatingPointError: A loss of this iteration is not finite; the message names it.
         """
         # Costs no extra wait: RuntimeInfoHook has just waited for the device to log the losses.
-        stop_if_broken(self._to_stop_at, self._say_what_is_kept)
+        stop_if_broken(self._to_stop_at, self._describe_checkpoints)
         if not self.every_n_train_iters(runner, self.monitor_interval):
             return
         for part in distilled_student(runner.model).distill.parts:
             scalars = part.observer.scalars()
             part.observer = None
             for _, loss in part.items():
-                scalars.update(weights_in_force(loss))
+                scalars.update(effective_weights(loss))
             for name, value in scalars.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
 
@@ -221,7 +221,7 @@ class DistillHook(Hook):
             FloatingPointError: A loss of this iteration is not finite. Weights that it has spoilt
                 are not saved, independent of the order of the hooks in a config.
         """
-        stop_if_broken(self._to_stop_at, self._say_what_is_kept)
+        stop_if_broken(self._to_stop_at, self._describe_checkpoints)
         distill = distilled_student(runner.model).distill
         checkpoint['distill'] = weights_to_cpu(distill.state_dict())
         checkpoint['meta'][KEY] = self._facts
@@ -242,11 +242,11 @@ class DistillHook(Hook):
         if 'distill' not in checkpoint:
             runner.logger.warning(
                 'RdimKD: the checkpoint holds no distillation state; the projections are fitted '
-                'and the adapters start anew.',
+                'again and the adapters start from their initial weights.',
             )
             return
         distill = distilled_student(runner.model).distill
-        check_same_training(checkpoint.get('meta', {}), training_facts(distill))
+        check_same_distillation(checkpoint.get('meta', {}), training_facts(distill))
         try:
             distill.load_state_dict(checkpoint['distill'])
         except RuntimeError as error:

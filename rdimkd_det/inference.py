@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
-from .compat import mend_detectors
+from .compat import patch_detectors
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
 from .files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
@@ -42,7 +42,7 @@ def trained_detector(
         ConfigError: The checkpoint cannot be read or is of another architecture.
     """
     weights = load_checkpoint_safely(checkpoint, who)
-    mend_detectors()
+    patch_detectors()
     detector = revert_sync_batchnorm(MODELS.build(deepcopy(student_config(model))))
     load_strictly(detector, weights, checkpoint, config, who)
     return detector.eval()

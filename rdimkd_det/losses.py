@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from . import functional
-from .adapters import folded, new_adapter, project_adapted, unused_bias, zero_of
+from .adapters import fold_adapter, new_adapter, project_adapted, zero_of, zero_of_bias
 from .errors import ConfigError
 from .functional import working_dtype
 from .moments import merge_spreads, spread
@@ -230,7 +230,7 @@ class RdimKDLoss(nn.Module):
             found = functional.standardized_losses(
                 self._coordinates(level, *maps[level], with_bias=False) for level in levels
             )
-            found = [it + unused_bias(self.adapters[level]) for level, it in zip(levels, found)]
+            found = [it + zero_of_bias(self.adapters[level]) for level, it in zip(levels, found)]
         elif self.normalize == 'teacher':
             found = self._teacher_scaled(levels, maps)
         else:
@@ -284,7 +284,7 @@ class RdimKDLoss(nn.Module):
             teacher = functional.project(teacher, basis)
         if with_bias:
             return project_adapted(student, adapter, basis), teacher
-        return functional.project(student, folded(adapter, basis)), teacher
+        return functional.project(student, fold_adapter(adapter, basis)), teacher
 
     def _basis(self, level: int, student: Tensor) -> Tensor:
         # Products with half-precision maps are computed in the basis's precision.

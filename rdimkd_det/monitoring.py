@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adapters import folded, project_adapted
+from .adapters import fold_adapter, project_adapted
 from .functional import project, working_dtype
 from .losses import RdimKDLoss
 from .moments import centred, merge, merge_ranks, moments
@@ -100,14 +100,14 @@ def _moments(loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor, len
     if loss.teacher_projected:  # a cache holds no maps of the complement
         directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
     else:
-        directions = of_teacher = with_complement(basis)
-    of_student = folded(loss.adapters[level], directions)
+        directions = of_teacher = append_complement(basis)
+    of_student = fold_adapter(loss.adapters[level], directions)
     pieces = zip(*(maps.flatten(2).split(length, 2) for maps in (student, teacher)))
     coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
     return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
 
 
-def with_complement(basis: Tensor) -> Tensor:
+def append_complement(basis: Tensor) -> Tensor:
     """Append the projector onto the complement to a basis.
 
     Args:
@@ -162,7 +162,7 @@ class Monitor:
         return dict(zip(self.shares, torch.stack(list(self.shares.values())).tolist()))
 
 
-def weights_in_force(loss: RdimKDLoss) -> dict[str, float]:
+def effective_weights(loss: RdimKDLoss) -> dict[str, float]:
     """Return the effective weights of a loss: the levels' weights times the schedule and 'auto'.
 
     Args:

@@ -52,11 +52,11 @@ def check_options(
     Raises:
         ConfigError: An option is unknown, see :func:`check_names`.
     """
-    known, hands_on = parameters(builder)
-    if hands_on and passed_to is not None:
-        more, hands_on = parameters(passed_to)
+    known, takes_others = parameters(builder)
+    if takes_others and passed_to is not None:
+        more, takes_others = parameters(passed_to)
         known += more
-    if not hands_on:
+    if not takes_others:
         check_names(f'{where} ({builder.__name__})', options, (*dict.fromkeys(known), *others))
 
 

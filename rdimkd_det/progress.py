@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 
-def watched(
+def with_progress(
     items: Iterable, description: str, total: int | None = None, console: Console | None = None
 ) -> Iterable:
     """Iterate over items, with a progress bar and the remaining time on a terminal.

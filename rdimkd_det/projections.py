@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .values import is_whole
+from .values import is_whole_number
 
 # By their names in `distill_config` and tools/distill.py.
 PROJECTIONS = {
@@ -89,7 +89,7 @@ def check_dim(name: str, dim: int, num_channels: int) -> int:
     Raises:
         ConfigError: ``dim`` is not a whole number from 1 to ``num_channels``.
     """
-    if not is_whole(dim, least=1) or dim > num_channels:
+    if not is_whole_number(dim, least=1) or dim > num_channels:
         raise ConfigError(
             f"{name}: dim must be a whole number from 1 to the teacher's {num_channels} channels, "
             f'got {dim!r}.'

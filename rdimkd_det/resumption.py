@@ -42,7 +42,7 @@ def _kind(projection: Projection) -> str:
     return f'{type(projection).__name__}, dim {dim}'
 
 
-def check_same_training(meta: Mapping, facts: Mapping[str, str]) -> None:
+def check_same_distillation(meta: Mapping, facts: Mapping[str, str]) -> None:
     """Check that a checkpoint belongs to this training.
 
     Args:

@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
         with_neck (bool): Whether to build the neck, if the config has one.
     """
 
-    called = 'the teacher'  # name in error messages
+    display_name = 'the teacher'  # name in error messages
 
     def __init__(self, model: ConfigDict, with_neck: bool) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def is_whole(value: object, least: int) -> bool:
+def is_whole_number(value: object, least: int) -> bool:
     """Check whether an option is an int (not a bool) of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 

@@ -54,7 +54,7 @@ def look_at(page: str, folder: Path, width: int = 360, dark: bool = False) -> di
     return json.loads(html.unescape(seen))
 
 
-def photograph(page: str, folder: Path, width: int = 360) -> np.ndarray:
+def screenshot(page: str, folder: Path, width: int = 360) -> np.ndarray:
     """Return a screenshot (H, width, 3) of a page in Chromium, BGR."""
     picture = folder / 'page.png'
     _open(page, folder, width, f'--screenshot={picture}', '--hide-scrollbars')

@@ -69,7 +69,7 @@ def findings(cfg: Config) -> list[tuple[str, str]]:
     report = Report('')
     check_categories(cfg, report)
     assert {finding.severity for finding in report.findings} <= {'warning'}
-    return [(finding.text, finding.mend) for finding in report.findings]
+    return [(finding.text, finding.remedy) for finding in report.findings]
 
 
 def test_check_categories__the_same_or_fewer(tmp_path):
@@ -80,22 +80,22 @@ def test_check_categories__the_same_or_fewer(tmp_path):
 def test_check_categories__a_class_that_is_not_there(tmp_path):
     of_train, of_val = findings(of_classes(tmp_path, 'red', 'Green', 'blue'))
     assert of_train == of_val
-    text, mend = of_train
+    text, remedy = of_train
     assert text == (
         f'Green: not among the categories of {tmp_path}/data/annotations.json '
         f"(red, green, blue); did you mean 'green'?"
     )
-    assert mend == (
+    assert remedy == (
         'write metainfo.classes as in the file: MMDetection drops the boxes of a class that is '
         'missing there, and shifts the labels of the classes after it'
     )
 
 
 def test_check_categories__in_another_order(tmp_path):
-    (text, mend), _ = findings(of_classes(tmp_path, 'blue', 'red'))
+    (text, remedy), _ = findings(of_classes(tmp_path, 'blue', 'red'))
     file = f'{tmp_path}/data/annotations.json'
     assert text == f'the data set has blue, red, and {file} red, green, blue: in another order'
-    assert mend.startswith("set metainfo.classes=('red', 'blue'): labels follow the file")
+    assert remedy.startswith("set metainfo.classes=('red', 'blue'): labels follow the file")
 
 
 def test_report_before_training__of_a_plain_model(tmp_path):

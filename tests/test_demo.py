@@ -292,7 +292,7 @@ class TestTraining:
             lambda run, epoch: f'import os, time; os.kill(os.getppid(), {int(how)}); time.sleep(60)'
         )
         with (
-            pytest.raises(TrainingInterruptedError, match='the same command goes on') as error,
+            pytest.raises(TrainingInterruptedError, match='the same command continues') as error,
             pool.stop_on_signals(),
         ):
             pool.train_all([run], 1, CONSOLE)
@@ -311,7 +311,7 @@ class TestTraining:
         'error, status',
         [
             (TrainingFailedError('plain student, seed 0: killed by SIGKILL (log: a)'), 1),
-            (TrainingInterruptedError('interrupted; the same command goes on.', status=130), 130),
+            (TrainingInterruptedError('interrupted; the same command continues.', status=130), 130),
             (KeyboardInterrupt(), 130),
         ],
     )
@@ -501,7 +501,7 @@ class TestReport:
             return _verdict([replace(row, ap=aps.get(row.kind, row.ap)) for row in rows])
 
         student = 'The student that also learns from the teacher (RdimKD)'
-        end = '; the teacher is all that the two differ in.'
+        end = '; the two differ in the teacher only.'
         assert verdict(0.3, 0.4) == f'{student} ends 0.100 AP above the plain student{end}'
         assert verdict(0.4, 0.3) == f'{student} ends 0.100 AP below the plain student{end}'
         equal = f'{student} and the plain student end with equal AP'

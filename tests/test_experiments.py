@@ -311,8 +311,8 @@ class TestSummary:
     def test_markdown_report__says_what_is_incomplete_and_who_taught(self, plan):
         report = markdown_report(outcomes_of({'pkd': {0: 0.5, 1: 0.6}}, plan), [0, 1])
         assert (
-            '`tools/run_experiments.py main`: 2 of 10 runs are there. '
-            'Nobody has run: `plain`, `rdimkd_p`, `rdimkd_r`, `rdimkd_a`.'
+            '`tools/run_experiments.py main`: 2 of 10 runs done. '
+            'Not run: `plain`, `rdimkd_p`, `rdimkd_r`, `rdimkd_a`.'
         ) in report
         assert report.count('(`pkd`)') == 1
         assert '2026-11-20 to 2026-11-21' in report

@@ -19,7 +19,7 @@ from runs import CLASSES, call_tool, distilled, fcos, load, run_config, write_da
 from yapf.yapflib import yapf_api
 
 SECONDS = 60  # for one config: it takes about one
-VERDICTS = ('All is well.\n', 'see the arrows.\n')  # the last line of preflight's report
+VERDICTS = ('All is well.\n', 'see the lines marked ->.\n')  # the last line of preflight's report
 
 
 class Hang(BaseException):

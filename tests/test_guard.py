@@ -38,7 +38,7 @@ import rdimkd_det.files.whole
 from rdimkd_det import ConfigError
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.guard import guard, latest_checkpoint
-from rdimkd_det.guard.saving import is_whole
+from rdimkd_det.guard.saving import is_intact
 from rdimkd_det.guard.signals import StopRequest
 
 EPOCHS, BATCHES = 3, 4  # iterations: 12
@@ -503,8 +503,8 @@ def test_checkpoint__truncated_newest_is_passed_over(config):
     assert latest_checkpoint(run.work_dir) == (str(before), [str(newest)])
     call_tool('train.py', Path(run.work_dir) / 'config.py', '--resume')
     log = max(Path(run.work_dir).glob('*/*.log')).read_text()
-    assert f'{newest} is cut off or damaged; going on from {before}' in log
-    assert is_whole(newest)  # trained and written again
+    assert f'{newest} is truncated or damaged; continuing from {before}' in log
+    assert is_intact(newest)  # trained and written again
 
 
 def test_checkpoint__damaged_inside(tmp_path):
@@ -605,8 +605,8 @@ def test_resume__weights_only_are_refused(config, capsys):
     start(run)
     path = weights_only(Path(run.work_dir) / 'iter_12.pth', 'optimizer', 'message_hub')
     expected = (
-        f'train.py: model: checkpoint {path} does not say where its training stood (no optimizer '
-        f'and no message_hub in it), it is of an exported or published detector, or a best_*.pth; '
+        f'train.py: model: checkpoint {path} cannot be resumed (it has no optimizer '
+        f'and no message_hub): it is of an exported or published detector, or a best_*.pth; '
         f'start from its weights: --cfg-options load_from={path}, without --resume.\n'
     )
     assert refused_to_resume(run, capsys, path) == expected
@@ -651,7 +651,7 @@ def test_resume__plain_as_distilled_without_adapters(config, files):
     plain.dump(Path(run.work_dir).parent / 'plain.py')
     call_tool('train.py', Path(run.work_dir).parent / 'plain.py', '--resume', last)
     log = next(Path(plain.work_dir).glob('*/*.log')).read_text()
-    assert 'is of a distilled training, which goes on as a plain one' in log
+    assert 'is of a distilled training; it continues without distillation' in log
     assert 'of 12: nothing is left to train' in log
 
 
@@ -692,7 +692,7 @@ def test_checkpoint__full_disk_leaves_the_last_good_one(config, monkeypatch, cap
     assert 'iter_4.pth' in message and 'No space left on device' in message
     assert f'The last good checkpoint is {last}' in message
     assert [path for path in Path(run.work_dir).iterdir() if '.pth' in path.name] == [last]
-    assert is_whole(last)
+    assert is_intact(last)
 
 
 @HOOKS.register_module()
@@ -730,7 +730,7 @@ def test_log__full_disk_says_so_and_names_the_last_checkpoint(config, capsys, pa
     errors = capsys.readouterr().err
     assert errors.strip().splitlines()[-1] == (
         f'train.py: the disk is full (No space left on device), work directory {run.work_dir}. '
-        f'The last good checkpoint is {run.work_dir}/iter_3.pth. Mend that, then go on with '
+        f'The last good checkpoint is {run.work_dir}/iter_3.pth. Fix this, then continue with '
         f'--resume.'
     )
     assert 'Traceback' not in errors and 'Logging error' not in errors
@@ -751,8 +751,8 @@ def test_last_checkpoint__is_whole_on_a_full_disk(config, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         start(run)
     assert (Path(run.work_dir) / 'last_checkpoint').read_text() == f'{run.work_dir}/iter_3.pth'
-    assert is_whole(Path(run.work_dir) / 'iter_3.pth')
-    assert is_whole(Path(run.work_dir) / 'iter_4.pth')
+    assert is_intact(Path(run.work_dir) / 'iter_3.pth')
+    assert is_intact(Path(run.work_dir) / 'iter_4.pth')
 
 
 def test_checkpoint__outdated_ones_are_removed(config):
@@ -782,7 +782,7 @@ def test_signal__writes_a_checkpoint_first(config, capsys, number, status):
         start(run, Send())
     path = Path(run.work_dir) / 'interrupted.pth'
     assert str(stopped.value) == (
-        f'stopped at iteration 6, written to {path}; go on with --resume.'
+        f'stopped at iteration 6, written to {path}; continue with --resume.'
     )
     assert stopped.value.status == status
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -832,7 +832,7 @@ def test_signal__command_line(config):
     last = errors.strip().splitlines()[-1]
     assert last.startswith('train.py: stopped at iteration ') and 'interrupted.pth' in last
     assert 'Traceback' not in errors
-    assert 'stopping after this iteration, with a checkpoint; again to stop at once' in errors
+    assert 'stopping after this iteration, with a checkpoint; once more stops at once' in errors
     assert latest_checkpoint(run.work_dir)[0].endswith('interrupted.pth')
 
 

@@ -19,7 +19,7 @@ from runs import (
 from torch import nn
 
 from rdimkd_det import ConfigError, DistillHook, RdimKDLoss
-from rdimkd_det.monitoring import Monitor, explained_share, explained_shares, weights_in_force
+from rdimkd_det.monitoring import Monitor, effective_weights, explained_share, explained_shares
 from rdimkd_det.stopwatch import peak_memory
 
 
@@ -216,19 +216,19 @@ class TestWeightsInForce:
     def test_weights_in_force__one_per_tap_or_per_level(self):
         loss = make_loss(loss_weight=2.0)
         loss.factor = 0.25
-        assert weights_in_force(loss) == {'rdimkd_weight_neck': 0.5}
+        assert effective_weights(loss) == {'rdimkd_weight_neck': 0.5}
         loss = make_loss(loss_weight=[2.0, 1.0])
         loss.factor = 0.5
-        assert weights_in_force(loss) == {
+        assert effective_weights(loss) == {
             'rdimkd_weight_neck_s8': 1.0,
             'rdimkd_weight_neck_s16': 0.5,
         }
 
     def test_weights_in_force__auto(self):
         loss = make_loss(loss_weight='auto')
-        assert weights_in_force(loss) == {}
+        assert effective_weights(loss) == {}
         loss.auto_weight.fill_(3.0)
-        assert weights_in_force(loss) == {'rdimkd_weight_neck': 3.0}
+        assert effective_weights(loss) == {'rdimkd_weight_neck': 3.0}
 
 
 def logged(work_dir):

@@ -93,9 +93,9 @@ def preflight(config, tmp_path, capsys):
 
 
 def found(done, severity: str) -> dict[str, tuple[str, str]]:
-    """Return the findings of a severity, topic to text and mend."""
+    """Return the findings of a severity, topic to text and remedy."""
     return {
-        finding['topic']: (finding['text'], finding['mend'])
+        finding['topic']: (finding['text'], finding['remedy'])
         for finding in done.report['findings']
         if finding['severity'] == severity
     }
@@ -143,13 +143,13 @@ def test_preflight__swapped_channels(preflight, tmp_path):
     assert done.status == 1
     errors = found(done, 'error')
     assert errors.keys() == {"Teacher's input", 'Teacher AP'}
-    text, mend = errors["Teacher's input"]
+    text, remedy = errors["Teacher's input"]
     assert text.startswith('looks like swapped channels')
-    assert mend.startswith('set bgr_to_rgb=True in the data_preprocessor')
-    assert mend.endswith(str(tmp_path / 'teacher.py'))
+    assert remedy.startswith('set bgr_to_rgb=True in the data_preprocessor')
+    assert remedy.endswith(str(tmp_path / 'teacher.py'))
     # The AP tells as well: red and blue are taken for each other.
     ap = done.report['figures']['teacher_ap']['Teacher AP']
-    assert ap['bridge'] == ap['own'] < 0.7 * ap['mended']
+    assert ap['bridge'] == ap['own'] < 0.7 * ap['corrected']
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_preflight__wrong_normalisation(preflight, preprocessor):
     assert done.status == 1
     errors = found(done, 'error')
     assert errors.keys() == {"Teacher's input"}
-    text, mend = errors["Teacher's input"]
+    text, remedy = errors["Teacher's input"]
     assert text.startswith("looks like another normalisation, 'torchvision, RGB'")
-    assert 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True' in mend
+    assert 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True' in remedy
 
 
 @pytest.mark.smoke
@@ -173,9 +173,9 @@ def test_preflight__untrained_checkpoint(preflight, tmp_path):
     assert done.status == 1
     errors = found(done, 'error')
     assert errors.keys() == {'Teacher weights', 'Teacher AP'}
-    text, mend = errors['Teacher weights']
+    text, remedy = errors['Teacher weights']
     assert 'random.pth looks untrained: every bias of backbone and neck is exactly 0' in text
-    assert 'model.teacher.checkpoint' in mend
+    assert 'model.teacher.checkpoint' in remedy
     assert 'not trained, not of these data' in errors['Teacher AP'][0]
 
 
@@ -304,12 +304,12 @@ def test_load_from__of_other_classes(preflight, trained):
     """As in training, the classifier starts anew; everything else has the given weights."""
     done = preflight('--samples', 4, change=start_from(trained.checkpoint, num_classes=7))
     keys = len(load(trained.checkpoint)['state_dict'])
-    text, mend = found(done, 'warning')['load_from']
+    text, remedy = found(done, 'warning')['load_from']
     assert text == (
         f'epoch_25.pth: {keys - 2} of {keys} keys of the student match; not '
         f'bbox_head.conv_cls.weight, bbox_head.conv_cls.bias'
     )
-    assert 'other classes' in mend and found(done, 'error').keys() == {'Classes'}
+    assert 'other classes' in remedy and found(done, 'error').keys() == {'Classes'}
     assert done.report['figures']['seconds']['plain'] > 0
 
 
@@ -364,12 +364,12 @@ def test_preflight__num_classes(preflight):
 
     done = preflight('--samples', 0, change=change)
     assert done.status == 1
-    text, mend = found(done, 'error')['Classes']
+    text, remedy = found(done, 'error')['Classes']
     assert text == (
         "the student's bbox_head has num_classes=80, the data set has 3 (red, green, blue)"
     )
-    assert mend.startswith('set model.student.bbox_head.num_classes=3')
-    assert done.out.splitlines()[-1] == '1 error: see the arrows.'
+    assert remedy.startswith('set model.student.bbox_head.num_classes=3')
+    assert done.out.splitlines()[-1] == '1 error: see the lines marked ->.'
 
 
 def test_data_classes__wrapped_inherited_and_unnamed():
@@ -446,8 +446,8 @@ def test_preflight__recommends_what_auto_sets(preflight, config):
 
 def test_preflight__weight_that_drowns_the_task(preflight):
     done = preflight(change=lambda cfg: cfg.model.losses.neck.update(loss_weight=1e4))
-    text, mend = found(done, 'warning')["Weight at 'neck'"]
-    assert 'it drowns the task' in text and mend == 'set loss_weight nearer to 1'
+    text, remedy = found(done, 'warning')["Weight at 'neck'"]
+    assert 'it drowns the task' in text and remedy == 'set loss_weight nearer to 1'
     recommended = done.report['figures']['recommended_loss_weight']['neck']
     times = f'{1e4 / recommended:,.0f}'
     assert f"gradient is {times} times the task's, {recommended:.3g} would make them equal" in text
@@ -475,8 +475,8 @@ def test_preflight__frozen_stage(preflight):
 
     done = preflight(change=tap_backbone)
     assert done.status == 0
-    text, mend = found(done, 'warning')["Levels of 'backbone'"]
-    assert 'nothing that makes backbone_s4 is trained' in text and 'weight 0' in mend
+    text, remedy = found(done, 'warning')["Levels of 'backbone'"]
+    assert 'all layers before backbone_s4 are frozen' in text and 'weight 0' in remedy
     shares = {row[0]: row[-1] for row in done.report['tables'][1]['rows']}
     assert shares.pop('backbone_s4') == '-' and all(float(share) > 0 for share in shares.values())
 
@@ -507,8 +507,8 @@ def test_preflight__no_object_of_its_classes(preflight, trained, tmp_path):
     empty = tmp_path / 'empty.json'
     empty.write_text(json.dumps({**annotations, 'annotations': []}))
     done = preflight('--cfg-options', f'train_dataloader.dataset.ann_file={empty}')
-    text, mend = found(done, 'error')['Training data']
-    assert text == 'no object in 8 of 24 images' and 'metainfo.classes' in mend
+    text, remedy = found(done, 'error')['Training data']
+    assert text == 'no object in 8 of 24 images' and 'metainfo.classes' in remedy
 
 
 def test_preflight__a_class_in_another_spelling(preflight):
@@ -517,10 +517,10 @@ def test_preflight__a_class_in_another_spelling(preflight):
 
     done = preflight('--samples', 0, change=change)
     assert done.status == 0
-    text, mend = found(done, 'warning')['Classes']
+    text, remedy = found(done, 'warning')['Classes']
     assert text.startswith('Blue: not among the categories of ')
     assert text.endswith("annotations.json (red, green, blue); did you mean 'blue'?")
-    assert mend.startswith('write metainfo.classes as in the file')
+    assert remedy.startswith('write metainfo.classes as in the file')
 
 
 def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):
@@ -546,9 +546,9 @@ def test_preflight__student_that_takes_not_every_size(preflight, small_config):
 
     done = preflight(change=change)
     assert done.status == 1
-    text, mend = found(done, 'error')['Training step']
+    text, remedy = found(done, 'error')['Training step']
     assert text.startswith('fails: RuntimeError: Sizes of tensors')
-    assert 'pad_size_divisor=32' in mend
+    assert 'pad_size_divisor=32' in remedy
 
 
 def test_preflight__two_teachers(preflight):
@@ -596,7 +596,7 @@ def test_preflight__validation_data_in_a_wrapper(preflight):
         (
             ['--json', 'no/such/report.json'],
             '--json no/such/report.json cannot be written: No such file or directory; give a file '
-            'in a directory that is there and yours.',
+            'in an existing directory that you may write to.',
         ),
     ],
 )
@@ -841,7 +841,7 @@ def test_judge_aps(aps, severity, expected):
     (finding,) = report.findings
     assert finding.severity == severity and expected in finding.text
     figures = {'bridge': aps.bridge, 'own': aps.own}
-    figures |= {} if aps.mended is None else {'mended': aps.mended}
+    figures |= {} if aps.corrected is None else {'corrected': aps.corrected}
     assert report.figures == {'teacher_ap': {'Teacher AP': figures}}
 
 

@@ -3,14 +3,14 @@ import io
 import pytest
 from rich.console import Console
 
-from rdimkd_det.progress import counting_bar, format_time, watched
+from rdimkd_det.progress import counting_bar, format_time, with_progress
 
 
 @pytest.mark.parametrize('terminal', [True, False])
 def test_watched__a_bar_with_the_time_left_on_a_terminal_only(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     shown = []
-    for item in watched(range(3), 'counting', console=console):
+    for item in with_progress(range(3), 'counting', console=console):
         shown.append(item)
     assert shown == [0, 1, 2]
     output = console.file.getvalue()

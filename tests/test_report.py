@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from browser import look_at, needs_chromium, photograph
+from browser import look_at, needs_chromium, screenshot
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from rich.console import Console
@@ -343,7 +343,7 @@ class TestPage:
     @pytest.mark.parametrize('columns, shadow', [(2, False), (30, True)])
     def test_table__a_shadow_where_it_goes_on(self, tmp_path, columns, shadow):
         html = page('', [table(['head'] * columns, [[''] * columns] * 20)])
-        dark = photograph(html, tmp_path)[:, 330:350].min((1, 2)) < 215
+        dark = screenshot(html, tmp_path)[:, 330:350].min((1, 2)) < 215
         assert dark.sum() > 200 if shadow else dark.sum() < 50  # the head's letters
 
 

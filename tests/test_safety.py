@@ -218,7 +218,7 @@ def test_checkpoint__python_in_it_is_not_run_to_resume(files, refused, tmp_path)
 def test_checkpoint__only_weights_cannot_be_resumed(files, refused):
     path = files / 'teacher/teacher.pth'
     line = refused('train.py', files / 'distilled.py', '--resume', path)
-    assert 'does not say where its training stood' in line
+    assert 'cannot be resumed' in line
 
 
 # Data files

@@ -478,7 +478,7 @@ def test_mistake__work_dir_not_writable(refused, files, tmp_path):
     line = refused('train.py', files / 'distilled.py', work_dir=Path('/proc/none/below'))
     assert line == (
         'train.py: work directory /proc/none/below cannot be written: No such file or directory; '
-        'give a directory of yours.'
+        'give a directory that you may write to.'
     )
     assert (tmp_path / 'file').read_text() == 'kept'
 
@@ -491,14 +491,15 @@ def test_mistake__resumed_checkpoint_of_another_architecture(refused, files, tmp
     content = dict(state_dict=weights, meta=meta, optimizer=optimizer, message_hub={})
     torch.save(content, tmp_path / 'epoch_1.pth')
     line = refused('train.py', files / 'plain.py', '--resume', tmp_path / 'epoch_1.pth')
-    assert f'epoch_1.pth is not of config {files}/plain.py: 146 of 147 keys match; ' in line
+    assert f'epoch_1.pth does not match config {files}/plain.py: 146 of 147 keys match; ' in line
     assert '1 of another shape (bbox_head.conv_cls.bias (4,) for (3,))' in line
 
 
 def test_mistake__tested_checkpoint_of_another_architecture(refused, files, tmp_path):
     path = files / 'teacher/teacher.pth'  # twice as wide
     line = refused('test.py', files / 'plain.py', path)
-    assert f'model: checkpoint {path} is not of config {files}/plain.py: 33 of 147 keys' in line
+    expected = f'model: checkpoint {path} does not match config {files}/plain.py: 33 of 147 keys'
+    assert expected in line
     assert 'of another shape (backbone.bn1.bias (16,) for (8,), ' in line
     weights = plain_weights()
     # A detector with one layer more, which the config does not run.
@@ -633,8 +634,8 @@ def test_file__that_cannot_be_written(files, capsys, tool, option, path):
         call_tool(tool, *arguments[tool], option, path)
     assert stopped.value.code == 2
     assert one_line(tool, capsys.readouterr().err) == (
-        f'{tool}: {option} {path} cannot be written: No such file or directory; give a file in a '
-        f'directory that is there and yours.'
+        f'{tool}: {option} {path} cannot be written: No such file or directory; give a file in an '
+        f'existing directory that you may write to.'
     )
 
 

@@ -64,7 +64,7 @@ def test_known_keys__are_those_that_the_runner_looks_up():
     ],
 )
 def test_loop__with_a_part_missing(given, missing):
-    with pytest.raises(ConfigError, match=f'belong together, and it has no {missing}'):
+    with pytest.raises(ConfigError, match=f'are needed together; it has no {missing}'):
         check_loops_whole(Config({name: {'batch_size': 2} for name in given}))
 
 

@@ -223,7 +223,7 @@ class TestVisualizeTool:
         'change, message',
         [
             (dict(checkpoint='plain/epoch_1.pth'), "has no entry 'distill'"),
-            (dict(checkpoint='teacher/teacher.pth'), 'is not of this config'),
+            (dict(checkpoint='teacher/teacher.pth'), 'does not match this config'),
             (dict(checkpoint='none.pth'), 'none.pth does not exist'),
             (dict(config='plain.py'), 'the model is a plain FCOS'),
             (dict(image='plain.py'), 'cannot be read as an image'),

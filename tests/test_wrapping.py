@@ -125,7 +125,7 @@ def test_save_config__overwrites_when_told_and_never_what_it_reads(tmp_path, cap
         (student, ['--force'], "is the student's config, which the new one would stand on; give"),
         (tmp_path / 'link.py', ['--force'], "is the student's config, which"),
         (teacher['config'], ['--force'], "is the teacher's config, which"),
-        (other, [], 'is there already; give another name, or --force to overwrite it.\n'),
+        (other, [], 'already exists; give another name, or --force to overwrite it.\n'),
     ):
         with pytest.raises(SystemExit, match='2'):
             save(path, *options)

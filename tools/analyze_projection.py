@@ -17,8 +17,7 @@ from rdimkd_det.cache.making import without_cache
 from rdimkd_det.calibration import calibration_batches, teacher_covariances
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_data, check_model
-from rdimkd_det.commands.mistakes import mistakes_told
-from rdimkd_det.commands.unreadable import files_named
+from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.files.whole import written_whole
 
@@ -45,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
-    with mistakes_told(), files_named(cfg):
+    with errors_explained(cfg):
         spectra = measure(cfg, args.images)
     print_table(spectra)
     draw(spectra, args.out)

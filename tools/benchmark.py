@@ -22,7 +22,7 @@ from rdimkd_det.benchmark.steps import compare_with_floor, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.benchmark.tables import print_report
 from rdimkd_det.commands import cli
-from rdimkd_det.commands.mistakes import mistakes_told
+from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.stopwatch import describe_device, measure
@@ -59,7 +59,7 @@ def main() -> None:
     cli.apply_options(cfg, args.cfg_options)
     with tempfile.TemporaryDirectory() as folder:
         prepare(cfg, Path(folder, 'random.pth') if args.random_weights else None)
-        with mistakes_told():
+        with errors_explained(cfg):
             report = run(cfg, args)
     print_report(report)
     if args.json:

@@ -234,6 +234,6 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        fail('interrupted; call make again to go on.')
+        fail('interrupted; run make again to continue.')
     except OSError as error:
         fail(f'{error}: make the folder writable, or free some disk.')

@@ -34,13 +34,12 @@ from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.commands.hook_options import distill_hooks
-from rdimkd_det.commands.mistakes import mistakes_told
+from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.commands.options import OptionsAction
-from rdimkd_det.commands.unreadable import files_named
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.files.configs import teacher_entries
-from rdimkd_det.progress import counting_bar, watched
+from rdimkd_det.progress import counting_bar, with_progress
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,7 +99,7 @@ def main() -> None:
         raise ConfigError(f'config {args.config}: no loss has a weight, nothing is to be stored.')
     for part, _ in caches:
         part.prepare(live)
-    with mistakes_told(), files_named(cfg):
+    with errors_explained(cfg):
         if not all((directory / 'cache.json').is_file() for _, directory in caches):
             fit(cfg, model)
         for part, directory in caches:
@@ -185,7 +184,7 @@ def verify(directories: Sequence[Path]) -> None:
         if not (directory / 'cache.json').is_file():
             raise ConfigError(f'teacher cache {directory} is not there.')
         cache = TeacherCache(directory)
-        numbers = watched(range(cache.num_shards), 'reading')
+        numbers = with_progress(range(cache.num_shards), 'reading')
         damaged += [found for found in map(cache.damage, numbers) if found]
         print(f'{directory}: {cache.num_shards} shards read.')
     if damaged:

@@ -61,7 +61,7 @@ def check_saved_config(path: Path, args: argparse.Namespace) -> None:
             )
     if path.exists() and not args.force:
         raise ConfigError(
-            f'--save-config {path} is there already; give another name, or --force to overwrite it.'
+            f'--save-config {path} already exists; give another name, or --force to overwrite it.'
         )
 
 

@@ -87,10 +87,10 @@ def api_page() -> str:
     """Return the API reference: all public names with their signatures and docstrings."""
     names = [name for name in rdimkd_det.__all__ if name not in ('__version__', 'functional')]
     parts = [HEADER, '## `rdimkd_det`\n']
-    parts += [described(f'rdimkd_det.{name}', getattr(rdimkd_det, name)) for name in sorted(names)]
+    parts += [describe(f'rdimkd_det.{name}', getattr(rdimkd_det, name)) for name in sorted(names)]
     for module in (functional, schedule):
         parts.append(f'## `{module.__name__}`\n\n{as_markdown(inspect.getdoc(module))}\n')
-        parts += [described(f'{module.__name__}.{name}', x) for name, x in own_names(module)]
+        parts += [describe(f'{module.__name__}.{name}', x) for name, x in own_names(module)]
     return '\n'.join(parts)
 
 
@@ -101,7 +101,7 @@ def own_names(module: object) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def described(name: str, item: object) -> str:
+def describe(name: str, item: object) -> str:
     """Return heading, signature and docstring of a function, or of a class and its methods."""
     text = f'### `{name}`\n\n{signature(name, item)}{sections(inspect.getdoc(item))}\n'
     if not inspect.isclass(item):

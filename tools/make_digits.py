@@ -56,7 +56,7 @@ def main() -> None:
     with counting_bar('making digits', total, shown=not was_made) as advance:
         make_digits(args.out, options, args.force, advance)
     if was_made:
-        print(f'{args.out} is there already, made with these options.')
+        print(f'{args.out} already exists, made with these options.')
         return
     print(
         f'{args.out}: {options.num_train} train and {options.num_val} val images made '

@@ -14,8 +14,7 @@ from rich.console import Console
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
-from rdimkd_det.commands.mistakes import mistakes_told
-from rdimkd_det.commands.unreadable import files_named
+from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.files.whole import write_text
 from rdimkd_det.preflight import preflight
 
@@ -51,7 +50,7 @@ def main() -> None:
     cfg = cli.read_config_file(args.config)
     launch.apply_common_arguments(cfg, args)
     model = launch.check_before_run(cfg, training=True)
-    with mistakes_told(), files_named(cfg):
+    with errors_explained(cfg):
         report = preflight(cfg, model, args.samples, args.eval_teacher)
     report.print(Console())
     if args.json is not None:

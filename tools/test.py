@@ -8,8 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
-from rdimkd_det.commands.mistakes import told_in_one_line
-from rdimkd_det.commands.unreadable import files_named
+from rdimkd_det.commands.mistakes import first_errors_explained
 from rdimkd_det.files.configs import leaf_datasets
 
 
@@ -50,7 +49,7 @@ def main() -> None:
     runner = launch.build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with told_in_one_line(runner), files_named(cfg):
+    with first_errors_explained(runner):
         runner.test()
 
 

@@ -15,7 +15,7 @@ from rdimkd_det.commands.checks import check_model
 from rdimkd_det.inference import trained_detector, trained_student
 from rdimkd_det.pictures.drawing import write_pictures
 from rdimkd_det.pictures.views import Viewer
-from rdimkd_det.progress import watched
+from rdimkd_det.progress import with_progress
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
     viewer = build_viewer(cfg, args)
-    views = [viewer(path) for path in watched(args.images, 'looking at images')]
+    views = [viewer(path) for path in with_progress(args.images, 'looking at images')]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_pictures(views, args.out)
     print(f'wrote {args.out}')

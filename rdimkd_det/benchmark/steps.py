@@ -36,7 +36,7 @@ def step_pieces(subject: Subject) -> dict[str, Callable]:
     return {
         PLAIN: subject.plain_step,
         DISTILLED: subject.distilled_step,
-        'distilled step, weight 0': subject.resting_step,
+        'distilled step, weight 0': subject.step_at_weight_zero,
         MONITORED: subject.monitored_step,
         f'{TEACHER}as configured': subject.teacher_maps,
         **_other_teachers(subject),

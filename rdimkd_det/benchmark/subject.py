@@ -60,7 +60,7 @@ class Subject:
         """Run a training step with distillation."""
         self.model.train_step(self.batch, self._optimizer)
 
-    def resting_step(self) -> None:
+    def step_at_weight_zero(self) -> None:
         """Run a distilled step at a factor of 0, as when a schedule has switched the loss off."""
         self.model.distill.set_factor(0)
         self.distilled_step()

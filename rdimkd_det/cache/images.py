@@ -21,7 +21,7 @@ LEAVES_THE_IMAGE = (
     'FilterAnnotations',
 )
 WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
-SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
+PIPELINE_SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 PREPROCESSORS = ('DetDataPreprocessor', 'BoxInstDataPreprocessor')
 META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
 # Options that do not affect the pixels.
@@ -87,7 +87,7 @@ def image_pipeline(cfg: Config) -> dict:
         if pipeline != pipelines[0]:
             _refuse('ConcatDataset', 'give the data sets in it the same pipeline')
     for hook in cfg.get('custom_hooks') or ():
-        if type_name(hook).rpartition('.')[2] in SWITCHES:
+        if type_name(hook).rpartition('.')[2] in PIPELINE_SWITCHES:
             _refuse(type_name(hook), 'drop the hook, which changes the pipeline during training')
     return {**pipelines[0], 'batch_augments': _batch_augments(cfg)}
 
@@ -170,6 +170,6 @@ def _student_preprocessor(cfg: Config) -> Mapping:
 
 def _refuse(name: str, remedy: str) -> None:
     raise ConfigError(
-        f'teacher cache: the training pipeline has {name}, with which an image is not the same '
-        f'each time, or is not found again; {remedy}.'
+        f'teacher cache: the training pipeline has {name}, so that an image changes from one '
+        f'time to the next or cannot be found in the cache; {remedy}.'
     )

@@ -73,8 +73,8 @@ def _name_facts(datasets: Sequence[Dataset]) -> dict[str, str]:
     doubles = len(names) - len(set(names))
     if doubles:
         raise ConfigError(
-            f'teacher cache: {doubles} images have the img_id and file name of another one; give '
-            f'each image its own.'
+            f'teacher cache: {doubles} images share their img_id and file name with another image; '
+            f'make them unique.'
         )
     digest = hashlib.sha256('\n'.join(names).encode()).hexdigest()
     return {'images': f'{len(names)} (their names: {digest[:8]})'}

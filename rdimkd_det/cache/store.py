@@ -93,7 +93,7 @@ class TeacherCache:
             if self.about['format'] != FORMAT:
                 raise ConfigError(
                     f'teacher cache {directory}: format {self.about["format"]} is not {FORMAT}, '
-                    f'which this version reads; make it anew with tools/cache_teacher.py.'
+                    f'which this version reads; rebuild it with tools/cache_teacher.py.'
                 )
             bases = self.directory / 'bases.npz'
             if _digest(bases.read_bytes()) != self.about['bases']:
@@ -103,7 +103,7 @@ class TeacherCache:
             raise
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigError(
-                f'teacher cache {directory} is damaged ({error}); delete it and make it anew.'
+                f'teacher cache {directory} is damaged ({error}); delete it and rebuild it.'
             ) from error
         self.entries: dict[str, Entry] | None = None
         self._verified: set[str] = set()
@@ -188,7 +188,7 @@ class TeacherCache:
             raise ConfigError(
                 f'teacher cache {self.directory} is incomplete: {len(missing)} of '
                 f'{self.num_shards} shards are missing (the first is {missing[0]}); run '
-                f'tools/cache_teacher.py again, it goes on from there.'
+                f'tools/cache_teacher.py again to continue.'
             )
         self.entries = {key: entry for index in indexes for key, entry in index.items()}
 
@@ -217,7 +217,7 @@ class TeacherCache:
             size = 'is not in it' if entry is None else f'was cached as {entry.image_shape}'
             raise ConfigError(
                 f'teacher cache {self.directory}: image {key} of size {tuple(image_shape)} {size}; '
-                f'the cache was made of other data, make it anew for this config.'
+                f'the cache was made from other data; rebuild it for this config.'
             )
         return entry
 
@@ -275,7 +275,7 @@ class TeacherCache:
     def _damaged(self, path: Path, reason: str) -> DamagedShardError:
         return DamagedShardError(
             f'teacher cache: shard {path} is damaged ({reason}); delete it and run '
-            f'tools/cache_teacher.py again, which makes it anew'
+            f'tools/cache_teacher.py again, which rebuilds it'
         )
 
     def _read_index(self, number: int) -> dict[str, Entry]:
@@ -331,7 +331,7 @@ def _writing(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(
-                f'teacher cache {directory}: the disk is full; what is there is whole. Make room '
-                f'and run the same command again, it goes on from there.'
+                f'teacher cache {directory}: the disk is full; finished shards are intact. Free '
+                f'space and run the same command again to continue.'
             ) from error
         raise ConfigError(f'teacher cache {directory} cannot be written: {error}.') from error

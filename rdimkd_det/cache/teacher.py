@@ -151,9 +151,9 @@ class CachedTeacher:
             basis = torch.from_numpy(arrays.basis).to(projection.basis.device)
             if projection.fitted and not _agree(projection.basis, basis):
                 raise ConfigError(
-                    f'teacher cache {self.cache.directory}: {name} has another basis already, '
-                    f'from a checkpoint of a training without this cache; resume that as it was, '
-                    f'or start anew.'
+                    f'teacher cache {self.cache.directory}: {name} already has another basis, '
+                    f'from a checkpoint of a training without this cache; resume that training '
+                    f'with its own config, or start a new one.'
                 )
             kept = torch.from_numpy(arrays.variance_kept)
             projection.load_state_dict({'basis': basis, 'variance_kept': kept})

@@ -24,7 +24,7 @@ from ..inheritance import matching_weights, weights_to_inherit
 from ..names import check_options, explain, type_name
 from ..preflight.categories import check_any_category
 from ..preflight.classes import check_class_names
-from ..values import is_whole
+from ..values import is_whole_number
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
 
@@ -117,7 +117,7 @@ def check_sections(cfg: Config) -> None:
         raise ConfigError(f"default_scope must be 'mmdet', got {cfg.default_scope!r}.")
     for name in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(name, 1)
-        if not is_whole(length, least=1):
+        if not is_whole_number(length, least=1):
             raise ConfigError(
                 f'train_cfg.{name} must be a whole number of 1 or more, got {length!r}.'
             )
@@ -275,8 +275,8 @@ def check_resumable(checkpoint: Mapping, path: str, model: nn.Module) -> None:
     missing = missing_to_resume(checkpoint)
     if missing or not isinstance(meta, Mapping) or 'epoch' not in meta:
         raise ConfigError(
-            f'model: checkpoint {path} does not say where its training stood (no '
-            f'{" and no ".join(missing) or "meta.epoch"} in it), it is of an exported or published '
+            f'model: checkpoint {path} cannot be resumed (it has no '
+            f'{" and no ".join(missing) or "meta.epoch"}): it is of an exported or published '
             f'detector, or a best_*.pth; {start_anew}'
         )
     distilled, wanted = 'distill' in checkpoint, isinstance(model, RdimKDDistiller)
@@ -309,7 +309,8 @@ def check_work_dir(work_dir: str, what: str = 'work directory') -> None:
         try_writing(Path(work_dir))
     except OSError as error:
         raise ConfigError(
-            f'{what} {work_dir} cannot be written: {error.strerror}; give a directory of yours.'
+            f'{what} {work_dir} cannot be written: {error.strerror}; give a directory '
+            f'that you may write to.'
         ) from error
 
 

@@ -154,8 +154,8 @@ def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> Non
         try_writing(folder if folder_is_made else folder.resolve(strict=True))
     except OSError as error:
         raise ConfigError(
-            f'{option} {path} cannot be written: {error.strerror}; give a file in a directory '
-            f'that is there and yours.'
+            f'{option} {path} cannot be written: {error.strerror}; give a file in an existing '
+            f'directory that you may write to.'
         ) from error
 
 
@@ -198,11 +198,11 @@ def read_config_file(path: str) -> Config:
     try:
         return open_config(path)
     except Exception as error:  # a config is Python: anything can go wrong in it
-        message = f'{type(error).__name__}: {error}{_cure(error)}'
+        message = f'{type(error).__name__}: {error}{_remedy(error)}'
         raise ConfigError(f'config {path} cannot be read: {message}') from error
 
 
-def _cure(error: Exception) -> str:
+def _remedy(error: Exception) -> str:
     """Return the remedy for two base configs that both have hooks, usually a student's and ours."""
     text = str(error)
     if 'Duplicate key is not allowed among bases' not in text or 'custom_hooks' not in text:

@@ -37,11 +37,11 @@ from .checks import (
     check_work_dir,
 )
 from .cli import apply_options
-from .mistakes import as_config_error, told_in_one_line
+from .mistakes import as_config_error, first_errors_explained
 from .optimization import check_optimizer, check_precision, check_schedulers
 from .outputs import check_outputs
 from .top_level import check_loops_whole
-from .unreadable import files_named
+from .unreadable import unreadable_files_named
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -124,7 +124,7 @@ def build_runner(cfg: Config) -> Runner:
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
     try:
-        with files_named(cfg), disk_failures_explained(cfg.work_dir):
+        with unreadable_files_named(cfg), disk_failures_explained(cfg.work_dir):
             return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except TrainingStoppedError:
         raise
@@ -159,8 +159,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
     with (
-        told_in_one_line(runner),
-        files_named(cfg),
+        first_errors_explained(runner),
         disk_failures_explained(cfg.work_dir),
         killed_workers_explained(cfg.work_dir),
     ):
@@ -197,7 +196,7 @@ def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) 
     broadcast_object_list(start)  # of rank 0, in case a shared disk lags behind on other ranks
     runner._resume, runner._load_from = start
     for newer in damaged:
-        runner.logger.warning('%s is cut off or damaged; going on from %s', newer, start[1])
+        runner.logger.warning('%s is truncated or damaged; continuing from %s', newer, start[1])
     guard(runner)
     runner.train()
 

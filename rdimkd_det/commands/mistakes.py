@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError, TrainingStoppedError
 from ..names import explain
+from .unreadable import unreadable_files_named
 
 
 class FirstTime(Hook):
@@ -69,7 +71,7 @@ for _stage in Hook.stages:
 
 
 @contextmanager
-def told_in_one_line(runner: Runner) -> Iterator[None]:
+def first_errors_explained(runner: Runner) -> Iterator[None]:
     """Turn an exception in anything done for the first time into a ``ConfigError``.
 
     Args:
@@ -83,7 +85,8 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
     first_time = FirstTime()
     runner.register_hook(first_time)
     try:
-        yield
+        with unreadable_files_named(runner.cfg):
+            yield
     except (ConfigError, FloatingPointError, TrainingStoppedError, BrokenPipeError):
         raise
     except Exception as error:
@@ -95,15 +98,19 @@ def told_in_one_line(runner: Runner) -> Iterator[None]:
 
 
 @contextmanager
-def mistakes_told() -> Iterator[None]:
+def errors_explained(cfg: Config) -> Iterator[None]:
     """Turn an exception in the block into a ``ConfigError``; for tools that write no log.
+
+    Args:
+        cfg (Config): The config that the block uses.
 
     Raises:
         ConfigError: Replaces any exception except ``FloatingPointError`` and
             ``TrainingStoppedError``.
     """
     try:
-        yield
+        with unreadable_files_named(cfg):
+            yield
     except (FloatingPointError, TrainingStoppedError, BrokenPipeError):
         raise
     except Exception as error:

@@ -50,8 +50,8 @@ def check_top_level(cfg: Config) -> None:
         meant = meant_key(name)
         if meant is not None:
             raise ConfigError(
-                f"config {cfg.filename}: nothing reads '{name}'; did you mean '{meant}'? If it is "
-                f'a variable of yours, rename it.'
+                f"config {cfg.filename}: unknown key '{name}'; did you mean '{meant}'? If it is "
+                f'your own variable, rename it.'
             )
     for name in ('train_cfg', 'val_cfg', 'test_cfg'):
         entry = cfg.get(name)
@@ -70,7 +70,7 @@ def check_loops_whole(cfg: Config) -> None:
         missing = [name for name in parts if cfg.get(name) is None]
         if 0 < len(missing) < len(parts):
             raise ConfigError(
-                f'config {cfg.filename}: {", ".join(parts)} belong together, and it has no '
+                f'config {cfg.filename}: {", ".join(parts)} are needed together; it has no '
                 f'{" and no ".join(missing)}.'
             )
 

@@ -16,7 +16,7 @@ from .annotations import annotation_mistake
 
 
 @contextmanager
-def files_named(cfg: Config) -> Iterator[None]:
+def unreadable_files_named(cfg: Config) -> Iterator[None]:
     """Name the file that an exception in the block is about.
 
     Args:

@@ -106,7 +106,7 @@ def _verdict(rows: Sequence[Row]) -> str:
         outcome = f'{student} ends {abs(difference):.{DIGITS}f} AP {side} the plain student{over}'
     else:
         outcome = f'{student} and the plain student end with equal AP{over}'
-    return f'{outcome}; the teacher is all that the two differ in.'
+    return f'{outcome}; the two differ in the teacher only.'
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -122,9 +122,9 @@ def _section(group: str, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) 
     known = [it for it in experiments if outcomes[it.name].results]
     unknown = [f'`{it.name}`' for it in experiments if not outcomes[it.name].results]
     done = sum(len(outcomes[it.name].results) for it in known)
-    state = f'{done} of {len(experiments) * len(seeds)} runs are there.'
+    state = f'{done} of {len(experiments) * len(seeds)} runs done.'
     if unknown:
-        state += f' Nobody has run: {", ".join(unknown)}.'
+        state += f' Not run: {", ".join(unknown)}.'
     parts = [f'### {GROUPS[group]}', f'`tools/run_experiments.py {group}`: {state}']
     # Experiments shared with other groups, such as the plain student, make no table alone.
     if any(it.groups[0] == group for it in known):
@@ -158,7 +158,7 @@ def _provenance(outcomes: Mapping[str, Outcome]) -> str:
     return (
         f'Runs: {len(results)}, {period}, {machines}. AP is COCO AP on the val images after the '
         f'last epoch; mean ± standard error over the seeds. "Over plain" and "over PKD" are '
-        f'differences to those students of the same seeds. A dash is a run that nobody made. '
+        f'differences to those students of the same seeds. A dash: not run. '
         f'{_teachers(outcomes, results)}'
     )
 

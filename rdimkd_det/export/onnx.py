@@ -12,7 +12,7 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..files.whole import told_if_unwritable
+from ..files.whole import write_errors_explained
 from ..names import explain
 from .student import Student
 
@@ -81,7 +81,7 @@ def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
             f'--onnx: {name} is no single-stage detector; its head needs more than the image.'
         )
     try:
-        with told_if_unwritable(path, '--onnx'):
+        with write_errors_explained(path, '--onnx'):
             difference = _write(detector, student, path)
     except ConfigError:
         raise

@@ -18,13 +18,13 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..compat import mend_detectors
+from ..compat import patch_detectors
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.configs import hand_in_preprocessor, mappings
 from ..files.literal_configs import parse_config
 from ..files.weights import load_strictly
-from ..files.whole import told_if_unwritable, written_whole
+from ..files.whole import write_errors_explained, written_whole
 from ..inference import student_config
 from ..names import explain, type_name
 from ..version import __version__
@@ -57,7 +57,7 @@ class Student:
         """
         try:
             init_default_scope(self.config.get('default_scope') or 'mmdet')
-            mend_detectors()
+            patch_detectors()
             model = MODELS.build(copy.deepcopy(self.config.model))
         except Exception as error:  # every class has its own way to refuse its arguments
             raise ConfigError(
@@ -158,7 +158,7 @@ def write_student(student: Student, out: str) -> tuple[Path, int]:
     torch.save({'meta': student.meta, 'state_dict': weights}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     target = Path(out).with_name(f'{Path(out).name.removesuffix(".pth")}-{digest[:8]}.pth')
-    with told_if_unwritable(target, '--out'), written_whole(target) as file:
+    with write_errors_explained(target, '--out'), written_whole(target) as file:
         file.write(buffer.getvalue())
         file.flush()
         try:

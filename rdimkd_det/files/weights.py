@@ -47,8 +47,9 @@ def load_strictly(
         )
         matching = len(own) - len(missing) - len(reshaped)
         raise ConfigError(
-            f'{who}: checkpoint {checkpoint} is not of {config}: {matching} of {len(own)} keys '
-            f'match; {_some("missing", missing)}; {_some("unexpected", unexpected)}; '
+            f'{who}: checkpoint {checkpoint} does not match {config}: {matching} of '
+            f'{len(own)} keys match; {_some("missing", missing)}; '
+            f'{_some("unexpected", unexpected)}; '
             f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
             f'config.'
         )

@@ -42,7 +42,7 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
 
 
 @contextmanager
-def told_if_unwritable(path: Path, option: str) -> Iterator[None]:
+def write_errors_explained(path: Path, option: str) -> Iterator[None]:
     """Create the folder of an output file, and explain in one line if writing fails.
 
     Args:

@@ -2,20 +2,20 @@
 
 from .disk import disk_failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
-from .nonfinite import StepSkipper, deferred_checks, last_finite
-from .saving import latest_checkpoint, newest_or_none, noted_checkpoint
+from .nonfinite import StepSkipper, defer_checks, describe_last_finite
+from .saving import latest_checkpoint, latest_or_none, noted_checkpoint
 from .workers import killed_workers_explained
 
 __all__ = [
     'StepSkipper',
     'TrainingGuard',
-    'deferred_checks',
+    'defer_checks',
+    'describe_last_finite',
     'disk_failures_explained',
     'guard',
     'killed_workers_explained',
-    'last_finite',
     'latest_checkpoint',
-    'newest_or_none',
+    'latest_or_none',
     'noted_checkpoint',
     'raise_when_log_fails',
 ]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ..errors import TrainingStoppedError
-from .saving import last_good
+from .saving import describe_last_good
 
 FAILURES = {
     errno.ENOSPC: 'the disk is full',
@@ -37,7 +37,7 @@ def disk_failures_explained(work_dir: str) -> Iterator[None]:
         file = f': {error.filename}' if error.filename else ''
         raise TrainingStoppedError(
             f'{FAILURES[error.errno]} ({error.strerror}{file}), work directory {work_dir}. '
-            f'{last_good(work_dir)} Mend that, then go on with --resume.'
+            f'{describe_last_good(work_dir)} Fix this, then continue with --resume.'
         ) from error
 
 

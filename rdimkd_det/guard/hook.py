@@ -75,7 +75,8 @@ class TrainingGuard(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if 'distill' in checkpoint and not isinstance(model, RdimKDDistiller):
             runner.logger.warning(
-                'RdimKD: the checkpoint is of a distilled training, which goes on as a plain one'
+                'RdimKD: the checkpoint is of a distilled training; it continues '
+                'without distillation'
             )
         self._resumed = checkpoint.get('resume', [])
         if not self._has_same_processes:
@@ -103,11 +104,11 @@ class TrainingGuard(Hook):
                 self._guard(hook)
         if self._resumed:
             same = self._has_same_processes
-            self._point.go_on(self._resumed[get_rank() if same else 0], same)
+            self._point.restore(self._resumed[get_rank() if same else 0], same)
         if self._point.nothing_left:
             runner.logger.warning(
                 'RdimKD: the checkpoint stands at iteration %d of %d: nothing is left to train; '
-                'to go on, raise train_cfg.max_epochs or max_iters',
+                'to continue, raise train_cfg.max_epochs or max_iters',
                 runner.iter,
                 runner.max_iters,
             )
@@ -195,6 +196,6 @@ class TrainingGuard(Hook):
     def _stop_training(self, saved: str) -> None:
         self._stop.stop_listening()
         raise TrainingInterruptedError(
-            f'stopped at iteration {self._saved_at}, {saved}; go on with --resume.',
+            f'stopped at iteration {self._saved_at}, {saved}; continue with --resume.',
             status=128 + (self._stop.signal or 0),
         )

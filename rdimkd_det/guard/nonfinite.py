@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..distiller import distilled_student
 from ..finite import FiniteCheck, take_broken
-from .saving import last_good, newest_or_none, resumable
+from .saving import describe_last_good, latest_or_none, resumable
 
 # Checkpoint entries that a step changes; with EMAHook, 'ema_state_dict' holds the trained weights.
 # 'distill' is left out: NaN in its buffers means "not known yet", and its adapters are covered by
@@ -21,7 +21,7 @@ from .saving import last_good, newest_or_none, resumable
 CHANGED_BY_STEPS = ('state_dict', 'ema_state_dict', 'optimizer')
 
 
-def last_finite(work_dir: str | Path) -> str:
+def describe_last_finite(work_dir: str | Path) -> str:
     """Return a sentence that names the newest whole checkpoint without NaN or infinity.
 
     A loss that is not finite shows what the previous step did to the weights, and a checkpoint may
@@ -30,10 +30,10 @@ def last_finite(work_dir: str | Path) -> str:
     Args:
         work_dir (str | Path): Work directory of the training run.
     """
-    newest = newest_or_none(work_dir)
-    finite = newest_or_none(work_dir, accept=_is_finite)
+    newest = latest_or_none(work_dir)
+    finite = latest_or_none(work_dir, accept=_is_finite)
     if newest == finite:
-        return last_good(work_dir)
+        return describe_last_good(work_dir)
     if finite is None:
         return f'No checkpoint is good: {newest} and those before hold NaN or infinity.'
     return (
@@ -57,7 +57,7 @@ def _tensors(node: object) -> Iterator[Tensor]:
             yield from _tensors(child)
 
 
-def deferred_checks(runner: Runner) -> list[FiniteCheck]:
+def defer_checks(runner: Runner) -> list[FiniteCheck]:
     """Defer the checks of the distillation losses, and return them; the caller must query them.
 
     Args:
@@ -96,7 +96,7 @@ class StepSkipper:
     def __init__(self, runner: Runner) -> None:
         self.num_skipped = 0
         self._runner = runner
-        self._checks = deferred_checks(runner)
+        self._checks = defer_checks(runner)
         self._model = distilled_student(runner.model)
         self._buffers: list[Tensor] = []  # as they were before the step
         self._holds_gradient = False  # from earlier iterations of an accumulation window

@@ -37,7 +37,7 @@ class ResumePoint:
         self._validated = False
 
     def state(self, epoch: int) -> dict:
-        """Return what :meth:`go_on` needs, as plain data.
+        """Return what :meth:`restore` needs, as plain data.
 
         Args:
             epoch (int): Number of finished epochs, as in the checkpoint.
@@ -64,7 +64,7 @@ class ResumePoint:
         augments = getattr(preprocessor, 'batch_augments', None) or ()
         return [augment for augment in augments if hasattr(augment, '_input_size')]
 
-    def go_on(self, state: dict, same_processes: bool = True) -> None:
+    def restore(self, state: dict, same_processes: bool = True) -> None:
         """Restore a state, so that the run continues from it.
 
         A validation that was due there and may have been cut off is run again: mmengine (0.10.7,
@@ -117,7 +117,7 @@ class ResumePoint:
         if done:
             self._runner.logger.warning(
                 'RdimKD: the checkpoint stands at batch %d of an epoch of another length (now it '
-                'is %d): this epoch begins anew',
+                'is %d): this epoch starts again',
                 done,
                 self._epoch_length,
             )

@@ -43,7 +43,7 @@ class WholeFileBackend(LocalBackend):
         except OSError as error:
             raise TrainingStoppedError(
                 f'{path} ({len(obj) / 1e6:.0f} MB) could not be written: {error.strerror}. '
-                f'{last_good(path.parent)} Make room, then go on with --resume.'
+                f'{describe_last_good(path.parent)} Make room, then continue with --resume.'
             ) from error
 
 
@@ -125,13 +125,13 @@ def latest_checkpoint(
     """
     damaged = []
     for path in _newest_first(Path(work_dir)):
-        if not is_whole(path):
+        if not is_intact(path):
             damaged.append(str(path))
         elif _accepted(path, accept):
             return str(path), damaged
     if damaged:
         raise ConfigError(
-            f'none of the {len(damaged)} checkpoints in {work_dir} is whole '
+            f'none of the {len(damaged)} checkpoints in {work_dir} is intact '
             f'({", ".join(damaged[:3])}); train anew without --resume.'
         )
     return None, []
@@ -150,13 +150,13 @@ def _read(path: Path) -> object:
     return read_checkpoint_safely(str(path), who='model', mapped=mapped)
 
 
-def last_good(work_dir: str | Path) -> str:
+def describe_last_good(work_dir: str | Path) -> str:
     """Return a sentence that names the newest whole checkpoint."""
-    path = newest_or_none(work_dir)
+    path = latest_or_none(work_dir)
     return f'The last good checkpoint is {path}.' if path else 'There is no checkpoint yet.'
 
 
-def newest_or_none(
+def latest_or_none(
     work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
 ) -> str | None:
     """Return the path of :func:`latest_checkpoint`; None if no checkpoint qualifies."""
@@ -166,7 +166,7 @@ def newest_or_none(
         return None
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Return whether a checkpoint is complete, according to the checksums in it.
 
     Args:
@@ -221,7 +221,7 @@ def _iteration(path: Path) -> float:
         iteration = _read(path)['meta']['iter']
     except ConfigError:
         # A damaged file counts as newest, so that it is reported; an unreadable one as oldest.
-        return -1 if is_whole(path) else float('inf')
+        return -1 if is_intact(path) else float('inf')
     except (KeyError, TypeError):
         return -1
     return iteration if isinstance(iteration, int) else -1

@@ -51,7 +51,7 @@ class StopRequest:
         # None: the handler was not set from Python, and cannot be set again from Python.
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def leave_to_parent(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked process, restore the SIGTERM handler and leave Ctrl-C to the parent."""
         self._give_back(signal.SIGTERM)
         # A terminal sends Ctrl-C to all of its processes. A data loader worker must survive it,
@@ -66,7 +66,7 @@ class StopRequest:
             signal.raise_signal(number)  # an exception has already ended the training
             return
         self.signal = number
-        os.write(2, b'stopping after this iteration, with a checkpoint; again to stop at once\n')
+        os.write(2, b'stopping after this iteration, with a checkpoint; once more stops at once\n')
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -124,5 +124,5 @@ def _let_signals_come() -> None:
 def _leave_signals_to_parent() -> None:
     request = _listener()
     if request is not None:
-        request.leave_to_parent()
+        request.reset_in_child()
     _let_signals_come()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import TrainingStoppedError, last_line
-from .saving import last_good
+from .saving import describe_last_good
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def killed_workers_explained(work_dir: str) -> Iterator[None]:
         if 'DataLoader worker' not in str(error) or isinstance(error, TrainingStoppedError):
             raise
         raise TrainingStoppedError(
-            f'{last_line(error).rstrip(".")}: it was killed or crashed, most often for want of '
-            f'memory; lower train_dataloader.num_workers or batch_size. {last_good(work_dir)} '
-            f'Go on with --resume.'
+            f'{last_line(error).rstrip(".")}: it was killed or crashed, usually because '
+            f'memory ran out; lower train_dataloader.num_workers or batch_size. '
+            f'{describe_last_good(work_dir)} Continue with --resume.'
         ) from error

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..bridge import InputBridge
 from ..distillation import Distillation
-from ..progress import watched
+from ..progress import with_progress
 from .detector import at_size_of, relabelled, with_masks
 from .inputs import InputFormat, candidates
 from .samples import training_input
@@ -87,7 +87,7 @@ def compare_inputs(
     network = detector or part.teacher.load_plain().to(data[0]['inputs'].device)
     scores = []
     formats = list(candidates(InputFormat.of(own)).items())
-    for name, format in watched(formats, "the teacher's input"):
+    for name, format in with_progress(formats, "the teacher's input"):
         bridge = InputBridge(student_preprocessor, format.build(like=own))
         with observed_moments(network) as moments:
             losses = [_run(network, bridge, batch, labels if detector else None) for batch in data]

@@ -64,7 +64,7 @@ def check_teacher_input(
         report.warning(
             topic,
             f'its activations are far from those of its training ({_figures(configured)}): images '
-            f'of another kind, or an input that is none of the usual{unmeasured}',
+            f'of another kind, or an unusual input{unmeasured}',
             f"compare data_preprocessor in {part.teacher.config} with the teacher's training, and "
             f'run with --eval-teacher',
         )
@@ -87,14 +87,14 @@ def _report_better(
 ) -> None:
     if better.format == configured.format.swapped():
         what = 'looks like swapped channels'
-        mend = f'set bgr_to_rgb={better.format.rgb}'
+        remedy = f'set bgr_to_rgb={better.format.rgb}'
     else:
         what = f"looks like another normalisation, '{better.name}'"
-        mend = f'set {better.format.as_config()}'
+        remedy = f'set {better.format.as_config()}'
     report.error(
         topic,
         f'{what}: {_figures(better)}; as configured: {_figures(configured)}{unmeasured}',
-        f'{mend} in the data_preprocessor of the teacher config, {part.teacher.config}',
+        f'{remedy} in the data_preprocessor of the teacher config, {part.teacher.config}',
     )
 
 

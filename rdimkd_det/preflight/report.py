@@ -23,13 +23,13 @@ class Finding:
         severity (str): 'ok', 'warning' or 'error'.
         topic (str): What it is about.
         text (str): What was found.
-        mend (str): What to change; '' if nothing.
+        remedy (str): What to change; '' if nothing.
     """
 
     severity: str
     topic: str
     text: str
-    mend: str = ''
+    remedy: str = ''
 
 
 @dataclass
@@ -61,13 +61,13 @@ class Report:
         """Add a finding that needs no change."""
         self.findings.append(Finding('ok', topic, text))
 
-    def warning(self, topic: str, text: str, mend: str) -> None:
+    def warning(self, topic: str, text: str, remedy: str) -> None:
         """Add a finding that may be intended or a mistake."""
-        self.findings.append(Finding('warning', topic, text, mend))
+        self.findings.append(Finding('warning', topic, text, remedy))
 
-    def error(self, topic: str, text: str, mend: str) -> None:
+    def error(self, topic: str, text: str, remedy: str) -> None:
         """Add a finding that must be a mistake."""
-        self.findings.append(Finding('error', topic, text, mend))
+        self.findings.append(Finding('error', topic, text, remedy))
 
     def count(self, severity: str) -> int:
         """Return the number of findings of a severity."""
@@ -86,7 +86,7 @@ class Report:
             for word in ('error', 'warning')
             if (number := self.count(word))
         ]
-        return f'{" and ".join(counts)}: see the arrows.' if counts else 'All is well.'
+        return f'{" and ".join(counts)}: see the lines marked ->.' if counts else 'All is well.'
 
     def as_dict(self) -> dict:
         """Return the report as plain data."""
@@ -100,8 +100,8 @@ class Report:
             grid.add_column(overflow=overflow)
         for finding in self.findings:
             text = Text(finding.text)
-            if finding.mend:
-                text.append(f'\n-> {finding.mend}', style='bold')
+            if finding.remedy:
+                text.append(f'\n-> {finding.remedy}', style='bold')
             grid.add_row(
                 Text(f'  {finding.severity}', style=STYLES[finding.severity]), finding.topic, text
             )

@@ -25,7 +25,7 @@ from ..distiller import RdimKDDistiller
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
 from ..inheritance import inherit_from_teacher
-from ..progress import watched
+from ..progress import with_progress
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
@@ -105,7 +105,7 @@ def _measure(
     """Return the measures by level, and :func:`gradient_balance` by tap and batch."""
     levels: dict[str, LevelMeasure] = defaultdict(LevelMeasure)
     balances: dict[str, list[float]] = defaultdict(list)
-    for batch in watched(batches, 'gradients'):
+    for batch in with_progress(batches, 'gradients'):
         task, distances, outputs = _losses(model, part, batch)
         for tap, loss in part.items():
             of_tap = [distances[f'loss_rdimkd_{name}'] for name in loss.level_names]
@@ -164,7 +164,7 @@ def _judge_frozen(
     if frozen:
         report.warning(
             f"Levels of '{where}'",
-            f'nothing that makes {", ".join(frozen)} is trained, so that no loss there helps',
+            f'all layers before {", ".join(frozen)} are frozen, so a loss there has no effect',
             'give these levels weight 0 (loss_weight, by stride), or tap a later module',
         )
 

@@ -137,8 +137,8 @@ def check_load_from(path: str, model: nn.Module, report: Report) -> None:
         report.warning(
             'load_from',
             f'{text}; not {listed(other)}',
-            'the others start anew, as they must for other classes; else give a checkpoint of '
-            'this model',
+            'the others are initialised randomly, as they must be for other classes; else give a '
+            'checkpoint of this model',
         )
 
 

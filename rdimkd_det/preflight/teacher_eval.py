@@ -19,7 +19,7 @@ from torch import nn
 from ..bridge import InputBridge
 from ..distillation import Distillation
 from ..files.configs import UnreadableConfigError, leaf_datasets, read_config
-from ..progress import watched
+from ..progress import with_progress
 from .detector import at_size_of, relabelled
 from .inputs import InputFormat
 from .report import Report
@@ -37,12 +37,12 @@ class TeacherAPs:
     Attributes:
         bridge (float): On the student's batches, through the bridge.
         own (float): Through the teacher's own pipeline.
-        mended (float, optional): Through a bridge to an input that seems to fit better.
+        corrected (float, optional): Through a bridge to an input that seems to fit better.
     """
 
     bridge: float
     own: float
-    mended: float | None = None
+    corrected: float | None = None
 
 
 def measure_aps(
@@ -81,8 +81,8 @@ def measure_aps(
     if better is None:
         return TeacherAPs(bridged, own)
     bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
-    mended = average_precision(cfg, partial(through, bridge), labels, 'with another input')
-    return TeacherAPs(bridged, own, mended)
+    corrected = average_precision(cfg, partial(through, bridge), labels, 'with another input')
+    return TeacherAPs(bridged, own, corrected)
 
 
 def judge_aps(
@@ -110,11 +110,11 @@ def judge_aps(
     text = f'{aps.bridge:.3f} through the bridge, {aps.own:.3f} through its own pipeline'
     if own_pipeline is None:
         text += " (its config has none: the student's, with the teacher's preprocessor)"
-    if aps.mended is not None:
-        text += f', {aps.mended:.3f} with the input that fits it better'
-    if aps.mended is not None and aps.mended > aps.bridge:
-        mend = f'set {better.as_config()} in the data_preprocessor of {part.teacher.config}'
-        report.error(topic, text, mend)
+    if aps.corrected is not None:
+        text += f', {aps.corrected:.3f} with the input that fits it better'
+    if aps.corrected is not None and aps.corrected > aps.bridge:
+        remedy = f'set {better.as_config()} in the data_preprocessor of {part.teacher.config}'
+        report.error(topic, text, remedy)
     elif max(aps.bridge, aps.own) < NEARLY_ZERO:
         report.error(
             topic,
@@ -157,7 +157,7 @@ def average_precision(
         loader = Runner.build_dataloader(settings, seed=0)
         evaluator = Evaluator(_of_boxes(cfg.val_evaluator))
         evaluator.dataset_meta = loader.dataset.metainfo
-    for batch in watched(loader, description):
+    for batch in with_progress(loader, description):
         with torch.no_grad():
             samples = predict(batch)
         for sample in samples:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..calibration import batch_size
 from ..distiller import RdimKDDistiller
-from ..progress import format_time, watched
+from ..progress import format_time, with_progress
 from ..stopwatch import peak_memory
 from .report import Report, Table
 
@@ -44,7 +44,7 @@ def measure_time(
     seconds: dict[float, list[float]] = {0.0: [], 1.0: []}
     rounds = max(MIN_ROUNDS, len(batches)) + 1
     # In turns, so that a slowdown of the machine affects both.
-    for batch in watched(list(islice(cycle(batches), rounds)), 'time'):
+    for batch in with_progress(list(islice(cycle(batches), rounds)), 'time'):
         for factor in seconds:
             _set_factor(model, factor)
             seconds[factor].append(_time_step(model, deepcopy(batch), optimizer))

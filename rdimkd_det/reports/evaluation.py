@@ -23,12 +23,11 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ..commands.checks import check_data
-from ..commands.mistakes import mistakes_told
-from ..commands.unreadable import files_named
+from ..commands.mistakes import errors_explained
 from ..errors import ConfigError
 from ..inference import trained_detector
 from ..names import type_name
-from ..progress import watched
+from ..progress import with_progress
 from ..trainings.state import read_json, write_json
 from .detections import SCORE_THRESHOLD, Detection, Example, match
 from .runs import TrainedRun
@@ -70,13 +69,13 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
         raise ConfigError(f'no whole checkpoint in {run.work_dir}.')
     if not run.config.get('val_dataloader'):
         raise ConfigError('its config has no val_dataloader.')
-    made_of = _made_of(run)
+    made_of = _cache_key(run)
     kept = read_json(run.work_dir / CACHE)
     if kept.get('made_of') == made_of:
         return Evaluation(kept['scores'], kept['classes'], kept['detections'])
     metric = _coco_metric(run)
     check_data(run.config, ['val'])
-    with mistakes_told(), files_named(run.config):
+    with errors_explained(run.config):
         evaluation = _test(run, metric, console)
     with contextlib.suppress(OSError):  # of somebody else; it is evaluated again the next time
         write_json(run.work_dir / CACHE, {'made_of': made_of, **vars(evaluation)})
@@ -107,7 +106,7 @@ def find_examples(
 
 def _examples_of(run: TrainedRun, evaluation: Evaluation) -> list[Example]:
     check_data(run.config, ['val'])
-    with mistakes_told(), files_named(run.config):
+    with errors_explained(run.config):
         dataset = val_loader(run).dataset
     classes = dataset.metainfo['classes']
     examples = []
@@ -145,7 +144,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _made_of(run: TrainedRun) -> dict:
+def _cache_key(run: TrainedRun) -> dict:
     """Return what identifies the checkpoint and the val data, to validate the cache."""
     file = run.checkpoint.stat()
     dataset = run.config.val_dataloader.dataset
@@ -173,7 +172,7 @@ def _test(run: TrainedRun, metric: ConfigDict, console: Console) -> Evaluation:
         evaluator = Evaluator(metric)
     evaluator.dataset_meta = loader.dataset.metainfo
     detections = {}
-    for batch in watched(loader, f'evaluating {run.name}', console=console):
+    for batch in with_progress(loader, f'evaluating {run.name}', console=console):
         samples = detector.test_step(batch)
         evaluator.process(samples, batch)
         detections.update({str(sample.img_id): _confident(sample) for sample in samples})

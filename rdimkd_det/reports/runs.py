@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.configs import counts_iterations, read_config
-from ..guard import newest_or_none
+from ..guard import latest_or_none
 from ..trainings.history import History, list_trained_parts, read_history
 
 
@@ -76,7 +76,7 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
 
 
 def _newest(work_dir: Path) -> Path | None:
-    path = newest_or_none(work_dir, accept=lambda _: True)  # weights alone are enough
+    path = latest_or_none(work_dir, accept=lambda _: True)  # weights alone are enough
     return path and Path(path)
 
 

@@ -113,7 +113,7 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        message = 'interrupted; the same command goes on from there.'
+        message = 'interrupted; the same command continues.'
         raise TrainingInterruptedError(message, status=130) from None
     finally:
         for number, handler in earlier.items():

@@ -240,7 +240,7 @@ def test_tool__existing_target(tmp_path, capsys):
 
     status, output, error = run('--num-train', 2)
     assert (status, error) == (0, '')
-    assert output == f'{tmp_path / "d"} is there already, made with these options.\n'
+    assert output == f'{tmp_path / "d"} already exists, made with these options.\n'
 
     status, output, error = run('--num-train', 3)
     assert (status, output) == (2, '')
