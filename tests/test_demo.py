@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from malicious import Payload
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -386,16 +387,6 @@ class TestDetections:
         assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
         assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
         assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
-
-
-class Payload:
-    """Makes a file when it is unpickled unsafely."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 class TestExamples:

@@ -1,0 +1,139 @@
+"""Annotations and images that cannot be used."""
+
+import json
+import shutil
+
+import pytest
+from command_lines import one_line
+from runs import call_tool, run_tool
+
+
+@pytest.mark.parametrize('place', ['train_dataloader.dataset', 'val_evaluator'])
+def test_annotations__that_cannot_be_read_are_named(files, tmp_path, capsys, place):
+    whole = (files / 'data/annotations.json').read_text()
+    for name, content in (('cut.json', whole[:500]), ('broken.json', whole.replace('"id"', 'id'))):
+        (tmp_path / name).write_text(content)
+    for name, expected in (
+        ('cut.json', f'annotations {tmp_path}/cut.json are cut off or damaged: Unterminated'),
+        ('broken.json', f'annotations {tmp_path}/broken.json are cut off or damaged: Expecting'),
+        ('', f'{tmp_path}: Is a directory.'),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(
+                *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work'),
+                *('--cfg-options', f'{place}.ann_file={tmp_path / name}'),
+            )
+        assert stopped.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f'train.py: {expected}')
+
+
+NEEDS = 'each needs id, image_id, category_id, bbox ([x, y, width, height]) and area.'
+
+
+def first(**changes):
+    """Return a function that changes the first annotation; values of None drop their keys."""
+
+    def change(content):
+        entry = content['annotations'][0]
+        entry.update(changes)
+        content['annotations'][0] = {k: v for k, v in entry.items() if v is not None}
+
+    return change
+
+
+def without_images_of_size(content):
+    content['images'] = [{**image, 'width': 20} for image in content['images']]
+
+
+@pytest.mark.parametrize(
+    'change, expected',
+    [
+        (first(area=None), "annotations FILE lack 'area' in the annotation {'bbox': [22, 8, 19, "),
+        (first(bbox=None), "annotations FILE lack 'bbox' in the annotation {'area': 551, "),
+        (first(image_id=None), "annotations FILE lack 'image_id' in the annotation {'area': 551, "),
+        (
+            first(category_id=None),
+            "annotations FILE lack 'category_id' in the annotation {'area': ",
+        ),
+        (first(bbox=[3, 4]), 'annotations FILE cannot be used (ValueError: not enough values to '),
+        (lambda content: content.pop('categories'), "annotations FILE lack 'categories'."),
+        (
+            lambda content: content['images'][0].pop('file_name'),
+            "annotations FILE lack 'file_name' in the image {'height': 64, 'id': 0, 'img_id': 0, "
+            "'width': 80}; "
+            'each needs id, file_name, width and height.',
+        ),
+        (
+            lambda content: content['categories'][1].pop('name'),
+            "annotations FILE lack 'name' in the category {'id': 1}; each needs id and name.",
+        ),
+        (
+            lambda content: content.update(annotations=[]),
+            'the training set has no image with a box of your classes (red, green, blue), and of '
+            '32 pixels or more (filter_cfg.min_size), in FILE; compare metainfo.classes with its '
+            'categories, and see whether it has annotations.',
+        ),
+        (without_images_of_size, 'the training set has no image with a box of your classes (red, '),
+    ],
+)
+def test_annotations__what_they_lack_is_named(files, tmp_path, capsys, change, expected):
+    content, file = json.loads((files / 'data/annotations.json').read_text()), tmp_path / 'a.json'
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as stopped:
+        call_tool(
+            *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work', '--cfg-options'),
+            f'train_dataloader.dataset.ann_file={file}',
+            'train_dataloader.dataset.filter_cfg.filter_empty_gt=True',
+            'train_dataloader.dataset.filter_cfg.min_size=32',
+        )
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith('train.py: ' + expected.replace('FILE', str(file)))
+    if 'annotation {' in line:
+        assert line.endswith(NEEDS)
+
+
+@pytest.mark.parametrize('tool', ['analyze_projection.py', 'cache_teacher.py'])
+def test_annotations__damaged_ones_are_named_by_tools_that_only_look(
+    files, config, tmp_path, capsys, tool
+):
+    cut, out = tmp_path / 'cut.json', tmp_path / 'out.png'
+    cut.write_text((files / 'data/annotations.json').read_text()[:500])
+    path = config(lambda cfg: cfg['train_dataloader']['dataset'].update(ann_file=str(cut)))
+    with pytest.raises(SystemExit) as stopped:
+        call_tool(tool, path, '--out', out)
+    assert stopped.value.code == 2
+    line = one_line(tool, capsys.readouterr().err)
+    assert line.startswith(f'{tool}: annotations {cut} are cut off or damaged: ')
+    assert not out.exists()
+
+
+def test_image__is_named_in_a_plain_training_too(files, tmp_path):
+    image = tmp_path / 'images' / '3.png'
+    shutil.copytree(files / 'data/images', image.parent)
+    image.write_bytes(b'')
+    done = run_tool(
+        *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work', '--cfg-options'),
+        f'train_dataloader.dataset.data_prefix.img={image.parent}',
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f'train.py: image {image} cannot be read (')
+
+
+def test_annotations__byte_order_mark(files, tmp_path, capsys):
+    text = (files / 'data/annotations.json').read_text()
+    (tmp_path / 'bom.json').write_text(text, encoding='utf-8-sig')
+    option = f'train_dataloader.dataset.ann_file={tmp_path}/bom.json'
+    arguments = ('--work-dir', tmp_path / 'work', '--cfg-options', option)
+    for tool, config in (('train.py', 'plain.py'), ('preflight.py', 'distilled.py')):
+        with pytest.raises(SystemExit) as stopped:
+            call_tool(tool, files / config, *arguments)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f'{tool}: annotations {tmp_path}/bom.json begin with a byte order mark; save the file '
+            f'as UTF-8 without one.'
+        )
