@@ -39,7 +39,7 @@ def test_checkpoint__damaged_inside(tmp_path):
     content = bytearray((tmp_path / 'a.pth').read_bytes())
     content[len(content) // 2] ^= 1  # of the same length: only the checksum tells
     (tmp_path / 'a.pth').write_bytes(content)
-    with pytest.raises(ConfigError, match=r'none of the 1 checkpoints in .* is whole \(.*a.pth\)'):
+    with pytest.raises(ConfigError, match=r'none of the 1 checkpoints in .* is intact \(.*a.pth\)'):
         latest_checkpoint(tmp_path)
 
 
