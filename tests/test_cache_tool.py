@@ -279,7 +279,7 @@ def test_disk_full__leaves_whole_shards(files, tmp_path, refused):
 
     with mock.patch('numpy.save', save_or_fail):
         line = refused('--out', directory, '--shard-mb', SHARD_MB)
-    assert 'the disk is full; what is there is whole' in line
+    assert 'the disk is full; finished shards are intact' in line
     assert sorted(path.name for path in directory.glob('0*')) == [
         f'0000{number}.{kind}' for number in (0, 1) for kind in ('json', 'npy')
     ]
@@ -318,7 +318,7 @@ def test_mistakes__of_the_config(files, refused, changed, tmp_path):
     assert 'pipeline has PhotoMetricDistortion, ' in refused(*out, config=changed(augment))
     assert 'nowhere.pth does not exist' in refused(*out, config=changed(forget_the_weights))
     assert '--out DIR is missing' in refused(config=changed(forget_the_cache))
-    assert '8 images have the img_id and file name' in refused(*out, config=changed(double))
+    assert '8 images share their img_id and file name' in refused(*out, config=changed(double))
     off = changed(lambda config: config.model.losses.neck.update(loss_weight=0))
     assert 'no loss has a weight, nothing is to be stored' in refused(*out, config=off)
     assert not (tmp_path / 'new').exists()

@@ -75,7 +75,7 @@ def test_distiller__takes_built_student(teacher):
     student = MODELS.build(fcos())
     losses = dict(neck=dict(type='RdimKDLoss', projection=RANDOM))
     assert RdimKDDistiller(student=student, teacher=teacher, losses=losses) is student
-    with pytest.raises(ConfigError, match='is a distilled model already'):
+    with pytest.raises(ConfigError, match='is distilled already'):
         RdimKDDistiller(student=student, teacher=teacher, losses=losses)
 
 

@@ -27,7 +27,7 @@ from rdimkd_det.commands.top_level import READ, check_loops_whole, check_top_lev
     ],
 )
 def test_misspelled_key__is_refused(name, meant):
-    with pytest.raises(ConfigError, match=rf"nothing reads '{name}'; did you mean '{meant}'\?"):
+    with pytest.raises(ConfigError, match=rf"unknown key '{name}'; did you mean '{meant}'\?"):
         check_top_level(Config({name: None}))
 
 
