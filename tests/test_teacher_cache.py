@@ -257,7 +257,7 @@ def test_resume__checkpoint_of_a_training_without_the_cache(same_size):
     train(live)
     config = cached_run(same_size, 'other_bases')
     config.resume = True
-    with pytest.raises(ConfigError, match='neck_s8 has another basis already'):
+    with pytest.raises(ConfigError, match='neck_s8 already has another basis'):
         train(config)
 
 
