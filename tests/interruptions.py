@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -55,8 +56,10 @@ def in_child(function, *args):
 
     process = multiprocessing.get_context('fork').Process(target=run)
     process.start()
-    process.join(timeout=120)
-    status = process.exitcode
+    # `join` would also wait for orphaned data loader workers, which take 5 seconds to notice.
+    deadline = time.monotonic() + 120
+    while (status := process.exitcode) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
     process.kill()  # one that hangs
     return status
 
