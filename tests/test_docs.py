@@ -292,6 +292,22 @@ def test_links__lead_somewhere(document):
             assert place in map(anchor, headings(target)), link
 
 
+@pytest.mark.parametrize(
+    'run, costs',
+    [
+        ('step_384x512', lambda report: report['steps']),
+        *((f'losses_800x1344{d}', lambda report: report['losses']['contiguous'])
+          for d in ('', '_d16', '_d64', '_d256')),
+    ],
+)  # fmt: skip
+def test_performance__figures_are_those_of_the_run(run, costs):
+    text = (REPOSITORY / 'docs/performance.md').read_text()
+    report = json.loads((REPOSITORY / f'docs/results/performance/{run}.json').read_text())
+    for name, cost in costs(report).items():
+        if name != report.get('fastest_teacher'):  # it is the teacher as configured
+            assert f' {cost["median"]:.1f} |' in text, name
+
+
 def test_recipes__costs_are_those_that_were_counted():
     text = (REPOSITORY / 'docs/recipes.md').read_text()
     told = re.findall(r'^\| \[(\w.+?)\]\(.+\| (\S+) \| (\S+) \|$', text, re.MULTILINE)
