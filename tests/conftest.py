@@ -1,17 +1,20 @@
-"""Fixtures for all tests; the functions that they return are defined in ``detectors.py``.
+"""Fixtures for all tests; most return functions that are defined in ``detectors.py``.
 
-These are ``small_config(name, **options)``, ``random_batch(...)`` and
+Those are ``small_config(name, **options)``, ``random_batch(...)`` and
 ``teacher_files(tmp_path, config)``. Code outside of pytest imports them from ``detectors``.
 """
 
+import itertools
 import signal
-from functools import lru_cache
+from functools import lru_cache, wraps
 from unittest import mock
 
 import detectors
 import pytest
+import runs
 import torch
 import yapf.yapflib.yapf_api
+from mmengine.runner import Runner
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -29,6 +32,20 @@ def config_texts_are_formatted_once():
         yield
 
 
+@pytest.fixture(scope='session', autouse=True)
+def each_runner_has_a_name():
+    """By default mmengine names one by the second; of one name, two share a log and its scalars."""
+    original, numbers = Runner.__init__, itertools.count()
+
+    @wraps(original)
+    def init(self, *args, experiment_name=None, **kwargs):
+        name = experiment_name or f'run{next(numbers)}'
+        original(self, *args, experiment_name=name, **kwargs)
+
+    with mock.patch.object(Runner, '__init__', init):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Start every test from the same random state."""
@@ -42,6 +59,15 @@ def signals_are_given_back():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Folder with a data set and a teacher, which the tests of a module share."""
+    folder = tmp_path_factory.mktemp('files')
+    runs.write_data(folder / 'data')
+    runs.write_teacher(folder / 'teacher')
+    return folder
 
 
 @pytest.fixture
