@@ -179,7 +179,7 @@ def _outputs_of_blank(
     name = getattr(network, 'display_name', type(network).__name__)
     raise ProbeError(
         f'{name}: no features can be extracted from blank images of '
-        f' {", ".join(map(str, sizes))} pixels: {explain(reason)}'
+        f'{", ".join(map(str, sizes))} pixels: {explain(reason)}'
     ) from reason
 
 

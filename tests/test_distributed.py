@@ -10,7 +10,6 @@ from runs import (
     run_config,
     run_tool,
     trained_losses,
-    write_data,
     write_teacher,
 )
 
@@ -18,25 +17,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """Folder with the data set and the teacher."""
-    folder = tmp_path_factory.mktemp('distributed')
-    write_data(folder / 'data')
-    write_teacher(folder / 'teacher')
-    return folder
-
-
-@pytest.fixture(scope='module')
-def of_two_processes(folder):
-    done = run_tool(two_processes.__file__, folder, processes=2)
+def of_two_processes(files):
+    done = run_tool(two_processes.__file__, files, processes=2)
     assert done.returncode == 0, done.stderr
-    return load(folder / 'two_processes.pt')
+    return load(files / 'two_processes.pt')
 
 
 @pytest.mark.parametrize('normalize', two_processes.NORMALIZE)
-def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_processes, normalize):
+def test_first_step__equals_one_process_with_the_whole_batch(files, of_two_processes, normalize):
     """Compares gradients and PCA bases, with BatchNorm in eval and an adapter at each level."""
-    found, expected = of_two_processes[normalize], two_processes.first_step(folder, normalize)
+    found, expected = of_two_processes[normalize], two_processes.first_step(files, normalize)
     assert found.keys() == expected.keys()
     assert 'distill.losses.neck.adapters.2.weight' in found and 'backbone.conv1.weight' in found
     largest = max(value.nan_to_num().abs().max() for value in expected.values())
@@ -49,17 +39,17 @@ def test_first_step__equals_one_process_with_the_whole_batch(folder, of_two_proc
         assert found[f'distill.losses.neck.projections.{level}.basis'].shape == (24, 8)
 
 
-def test_train__two_processes_by_torchrun(folder):
+def test_train__two_processes_by_torchrun(files):
     """Adapters have parameters without a loss once the schedule has stopped."""
-    work_dir = folder / 'run'
-    model = distilled(fcos(), write_teacher(folder / 't'), loss_weight='auto')
-    config = run_config(folder / 'data', work_dir, model)
+    work_dir = files / 'run'
+    model = distilled(fcos(), write_teacher(files / 't'), loss_weight='auto')
+    config = run_config(files / 'data', work_dir, model)
     config.train_dataloader.batch_size = 2
     config.train_cfg.max_epochs = 2
     config.train_cfg.val_interval = 2
     config.custom_hooks[0].schedule = dict(stop=1)
-    config.dump(folder / 'config.py')
-    done = run_tool('train.py', folder / 'config.py', '--launcher', 'pytorch', processes=2)
+    config.dump(files / 'config.py')
+    done = run_tool('train.py', files / 'config.py', '--launcher', 'pytorch', processes=2)
     assert done.returncode == 0, done.stderr
     lines = trained_losses(work_dir)
     assert len(lines) == 4 and all(line['loss_rdimkd_neck_s8'] > 0 for line in lines[:2])

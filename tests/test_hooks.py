@@ -23,8 +23,6 @@ from runs import (
     run_config,
     train,
     trained_losses,
-    write_data,
-    write_teacher,
 )
 
 import rdimkd_det.hooks
@@ -34,15 +32,6 @@ from rdimkd_det.random_state import preserved_random_state
 
 # Data augmentation, so that a run draws random numbers all the time.
 FLIP = {'train_dataloader.dataset.pipeline.3.prob': 0.5}
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    """Folder with the data set and the teacher."""
-    folder = tmp_path_factory.mktemp('files')
-    write_data(folder / 'data')
-    write_teacher(folder / 'teacher')
-    return folder
 
 
 @pytest.fixture(scope='module')

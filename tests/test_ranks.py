@@ -18,7 +18,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from processes import run_distributed
-from runs import distilled, fcos, load, run_config, write_data, write_teacher
+from runs import distilled, fcos, load, run_config
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,29 +31,20 @@ RANDOM = dict(type='RandomProjection', dim=8)
 DDP = dict(device_ids=None, broadcast_buffers=False, find_unused_parameters=False)
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """Data set and teacher."""
-    folder = tmp_path_factory.mktemp('ranks')
-    write_data(folder / 'data')
-    write_teacher(folder / 'teacher')
-    return folder
-
-
-def teacher_of(folder: Path) -> dict:
+def teacher_of(files: Path) -> dict:
     return {
-        'config': str(folder / 'teacher/teacher.py'),
-        'checkpoint': str(folder / 'teacher/teacher.pth'),
+        'config': str(files / 'teacher/teacher.py'),
+        'checkpoint': str(files / 'teacher/teacher.pth'),
     }
 
 
 # Whole trainings
 
 
-def train_run(folder: Path, work_dir: Path, world_size: int, normalize: str, **options) -> dict:
+def train_run(files: Path, work_dir: Path, world_size: int, normalize: str, **options) -> dict:
     """Return weights, adapters, bases and scales after four steps of four images in total."""
-    model = distilled(fcos(norm_eval=True), teacher_of(folder), normalize=normalize)
-    cfg = run_config(folder / 'data', work_dir, model, **options)
+    model = distilled(fcos(norm_eval=True), teacher_of(files), normalize=normalize)
+    cfg = run_config(files / 'data', work_dir, model, **options)
     cfg.train_dataloader.batch_size = 4 // world_size
     if world_size > 1:
         wrapper = dict(type='MMDistributedDataParallel', **DDP)
@@ -69,14 +60,14 @@ def train_run(folder: Path, work_dir: Path, world_size: int, normalize: str, **o
 
 
 @pytest.fixture(scope='module')
-def of_one_process(folder):
+def of_one_process(files):
     """Return a function that trains in one process, each case once."""
 
     @cache
     def train_once(normalize: str, accumulative_counts: int) -> dict:
         counts = {'optim_wrapper.accumulative_counts': accumulative_counts}
-        work_dir = folder / f'{normalize}_{accumulative_counts}'
-        return train_run(folder, work_dir, 1, normalize, **counts)
+        work_dir = files / f'{normalize}_{accumulative_counts}'
+        return train_run(files, work_dir, 1, normalize, **counts)
 
     return train_once
 
@@ -91,10 +82,10 @@ def of_one_process(folder):
     ],
     ids=['standardize', 'teacher', 'accumulation', 'flexible_runner'],
 )
-def test_train__four_steps_equal_one_process(folder, of_one_process, tmp_path, normalize, options):
+def test_train__four_steps_equal_one_process(files, of_one_process, tmp_path, normalize, options):
     """BatchNorm is in eval, because SyncBN does not work on a CPU."""
     results = run_distributed(
-        lambda rank: train_run(folder, tmp_path / 'run', 2, normalize, **options), tmp_path
+        lambda rank: train_run(files, tmp_path / 'run', 2, normalize, **options), tmp_path
     )
     expected = of_one_process(normalize, options.get('optim_wrapper.accumulative_counts', 1))
     found = results[0]
@@ -184,8 +175,8 @@ def exchanges(model: nn.Module) -> Counter:
         (None, {'c10d::allreduce_': 1}),  # whether any rank's losses are not finite
     ],
 )
-def test_step__exchanges_once_more_than_the_plain_student(folder, tmp_path, normalize, expected):
-    config = distilled(fcos(), teacher_of(folder), projection=RANDOM, normalize=normalize)
+def test_step__exchanges_once_more_than_the_plain_student(files, tmp_path, normalize, expected):
+    config = distilled(fcos(), teacher_of(files), projection=RANDOM, normalize=normalize)
 
     def on_rank(rank: int) -> list:
         plain = exchanges(MODELS.build(fcos()))
@@ -221,11 +212,11 @@ def always_on(model: nn.Module, step: int) -> None:
     ],
     ids=['level_of_weight_0', 'schedule', 'two_teachers', 'teacher_of_weight_0', 'off'],
 )
-def test_unused_parameters__there_are_none(folder, tmp_path, weights, schedule):
+def test_unused_parameters__there_are_none(files, tmp_path, weights, schedule):
     """With find_unused_parameters=False, DDP raises in the step after one with unused ones."""
     loss = dict(type='RdimKDLoss', projection=RANDOM)
     teachers = [
-        dict(teacher_of(folder), losses=dict(neck=dict(loss, loss_weight=weight)))
+        dict(teacher_of(files), losses=dict(neck=dict(loss, loss_weight=weight)))
         for weight in weights
     ]
     config = dict(distilled(fcos(), teachers[0]), teacher=teachers)

@@ -27,8 +27,6 @@ from runs import (
     load,
     run_config,
     trained_losses,
-    write_data,
-    write_teacher,
 )
 
 from rdimkd_det import ConfigError, DistillHook
@@ -40,15 +38,6 @@ ROUNDING = 1e-4
 # bfloat16 has 8 bits, float16 11; the losses themselves are computed in float32.
 HALF_PRECISION = 0.02
 RANDOM = dict(type='RandomProjection', dim=8)
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    """Folder with the data set and the teacher."""
-    folder = tmp_path_factory.mktemp('files')
-    write_data(folder / 'data')
-    write_teacher(folder / 'teacher')
-    return folder
 
 
 @pytest.fixture(scope='module')

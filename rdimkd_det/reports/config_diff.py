@@ -38,8 +38,8 @@ def comparable(config: Config) -> dict:
     model = content.get('model') or {}
     content['model'] = student_config(model)
     if content['model'] is not model:
-        own = model.keys() - {'student', 'data_preprocessor'}  # the latter is the student's
-        content['distillation'] = {key: model[key] for key in own}
+        of_student = ('student', 'data_preprocessor')
+        content['distillation'] = {k: it for k, it in model.items() if k not in of_student}
     return content
 
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from ..files.configs import counts_iterations, read_config
 from ..guard import latest_or_none
-from ..trainings.history import History, list_trained_parts, read_history
+from ..trainings.history import History, read_history
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,9 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
     """Read one work directory; see :func:`read_runs`."""
     if not work_dir.is_dir():
         raise ConfigError(f'work directory {work_dir} does not exist.')
-    history, parts = read_history(work_dir), list_trained_parts(work_dir)
-    configs = [path for part in parts if (path := _config_path(work_dir, part)).is_file()]
-    if not history.train or not configs:
+    history = read_history(work_dir)
+    configs = [path for part in history.parts if (path := _config_path(work_dir, part)).is_file()]
+    if not configs:
         raise ConfigError(
             f'{work_dir} holds no training: mmengine logs one in <time>/vis_data/scalars.json and '
             f'config.py; give the work directory of a training.'

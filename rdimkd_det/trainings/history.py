@@ -18,10 +18,13 @@ class History:
         train (dict[int, dict]): Iteration to the scalars logged there.
         val (dict[int, dict]): Epoch, or iteration in an iteration-based training, to the metrics of
             its validation; 'iter' is the last iteration known to precede the validation.
+        parts (list[str]): Names of the folders that logged a loss, the oldest first; a test in the
+            work directory logs none.
     """
 
     train: dict[int, dict] = field(default_factory=dict)
     val: dict[int, dict] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
 
     @property
     def iterations(self) -> int:
@@ -98,7 +101,7 @@ def read_history(work_dir: Path, skip: Container[str] = ()) -> History:
     history = History()
     for part in list_parts(work_dir):
         if part not in skip:
-            _add_part(history, list(_lines(work_dir / part / 'vis_data' / 'scalars.json')))
+            _add_part(history, part, list(_lines(work_dir / part / 'vis_data' / 'scalars.json')))
     return history
 
 
@@ -107,18 +110,11 @@ def list_parts(work_dir: Path) -> list[str]:
     return sorted(path.parent.name for path in Path(work_dir).glob('*/vis_data'))
 
 
-def list_trained_parts(work_dir: Path) -> list[str]:
-    """As :func:`list_parts`, of those that logged a loss: a test in the directory is none."""
-    return [
-        part
-        for part in list_parts(work_dir)
-        if any('loss' in line for line in _lines(work_dir / part / 'vis_data' / 'scalars.json'))
-    ]
-
-
-def _add_part(history: History, lines: list[dict]) -> None:
+def _add_part(history: History, part: str, lines: list[dict]) -> None:
     train = [line for line in lines if 'loss' in line]
-    if train:  # drop what earlier parts logged beyond the checkpoint that this part resumed from
+    if train:
+        history.parts.append(part)
+        # Drop what earlier parts logged beyond the checkpoint that this part resumed from.
         first = min(line['step'] for line in train)
         history.train = {step: line for step, line in history.train.items() if step < first}
         history.val = {step: line for step, line in history.val.items() if line['iter'] < first}

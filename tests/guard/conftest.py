@@ -2,16 +2,7 @@
 
 import pytest
 from interruptions import BATCHES, EPOCHS
-from runs import distilled, fcos, run_config, write_data, write_teacher
-
-
-@pytest.fixture(scope='session')
-def files(tmp_path_factory):
-    """Folder with the data set and the teacher."""
-    folder = tmp_path_factory.mktemp('files')
-    write_data(folder / 'data')
-    write_teacher(folder / 'teacher')
-    return folder
+from runs import distilled, fcos, run_config
 
 
 @pytest.fixture
