@@ -6,8 +6,10 @@ from .compat import (
     check_distribution,
     show_student_in_config,
 )
+from .host.ops import provide_operators
 
 check_distribution()
+provide_operators()
 allow_checkpoint_types()
 allow_config_prefix()
 show_student_in_config()

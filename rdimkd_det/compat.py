@@ -45,11 +45,14 @@ def check_distribution() -> str:
 
 
 def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    """Check for a package; mmcv-lite, which is mmcv without compiled operators, counts as mmcv."""
+    for name in (package, f'{package}-lite'):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return True
+    return False
 
 
 def allow_config_prefix() -> None:

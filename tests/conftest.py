@@ -4,6 +4,9 @@ Those are ``small_config(name, **options)``, ``random_batch(...)`` and
 ``teacher_files(tmp_path, config)``. Code outside of pytest imports them from ``detectors``.
 """
 
+import rdimkd_det  # noqa: F401  # provides mmcv's operators, where they are not compiled
+
+# isort: split
 import itertools
 import signal
 from functools import lru_cache, wraps

@@ -1,0 +1,1 @@
+"""The host, MMDetection: what stands in for its missing parts."""

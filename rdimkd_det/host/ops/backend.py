@@ -1,0 +1,77 @@
+"""What the operators share: torchvision where it has a kernel, full precision, and gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+DISPATCH_KEYS = {'cpu': 'CPU', 'cuda': 'CUDA'}
+
+
+@cache
+def torchvision_loads() -> bool:
+    """Load torchvision's operators if possible, and log once which operators are in use."""
+    loads = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about image codecs, which are not needed
+            import torchvision
+        loads, source = True, f'torchvision {torchvision.__version__} and plain torch'
+    except ImportError:
+        source = 'plain torch (torchvision is not installed)'
+    # The package index's torchvision beside another build of torch raises RuntimeError ("operator
+    # torchvision::nms does not exist"), a missing library OSError.
+    except (RuntimeError, OSError) as error:
+        source = f'plain torch (torchvision does not load: {str(error).splitlines()[0]})'
+    print_log(f'mmcv has no compiled operators; rdimkd_det provides them by {source}.', 'current')
+    return loads
+
+
+@cache
+def _has_kernel(name: str, device: str) -> bool:
+    key = DISPATCH_KEYS.get(device)
+    return (
+        torchvision_loads()
+        and key is not None
+        and torch._C._dispatch_has_kernel_for_dispatch_key(f'torchvision::{name}', key)
+    )
+
+
+def torchvision_operator(name: str, like: Tensor) -> Callable | None:
+    """Return torchvision's operator if it has a kernel for the tensor's device, else None."""
+    return getattr(torch.ops.torchvision, name) if _has_kernel(name, like.device.type) else None
+
+
+def operator(function: Callable) -> Callable:
+    """Run a function outside autocast: like compiled operators, it keeps its inputs' precision."""
+
+    @wraps(function)
+    def run(first: Tensor, *args, **kwargs):
+        torchvision_loads()
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return run
+
+
+def full(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors with half precision widened to float32; CPUs and torchvision lack the rest."""
+    narrow = (torch.float16, torch.bfloat16)
+    return [it.float() if it.dtype in narrow else it for it in tensors]
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradients with respect to a function's inputs, by running the function again."""
+    with torch.enable_grad():
+        leaves = [it.detach().requires_grad_() for it in full(*inputs)]
+        output = function(*leaves)
+    if not output.requires_grad:  # nothing was computed, e.g. of no region
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
