@@ -11,8 +11,10 @@ import operator_cases
 import pytest
 import torch
 import torch.nn.functional as F
+from detectors import random_batch, small_config
 from mmcv import ops
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+from mmdet.registry import MODELS
 from operator_cases import CASES, boxes, maps, random, scores, with_gradients
 from safetensors.torch import load_file
 
@@ -369,3 +371,42 @@ def test_rotated_iou__known_areas():
     octagon = 8 * (2**0.5 - 1)  # what a square shares with itself, turned by 45 degrees
     expected = torch.tensor([[1, 1 / 3, octagon / (8 - octagon), 0]])
     torch.testing.assert_close(ops.box_iou_rotated(square, others), expected.float())
+
+
+# Detectors that need another operator each.
+DETECTORS = {
+    'roi_align': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'deform_conv': 'tood/tood_r50_fpn_1x_coco.py',
+    'modulated_deform_conv': 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py',
+    'carafe': 'carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py',
+    'masked_conv': 'guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py',
+}
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detector__trains_and_detects(name):
+    """With the same losses, gradients and boxes as with compiled operators, where there are any."""
+    found = train_and_detect(DETECTORS[name])
+    assert all(torch.isfinite(it).all() for it in found.values())
+    if COMPILED and name not in ('carafe', 'masked_conv'):  # these need a GPU
+        with pytest.MonkeyPatch.context() as patch:
+            for module in list(sys.modules.values()):
+                if isinstance(getattr(module, 'ext_module', None), Operators):
+                    patch.setattr(module, 'ext_module', sys.modules['mmcv._ext'])
+            expected = train_and_detect(DETECTORS[name])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def train_and_detect(config):
+    """Return the losses of one batch, the first weight's gradient, and the boxes of an image."""
+    torch.manual_seed(0)
+    model = MODELS.build(small_config(config, depth=18 if 'dcn' not in config else None).model)
+    model.init_weights()
+    batch = model.data_preprocessor(random_batch(num_classes=3), training=True)
+    total, losses = model.parse_losses(model(**batch, mode='loss'))
+    total.backward()
+    gradient = next(p for p in model.parameters() if p.grad is not None and p.grad.any()).grad
+    with torch.no_grad():
+        model.eval()
+        detected = model.test_step(random_batch(num=1))[0].pred_instances
+    return {**losses, 'gradient': gradient, 'scores': detected.scores[:5]}
