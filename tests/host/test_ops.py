@@ -402,6 +402,8 @@ def train_and_detect(config):
     torch.manual_seed(0)
     model = MODELS.build(small_config(config, depth=18 if 'dcn' not in config else None).model)
     model.init_weights()
+    if hasattr(model, 'set_epoch'):  # TOOD asks for it
+        model.set_epoch(0)
     batch = model.data_preprocessor(random_batch(num_classes=3), training=True)
     total, losses = model.parse_losses(model(**batch, mode='loss'))
     total.backward()
