@@ -376,7 +376,7 @@ def test_rotated_iou__known_areas():
 # Detectors that need another operator each.
 DETECTORS = {
     'roi_align': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-    'deform_conv': 'tood/tood_r50_fpn_1x_coco.py',
+    'deform_conv': 'reppoints/reppoints-moment_r50_fpn_1x_coco.py',
     'modulated_deform_conv': 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py',
     'carafe': 'carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py',
     'masked_conv': 'guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py',
@@ -402,8 +402,6 @@ def train_and_detect(config):
     torch.manual_seed(0)
     model = MODELS.build(small_config(config, depth=18 if 'dcn' not in config else None).model)
     model.init_weights()
-    if hasattr(model, 'set_epoch'):  # TOOD asks for it
-        model.set_epoch(0)
     batch = model.data_preprocessor(random_batch(num_classes=3), training=True)
     total, losses = model.parse_losses(model(**batch, mode='loss'))
     total.backward()
