@@ -9,6 +9,15 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'rdimkd_det/version.py').read_text()).group(1)
 
+# These work in the repository only: bootstrap.py and make_api_docs.py serve its Makefile, and the
+# others run what is in experiments/.
+OF_THE_REPOSITORY = (
+    'bootstrap.py',
+    'demo.py',
+    'make_api_docs.py',
+    'make_digits.py',
+    'run_experiments.py',
+)
 DEMO = ['matplotlib', 'rich', 'scikit-learn']
 ONNX = ['onnx', 'onnxruntime']
 EXTRAS = {
@@ -52,7 +61,7 @@ class BuildWithConfigs(build_py):
     def extra_files(self):
         paths = [
             *ROOT.glob('configs/**/*.py'),
-            *ROOT.glob('tools/*.*'),
+            *(it for it in ROOT.glob('tools/*.*') if it.name not in OF_THE_REPOSITORY),
             ROOT / 'configs/metafile.yml',
             ROOT / 'model-index.yml',
         ]

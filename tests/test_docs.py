@@ -19,6 +19,7 @@ from mmengine.config import Config
 from runs import (
     CLASSES,
     REPOSITORY,
+    call_module,
     call_tool,
     distilled,
     fcos,
@@ -29,7 +30,8 @@ from runs import (
 )
 
 import rdimkd_det
-from rdimkd_det.datasets.digits import DigitsOptions, make_digits
+from experiments.digits.images import DigitsOptions
+from experiments.digits.making import make_digits
 from rdimkd_det.tap_loss import check_losses
 
 ALL_COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
@@ -86,11 +88,12 @@ def parse(tool: str, words: list[str], is_synopsis: bool) -> None:
         mock.patch.object(argparse.ArgumentParser, 'parse_args', stop),
         pytest.raises(ParsedError),
     ):
-        call_tool(tool, *words)
+        call = call_tool if tool.endswith('.py') else call_module
+        call(tool, *words)
 
 
 @pytest.mark.parametrize('command', ALL_COMMANDS, ids=str)
-def test_command__is_understood(command, launched, monkeypatch):
+def test_command__is_understood(command, launched):
     program, *words = command.words
     if program == 'make':
         done = subprocess.run(
@@ -104,8 +107,10 @@ def test_command__is_understood(command, launched, monkeypatch):
         script = next(place for place, word in enumerate(told) if word.endswith('.py'))
         parse(Path(told[script]).name, told[script + 1 :], command.is_synopsis)
     elif program.startswith('python'):
-        monkeypatch.syspath_prepend(REPOSITORY / 'tools')  # as Python does for a script there
-        parse(f'../{words[0]}', words[1:], command.is_synopsis)
+        if words[0] == '-m':
+            parse(words[1], words[2:], command.is_synopsis)
+        else:
+            parse(f'../{words[0]}', words[1:], command.is_synopsis)
     elif program in ('pip', 'mim'):
         text = (REPOSITORY / 'setup.py').read_text()
         for extra in re.findall(r'\[(\w+)\]', ' '.join(words)):
@@ -377,12 +382,12 @@ def test_map__has_every_module():
     page = (REPOSITORY / 'docs/contributing.md').read_text()
     on_map = set()
     for line in page.splitlines():
-        if line.startswith('**`rdimkd_det/'):
+        if line.startswith(('**`rdimkd_det/', '**`experiments/')):
             folder = line.split('`')[1]
         elif line.startswith('| `'):
             on_map.add(f'{folder}{line.split("`")[1]}.py')
-    package = REPOSITORY / 'rdimkd_det'
-    modules = {str(p.relative_to(REPOSITORY)) for p in package.rglob('*.py')}
+    packages = [REPOSITORY / 'rdimkd_det', REPOSITORY / 'experiments']
+    modules = {str(p.relative_to(REPOSITORY)) for it in packages for p in it.rglob('*.py')}
     assert on_map == {name for name in modules if not name.endswith('__init__.py')}
 
 
