@@ -1,7 +1,10 @@
-# The demo's teacher: ResNet-34 of half the width, 5 epochs; FPN and head of 64 channels.
+# The demo's teacher: ResNet-34 of half the width under the student's FPN and head; batches of 8,
+# 5 epochs.
 _base_ = ['./fcos_r18_narrow.py']
 
 model = dict(backbone=dict(depth=34, base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))
+train_dataloader = dict(batch_size=8)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 max_epochs = 5
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
