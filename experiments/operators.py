@@ -77,6 +77,8 @@ def operators_of(way: str) -> Iterator[None]:
     ]
     if way == 'torch':
         patches.append(mock.patch.object(backend, '_has_kernel', lambda name, device: False))
+    else:
+        patches.append(mock.patch.object(backend, 'SLOWER_ON_CPU', ()))
     for patch in patches:
         patch.start()
     try:
