@@ -18,13 +18,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from rdimkd_det import ConfigError
-from rdimkd_det.cache.making import without_cache
 from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.cache.teacher import CachedTeacher
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_data, check_model
 from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.distiller import distilled_student
+from rdimkd_det.files.configs import without_cache
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ def test_killed__goes_on_from_there(files, tmp_path, files_done):
 def test_two_processes__each_shard_is_somebodys(files, tmp_path, refused):
     """The processes may run at different times; here the second starts when the first has ended."""
     args = ('--out', tmp_path / 'cache', '--shard-mb', SHARD_MB)
-    making = 'rdimkd_det.cache.making.get_dist_info'
+    making = 'rdimkd_det.cache_making.get_dist_info'
     with mock.patch(making, return_value=(0, 2)):
         assert 'is incomplete: 3 of 6 shards are missing' in refused(*args)
     with mock.patch(making, return_value=(1, 2)):

@@ -9,7 +9,6 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from rdimkd_det import ConfigError
-from rdimkd_det.cache.facts import checkpoint_facts
 from rdimkd_det.files import checkpoints
 from rdimkd_det.files.checkpoints import (
     checkpoints_kept,
@@ -18,6 +17,7 @@ from rdimkd_det.files.checkpoints import (
     load_checkpoint_safely,
 )
 from rdimkd_det.files.whole import sha256_of
+from rdimkd_det.teacher.source import checkpoint_facts
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
 
