@@ -181,6 +181,8 @@ def _maps_of_noise(
             step(network)
         with torch.autocast('cpu', enabled=False), record_outputs(network, taps) as outputs:
             network(image)
+    except ConfigError:  # a missing tap
+        raise
     except (AttributeError, TypeError, *SIZE_ERRORS):
         return None
     return [maps for tap in taps for maps in outputs[tap]]

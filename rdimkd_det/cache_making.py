@@ -21,7 +21,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from . import functional
 from .cache.facts import projection_facts
 from .cache.images import cacheable_datasets, entry_key, image_pipeline, unaugmented
-from .cache.store import LevelArrays, TeacherCache, split_levels
+from .cache.shards import split_levels
+from .cache.store import LevelArrays, TeacherCache
 from .distillation import Distillation
 from .errors import ConfigError
 

@@ -43,8 +43,8 @@ class Distillation(nn.Module):
         check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
-        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
         student_levels = probe_levels(student, list(losses))
+        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
         teacher_levels = self.teacher.probe()
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()

@@ -182,7 +182,7 @@ def _outputs_of_blank(
                 image = torch.zeros(1, 3, size, size, device=device)
                 _extract(network, taps)(image)
                 return size, outputs
-        except NotImplementedError:  # an operator missing on the device fails for every size
+        except (ConfigError, NotImplementedError):  # a missing tap or operator fails at every size
             raise
         except SIZE_ERRORS as error:
             reason = error

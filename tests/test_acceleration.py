@@ -6,8 +6,10 @@ from unittest import mock
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
+from safetensors.torch import save_file
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -250,6 +252,32 @@ def test_compile__hides_inner_taps(files):
         Teacher(DetectorSource(*files), ['neck.fpn_convs'], Acceleration(compile=True))
 
 
+class TakesOneSize(nn.Module):
+    """Like a vision transformer with fixed position embeddings."""
+
+    def __init__(self, size=224):
+        super().__init__()
+        self.size, self.patches = size, nn.Conv2d(3, 8, 16, 16)
+        self.positions = nn.Parameter(torch.randn(1, 8, size // 16, size // 16))
+
+    def forward(self, images):
+        assert images.shape[2:] == (self.size, self.size), f'takes {self.size} pixels only'
+        return (self.patches(images) + self.positions,)
+
+
+@pytest.mark.parametrize('size', [224, 512])
+def test_network_of_one_image_size__is_probed_and_runs_as_it_is(tmp_path, size):
+    MODELS.register_module(module=TakesOneSize, force=True)
+    network = TakesOneSize(size)
+    torch.save({f'backbone.{k}': v for k, v in network.state_dict().items()}, tmp_path / 'w.pth')
+    config = {'model': {'type': 'FCOS', 'backbone': {'type': 'TakesOneSize', 'size': size}}}
+    teacher = Teacher(DetectorSource(config, tmp_path / 'w.pth'), ['backbone'])
+    [level] = teacher.probe()['backbone']
+    assert (level.stride, level.channels, level.image) == (16, 8, size)
+    images = torch.randn(1, 3, size, size)
+    torch.testing.assert_close(teacher(images)['backbone'][0], network(images)[0].detach())
+
+
 @pytest.mark.parametrize(
     'options, message',
     [
@@ -271,7 +299,12 @@ def test_build_acceleration__wrong_option(options, message):
 
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux tells what is mapped')
-def test_share_weights__are_mapped_from_the_file(files):
+@pytest.mark.parametrize('kind', ['pth', 'safetensors'])
+def test_share_weights__are_mapped_from_the_file(files, kind):
+    if kind == 'safetensors':
+        weights = torch.load(files[1], weights_only=True)['state_dict']
+        files = files[0], files[1].replace('.pth', '.safetensors')
+        save_file(weights, files[1])
     teacher = Teacher(
         DetectorSource(*files), ['neck'], Acceleration(False, False, share_weights=True)
     )

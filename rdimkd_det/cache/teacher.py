@@ -69,7 +69,7 @@ class CachedTeacher:
     @property
     def built(self) -> bool:
         """bool: Whether the cache's index is in memory."""
-        return self.cache.index_loaded
+        return self.cache.entries is not None
 
     @property
     def num_bytes(self) -> int:
@@ -86,7 +86,7 @@ class CachedTeacher:
 
     def release(self) -> None:
         """Free the index; the next call loads it again."""
-        self.cache.unload_index()
+        self.cache.entries = None
 
     def probe(self) -> dict[str, list[Level]]:
         """Return the strides and channels at the taps, as recorded in the cache."""

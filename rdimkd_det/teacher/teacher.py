@@ -142,10 +142,11 @@ class Teacher:
             try:
                 with torch.device('meta'):
                     return self._look_at(self.source.build(self.taps), divisor)
-            except (ProbeError, *SIZE_ERRORS):
+            except SIZE_ERRORS as error:
                 # Swin reads values of tensors while it is built, and deformable convolution has no
                 # kernel for the meta device: build these on a real device and discard them.
-                pass
+                if isinstance(error, ConfigError) and not isinstance(error, ProbeError):
+                    raise
         return self._look_at(self.source.build(self.taps), divisor)
 
     def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int]:
