@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from rdimkd_det import ConfigError
 from rdimkd_det.acceleration import Acceleration
+from rdimkd_det.benchmark.preparation import prepare
 from rdimkd_det.features import OUTPUT
 from rdimkd_det.files.configs import UnreadableConfigError
 from rdimkd_det.teacher import ModuleSource, Teacher
@@ -220,6 +221,11 @@ def test_tools__preflight_train_test_export(files, capsys, monkeypatch):
     call_tool('train.py', path)
     checkpoint = files / 'tools/epoch_1.pth'
     call_tool('analyze_projection.py', path, '--images', 4, '--out', files / 'spectrum.png')
+    picture = files / 'maps.png'
+    call_tool('visualize.py', path, checkpoint, files / 'data/images/0.png', '--out', picture)
+    assert picture.exists()
+    with pytest.raises(ConfigError, match=r'model.teacher is a module, and the benchmark'):
+        prepare(config)
     # Neither the test nor the export needs the module.
     with mock.patch.dict(sys.modules, toy_teacher=None):
         call_tool('test.py', path, checkpoint)

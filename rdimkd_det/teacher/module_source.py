@@ -23,8 +23,9 @@ from .source import checkpoint_facts
 
 
 class ModuleSource:
-    """Any torch module that turns images (N, 3, H, W) into maps, see
-    :class:`rdimkd_det.teacher.source.Source`.
+    """Any torch module that turns images (N, 3, H, W) into maps.
+
+    Its methods are those of :class:`rdimkd_det.teacher.source.Source`.
 
     Args:
         module (nn.Module | dict): The module, which is copied; or ``type``, an importable callable
