@@ -278,7 +278,7 @@ def test_inherit__needs_a_checkpoint(files):
         (dict(entry(), mean=[1, 2]), r'three numbers each .* got mean=\[1, 2\]'),
         (dict(entry(), std=[1, 0, 1]), r'three numbers each .* std=\[1, 0, 1\]'),
         (dict(entry(), bgr='yes'), "bgr must be True or False, got 'yes'"),
-        (dict(entry(), config='x.py'), 'has a config and a module; give one of them'),
+        (dict(entry(), config='x.py'), 'has config and module; give one of them'),
         (dict(entry(), men=[1, 1, 1]), "has no option 'men'; did you mean 'mean'"),
         (dict(config='x.py', checkpoint='y', mean=[1, 1, 1]), "has no option 'mean'"),
         (dict(module='toy', **INPUT), r'module must be a torch.nn.Module, or a dict .* got .toy'),

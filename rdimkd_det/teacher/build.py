@@ -7,13 +7,14 @@ from functools import partial
 
 from torch import nn
 
-from ..acceleration import build_acceleration
+from ..acceleration import Acceleration, build_acceleration
 from ..cache.facts import projection_facts
 from ..cache.teacher import CachedTeacher, open_cache
 from ..errors import ConfigError
 from ..features import OUTPUT
 from .detector_source import DetectorSource
 from .module_source import ModuleSource
+from .source import Source
 from .teacher import Teacher
 
 # The key of an entry that tells where the network comes from.
@@ -39,20 +40,7 @@ def build_teacher(
         UnreadableConfigError: The teacher's config, module or cache cannot be read.
         ConfigError: The entry or the teacher is invalid.
     """
-    keys = {'config', 'module', 'cache'}
-    if not isinstance(entry, Mapping) or not entry.keys() & keys:
-        raise ConfigError(
-            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...); or '
-            f'dict(module=..., mean=..., std=...) for any torch module; or, with the maps that '
-            f'tools/cache_teacher.py stored, dict(cache=...); got {entry!r}.'
-        )
-    kinds = [kind for key, kind in SOURCES.items() if entry.get(key) is not None]
-    if len(kinds) > 1:
-        raise ConfigError('model.teacher has a config and a module; give one of them.')
-    kind = kinds[0] if kinds else DetectorSource
-    given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
-    options = {key: entry[key] for key in entry.keys() - set(SOURCES) - {*kind.options, 'cache'}}
-    acceleration = build_acceleration(options, (*kind.options, 'cache'))
+    kind, given, acceleration = _read(entry)
     if entry.get('cache') is None:
         source = kind(**given)
         taps = _taps(losses, source.default_tap)
@@ -62,6 +50,24 @@ def build_teacher(
     facts = partial(kind.given_facts, **given)
     projections = projection_facts(losses, taps)
     return CachedTeacher(cache, given.get('checkpoint'), facts, projections), taps
+
+
+def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
+    """Return the kind of source in an entry, the options given for it, and the acceleration."""
+    if not isinstance(entry, Mapping) or not entry.keys() & {*SOURCES, 'cache'}:
+        raise ConfigError(
+            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...); or '
+            f'dict(module=..., mean=..., std=...) for any torch module; or, with the maps that '
+            f'tools/cache_teacher.py stored, dict(cache=...); got {entry!r}.'
+        )
+    kinds = {key: kind for key, kind in SOURCES.items() if entry.get(key) is not None}
+    if len(kinds) > 1:
+        raise ConfigError(f'model.teacher has {" and ".join(kinds)}; give one of them.')
+    kind = next(iter(kinds.values()), DetectorSource)
+    given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
+    known = (*kind.options, 'cache')
+    others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
+    return kind, given, build_acceleration(others, known)
 
 
 def _taps(losses: Mapping[str, dict], default: str | None) -> dict[str, str]:

@@ -17,7 +17,10 @@ from ..files.whole import sha256_of
 class Source(Protocol):
     """Where a teacher's network, its weights and its kind of input come from.
 
+    A class is added in ``teacher.build``; its arguments are entries of ``model.teacher``.
+
     Attributes:
+        options (tuple[str, ...]): Names of these arguments.
         name (str): Name of the config or module, for messages.
         checkpoint (str | None): Path or URL of the weights; None if the network brings its own.
         model (ConfigDict | None): Config of a whole detector, with its head; None if the network
@@ -28,6 +31,7 @@ class Source(Protocol):
         built_on_meta (bool): Whether :meth:`build` may run on the meta device.
     """
 
+    options: tuple[str, ...]
     name: str
     checkpoint: str | None
     model: ConfigDict | None
@@ -55,6 +59,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> str | None:
         """Return what identifies the weights in a resumed training; None if that is unknown."""
+
+    @classmethod
+    def given_facts(cls, **entry) -> dict:
+        """Return the facts that an entry tells that goes with a cache, and may be incomplete."""
 
 
 def checkpoint_facts(checkpoint: str) -> dict:
