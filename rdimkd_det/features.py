@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from math import ceil, lcm, log2
 
 import torch
@@ -45,6 +46,11 @@ class Level:
     stride: int
     channels: int
     image: int = field(default=PROBE_SIZES[0], compare=False)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network; the CPU if it has neither parameters nor buffers."""
+    return next(chain(network.parameters(), network.buffers()), torch.empty(0)).device
 
 
 @contextmanager
@@ -175,7 +181,7 @@ def _outputs_of_blank(
     network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = PROBE_SIZES
 ) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
@@ -209,7 +215,7 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
             f"tap '{tap}' gives no feature maps (N, C, H, W) when {name} extracts features; tap "
             f"'neck' or 'backbone'."
         )
-    output = network(torch.zeros(1, 3, size, size, device=next(network.parameters()).device))
+    output = network(torch.zeros(1, 3, size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
     parts = [parts] if isinstance(parts, Tensor) or not isinstance(parts, Iterable) else parts
     given = [str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts]

@@ -112,6 +112,16 @@ def test_output__kinds(toy, gives):
     assert not found[0].requires_grad
 
 
+def test_output__of_a_class_without_parameters():
+    source = ModuleSource(dict(type='torch.nn.AvgPool2d', kernel_size=8), **INPUT)
+    teacher, images = Teacher(source, [OUTPUT]), torch.randn(1, 3, 64, 96)
+    [level] = teacher.probe()[OUTPUT]
+    assert (level.stride, level.channels) == (8, 3)
+    torch.testing.assert_close(
+        teacher(images)[OUTPUT][0], torch.nn.functional.avg_pool2d(images, 8)
+    )
+
+
 def test_inner_tap__of_teacher_module():
     losses = {'neck': {'teacher_module': 'stages.1'}}
     student = MODELS.build(fcos())

@@ -74,7 +74,7 @@ class ModuleSource:
             ConfigError: It returned no module.
         """
         if isinstance(self.module, nn.Module):
-            return copy.deepcopy(self.module)  # acceleration works in place
+            return copy.deepcopy(self.module).cpu()  # acceleration works in place
         options = {key: v for key, v in self.module.items() if key not in ('type', SCOPE)}
         make = self.module['type']
         try:

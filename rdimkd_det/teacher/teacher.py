@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from ..acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from ..bridge import InputBridge
 from ..errors import ConfigError
-from ..features import SIZE_ERRORS, Level, ProbeError, probe_levels, record_outputs, size_divisor
+from ..features import (
+    SIZE_ERRORS,
+    Level,
+    ProbeError,
+    device_of,
+    probe_levels,
+    record_outputs,
+    size_divisor,
+)
 from .source import Source
 
 
@@ -198,7 +206,7 @@ class Teacher:
         if self.bridge is not None:
             inputs = self.bridge(inputs, data_samples)
         device = inputs.device
-        if next(self._network.parameters()).device != device:
+        if device_of(self._network) != device:
             self._network.to(device)
         dtype = self._precision(device)
         autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
