@@ -80,7 +80,6 @@ def part_facts(part: Distillation, cfg: Config) -> dict:
         **image_pipeline(cfg),
         **projection_facts(part.loss_configs, part.teacher_taps),
         **part.teacher.source.facts(),
-        **part.teacher.source.weights_facts(),
     }
 
 

@@ -80,11 +80,7 @@ class DetectorSource:
         return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
 
     def load(self, weights: Mapping[str, Tensor], taps: Sequence[str]) -> FeatureExtractor:
-        """Build the network with these weights, frozen and in eval mode.
-
-        Raises:
-            ConfigError: The weights are not of this architecture.
-        """
+        """Build the network, load the weights strictly, and freeze it in eval mode."""
         network = None
         try:
             # The meta device skips an initialisation that the weights replace.
@@ -106,12 +102,8 @@ class DetectorSource:
         return MODELS.build({'type': 'BaseDataPreprocessor', **options})
 
     def facts(self) -> dict:
-        """Return the parts of the config that determine the maps."""
-        return model_facts(self.model)
-
-    def weights_facts(self) -> dict:
-        """Return name and SHA-256 of the checkpoint."""
-        return checkpoint_facts(self.checkpoint)
+        """Return the parts of the config that determine the maps, and the checkpoint."""
+        return self.given_facts({'model': self.model}, self.checkpoint)
 
     def fingerprint(self) -> str | None:
         """Return a hash of the checkpoint's content."""
@@ -120,23 +112,12 @@ class DetectorSource:
     @classmethod
     def given_facts(cls, config: str | dict | None = None, checkpoint: str | None = None) -> dict:
         """Return the facts that an entry of a config tells, which may lack either of the two."""
-        facts = {} if config is None else model_facts(read_detector_config(config))
+        model = {} if config is None else read_detector_config(config)
+        facts = {
+            f"{part} of the teacher's config": as_json(_without_initialization(model.get(part)))
+            for part in (('backbone', 'neck', 'data_preprocessor') if model else ())
+        }
         return facts if checkpoint is None else {**facts, **checkpoint_facts(str(checkpoint))}
-
-
-def model_facts(model: Mapping) -> dict:
-    """Return the parts of a detector's config that determine its feature maps.
-
-    Args:
-        model (Mapping): Model config of the detector.
-
-    Returns:
-        dict: Name of the fact to its value, in JSON types.
-    """
-    return {
-        f"{part} of the teacher's config": as_json(_without_initialization(model.get(part)))
-        for part in ('backbone', 'neck', 'data_preprocessor')
-    }
 
 
 def _without_initialization(entry: object) -> object:

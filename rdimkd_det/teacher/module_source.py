@@ -39,8 +39,8 @@ class ModuleSource:
         bgr (bool): Whether the module takes its channels as BGR. Defaults to False (RGB).
 
     Raises:
-        UnreadableConfigError: The callable cannot be imported.
-        ConfigError: An argument is missing or of another kind.
+        ConfigError: An argument is missing or of another kind. When built:
+            ``UnreadableConfigError`` if the callable cannot be imported or fails.
     """
 
     options = ('module', 'checkpoint', 'mean', 'std', 'bgr')
@@ -67,12 +67,7 @@ class ModuleSource:
         self._digest: str | None = None
 
     def build(self, taps: Sequence[str] = ()) -> nn.Module:
-        """Copy the module, or call the callable, always from the same random state.
-
-        Raises:
-            UnreadableConfigError: The callable cannot be imported or fails.
-            ConfigError: It returned no module.
-        """
+        """Copy the module, or call the callable, always from the same random state."""
         if isinstance(self.module, nn.Module):
             return copy.deepcopy(self.module).cpu()  # acceleration works in place
         options = {key: v for key, v in self.module.items() if key not in ('type', SCOPE)}
@@ -104,12 +99,7 @@ class ModuleSource:
         return None
 
     def load(self, weights: Mapping[str, Tensor] | None, taps: Sequence[str]) -> nn.Module:
-        """Build the module with these weights, frozen and in eval mode.
-
-        Raises:
-            UnreadableConfigError: As :meth:`build`.
-            ConfigError: As :meth:`build`; or the weights are not of this module.
-        """
+        """Build the module, load the weights strictly, and freeze it in eval mode."""
         network = self.build()
         if weights is not None:
             load_strictly(network, weights, self.checkpoint, self.name, 'teacher', assign=True)
@@ -120,18 +110,17 @@ class ModuleSource:
         return ImgDataPreprocessor(**self.input)
 
     def facts(self) -> dict:
-        """Return the callable, its arguments and the input."""
+        """Return the callable, its arguments, the input, and a hash of checkpoint or weights."""
+        own = {} if self.checkpoint else {'checkpoint': None, 'weights': self._own_digest()}
+        return {**self._facts_without_building(), **own}
+
+    def _facts_without_building(self) -> dict:
         options = {} if isinstance(self.module, nn.Module) else dict(self.module)
         return {
             'module of the teacher': as_json({**options, 'type': self.name}),
             'input of the teacher': as_json(self.input),
+            **(checkpoint_facts(self.checkpoint) if self.checkpoint else {}),
         }
-
-    def weights_facts(self) -> dict:
-        """Return name and SHA-256 of the checkpoint; without one, a hash of the weights."""
-        if self.checkpoint is not None:
-            return checkpoint_facts(self.checkpoint)
-        return {'checkpoint': None, 'weights': self._own_digest()}
 
     def fingerprint(self) -> str | None:
         """Return a hash of the checkpoint's content; without one, of the weights."""
@@ -142,9 +131,7 @@ class ModuleSource:
     @classmethod
     def given_facts(cls, **entry) -> dict:
         """Return the facts that an entry of a config tells; the module is not built."""
-        source = cls(**entry)
-        weights = {} if source.checkpoint is None else source.weights_facts()
-        return {**source.facts(), **weights}
+        return cls(**entry)._facts_without_building()
 
     def _own_digest(self) -> str:
         if self._digest is None:

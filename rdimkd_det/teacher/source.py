@@ -52,10 +52,9 @@ class Source(Protocol):
         """Build the data preprocessor that makes the network's input from 8-bit BGR images."""
 
     def facts(self) -> dict:
-        """Return what determines the maps apart from the weights: name to value, JSON types."""
-
-    def weights_facts(self) -> dict:
-        """Return the facts 'checkpoint' and 'weights', as :func:`checkpoint_facts` does."""
+        """Return what determines the maps, in JSON types: config or module, 'checkpoint' (its file
+        name), and 'weights' (their SHA-256).
+        """
 
     def fingerprint(self) -> str | None:
         """Return what identifies the weights in a resumed training; None if that is unknown."""
