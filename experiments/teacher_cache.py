@@ -18,13 +18,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from rdimkd_det import ConfigError
-from rdimkd_det.cache.making import without_cache
 from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.cache.teacher import CachedTeacher
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_data, check_model
 from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.distiller import distilled_student
+from rdimkd_det.files.configs import without_cache
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def cached_student(cfg: Config) -> nn.Module:
             f'{cfg.filename} has no teacher with a cache to compare with; make one with '
             f'tools/cache_teacher.py, and add --cfg-options model.teacher.cache=DIR.'
         )
-    model.distill.prepare(cfg)
+    model.distill.parts[0].prepare(cfg)
     return model
 
 
@@ -66,7 +66,7 @@ def compare_steps(cfg: Config, cached: nn.Module, live: nn.Module, steps: int) -
     batches = chain.from_iterable(repeat(loader))
     for batch in islice(batches, steps + 1):  # the first step is a warm-up
         for kind, (model, factor) in kinds.items():
-            model.distill.set_factor(factor)
+            model.distill.parts[0].set_factor(factor)
             seconds[kind].append(step_time(model, copy.deepcopy(batch)))
     medians = {kind: statistics.median(times[1:]) for kind, times in seconds.items()}
     for kind, median in medians.items():
@@ -86,7 +86,7 @@ def step_time(model: nn.Module, batch: dict) -> float:
 
 def read_speed(cache: TeacherCache) -> None:
     """Print the speed of a first read, from disk and with checksums, and of a second read."""
-    for path in cache.directory.glob('*.npy'):
+    for path in cache.directory.glob('0*.safetensors'):
         with path.open('rb') as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()

@@ -29,13 +29,14 @@ def distillation_of(config: Config) -> dict:
 
 def _names(teacher: Mapping) -> dict:
     # A local path means nothing on other machines; a URL and `mmdet::...` do.
-    config, checkpoint = teacher.get('config'), str(teacher.get('checkpoint'))
-    if not isinstance(config, str):
-        config = 'given as a dict'
-    return {
-        'config': config if '::' in config else Path(config).name,
-        'checkpoint': checkpoint if '://' in checkpoint else Path(checkpoint).name,
-    }
+    paths = {key: teacher[key] for key in ('config', 'checkpoint') if teacher.get(key) is not None}
+    return {key: _name(path) for key, path in paths.items()}
+
+
+def _name(path: object) -> str:
+    if isinstance(path, Mapping):
+        return 'given as a dict'
+    return path if '::' in path or '://' in path else Path(path).name
 
 
 def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict[str, float]:

@@ -26,6 +26,15 @@ def test_benchmark__three_kinds_of_step(files, capsys):
     assert list(shares) == ['plain', 'live', 'cached'] and shares['plain'] == '1.000'
 
 
+def test_benchmark__list_of_one_teacher(files, capsys):
+    config = cached_run(files, 'list')
+    config.model.teacher = [config.model.teacher]
+    config.dump(files / 'list.py')
+    capsys.readouterr()
+    call_tool(TOOL, files / 'list.py', '--steps', 1)
+    assert 'cached' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     'options, message',
     [

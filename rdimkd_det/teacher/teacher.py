@@ -1,4 +1,4 @@
-"""The frozen teacher: built on first use, loaded strictly, never part of the student."""
+"""``Teacher``: runs a frozen network: built on first use, never part of the student."""
 
 from __future__ import annotations
 
@@ -6,62 +6,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 
 import torch
-from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from torch import Tensor, nn
 
-from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
-from .bridge import InputBridge
-from .errors import ConfigError
-from .features import Level, ProbeError, probe_levels, record_outputs, size_divisor
-from .files.checkpoints import load_checkpoint_safely
-from .files.configs import read_detector_config
-from .files.weights import load_strictly
-
-
-class FeatureExtractor(nn.Module):
-    """Backbone and neck of a detector, the part that its ``extract_feat`` runs.
-
-    Args:
-        model (ConfigDict): The detector's config.
-        with_neck (bool): Whether to build the neck, if the config has one.
-    """
-
-    display_name = 'the teacher'  # name in error messages
-
-    def __init__(self, model: ConfigDict, with_neck: bool) -> None:
-        super().__init__()
-        self.backbone = MODELS.build(model['backbone'])
-        if with_neck and model.get('neck') is not None:
-            self.neck = MODELS.build(model['neck'])
-
-    def forward(self, images: Tensor) -> object:
-        feats = self.backbone(images)
-        return self.neck(feats) if hasattr(self, 'neck') else feats
+from ..acceleration import Acceleration, accelerate, lower_precision, training_dtype
+from ..bridge import InputBridge
+from ..errors import ConfigError
+from ..features import (
+    SIZE_ERRORS,
+    Level,
+    ProbeError,
+    device_of,
+    probe_levels,
+    record_outputs,
+    size_divisor,
+)
+from .source import Source
 
 
 class Teacher:
-    """A frozen detector that provides the feature maps for the student to match.
+    """A frozen network that provides the feature maps for the student to match.
 
     The teacher is a plain object, not a module. So its weights stay out of the student's
     ``state_dict``, parameters, optimizer, DDP and EMA copies. A deepcopy shares the teacher; a
-    pickle holds its config and the name of its checkpoint, but no weights.
+    pickle holds its source, which loads the weights again.
 
     Args:
-        config (str | dict): Path of the detector's config file, ``'mmdet::...'`` for one that
-            ships with MMDetection, or a config with a ``model``.
-        checkpoint (str): Path or URL of the detector's weights.
+        source (Source): Where the network comes from.
         taps (Sequence[str]): Paths of the tapped modules.
         acceleration (Acceleration, optional): Options for speed and memory. Defaults to
             ``Acceleration()``.
+        student_preprocessor (nn.Module, optional): Data preprocessor of the batches that the
+            teacher is called with. Defaults to None: they are as its own preprocessor makes them.
 
     Raises:
-        UnreadableConfigError: The config cannot be read.
-        ConfigError: The config has no backbone, the checkpoint is not a path or URL, or a tap lies
-            inside a compiled module.
+        ConfigError: A tap lies inside a compiled module, or one of the two preprocessors is not an
+            ``ImgDataPreprocessor``.
+
+    Attributes:
+        bridge (InputBridge | None): Converts the batches.
     """
 
     # A `CachedTeacher` returns coordinates in the subspace instead of maps.
@@ -69,37 +54,33 @@ class Teacher:
 
     def __init__(
         self,
-        config: str | dict,
-        checkpoint: str,
+        source: Source,
         taps: Sequence[str],
         acceleration: Acceleration | None = None,
+        student_preprocessor: nn.Module | None = None,
     ) -> None:
-        if not isinstance(checkpoint, (str, Path)):
-            raise ConfigError(
-                f"teacher: needs a checkpoint, the path or URL of the teacher's weights; got "
-                f'{checkpoint!r}.'
-            )
-        self.model = read_detector_config(config)
-        self.config = config if isinstance(config, str) else '(given as a dict)'
-        self.checkpoint = str(checkpoint)
+        self.source = source
         self.taps = list(taps)
         self.acceleration = acceleration or Acceleration()
-        inner = [tap for tap in self.taps if '.' in tap]
+        inner = [tap for tap in self.taps if tap not in source.whole_taps]
         if self.acceleration.compile and inner:
             raise ConfigError(
                 f"teacher: '{inner[0]}' is tapped, and compile=True hides what is inside of "
-                f'backbone and neck; set compile=False.'
+                f'{" and ".join(source.whole_taps)}; set compile=False.'
             )
-        self._network: FeatureExtractor | None = None
+        self.bridge: InputBridge | None = None
+        self._network: nn.Module | None = None
         self._dtype: torch.dtype | None = None
         self._training_dtype: torch.dtype | None = None
         self._stream: torch.cuda.Stream | None = None
+        if student_preprocessor is not None:
+            self.bridge = InputBridge(student_preprocessor, self.build_preprocessor())
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
 
     def __getstate__(self) -> dict:
-        # The next call loads the weights from the checkpoint again.
+        # The next call loads the weights from the source again.
         return {**vars(self), '_network': None, '_dtype': None, '_stream': None}
 
     @property
@@ -114,23 +95,27 @@ class Teacher:
             sum(value.nbytes for value in self._network.state_dict().values()) if self.built else 0
         )
 
+    @property
+    def checkpoint(self) -> str | None:
+        """str | None: Path or URL of the weights, if they are in a file."""
+        return self.source.checkpoint
+
+    def describe(self) -> str:
+        """Return what the teacher is, and what becomes of its input."""
+        return f'{self.checkpoint or self.source.name}, its input by {self.bridge}'
+
+    def fingerprint(self) -> str | None:
+        """Return what identifies the weights in a resumed training; None if that is unknown."""
+        return self.source.fingerprint()
+
     def build_preprocessor(self) -> nn.Module:
-        """Build the teacher's own data preprocessor, for the ``InputBridge``.
+        """Build the teacher's own data preprocessor.
 
         It pads to sizes that the network accepts, even if the teacher left that to its pipeline.
         """
-        preprocessor = self._configured_preprocessor()
+        preprocessor = self.source.build_preprocessor()
         preprocessor.pad_size_divisor = self._probed[1]
         return preprocessor
-
-    def _configured_preprocessor(self) -> nn.Module:
-        # Like a detector, fall back to mmengine's base class if the config or its type is missing.
-        options = self.model.get('data_preprocessor') or {}
-        return MODELS.build({'type': 'BaseDataPreprocessor', **options})
-
-    def build_bridge(self, preprocessor: nn.Module) -> InputBridge:
-        """Build the bridge that converts batches of the student's preprocessor for this teacher."""
-        return InputBridge(preprocessor, self.build_preprocessor())
 
     def check(self, cfg: Config) -> None:
         """Check that :meth:`prepare` will succeed: the checkpoint must load strictly."""
@@ -160,18 +145,19 @@ class Teacher:
     @cached_property
     def _probed(self) -> tuple[dict[str, list[Level]], int]:
         """tuple: The levels at the taps, and the divisor to which images must be padded."""
-        divisor = getattr(self._configured_preprocessor(), 'pad_size_divisor', 1)
-        try:
-            with torch.device('meta'):
-                return self._look_at(self._build_network(), divisor)
-        except (NotImplementedError, RuntimeError, ProbeError):
-            # Swin reads values of tensors while it is built, and deformable convolution has no
-            # kernel for the meta device: build these on a real device and discard them.
-            return self._look_at(self._build_network(), divisor)
+        divisor = getattr(self.source.build_preprocessor(), 'pad_size_divisor', 1)
+        if self.source.built_on_meta:
+            try:
+                with torch.device('meta'):
+                    return self._look_at(self.source.build(self.taps), divisor)
+            except SIZE_ERRORS as error:
+                # Swin reads values of tensors while it is built, and deformable convolution has no
+                # kernel for the meta device: build these on a real device and discard them.
+                if isinstance(error, ConfigError) and not isinstance(error, ProbeError):
+                    raise
+        return self._look_at(self.source.build(self.taps), divisor)
 
-    def _look_at(
-        self, network: FeatureExtractor, divisor: int
-    ) -> tuple[dict[str, list[Level]], int]:
+    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int]:
         levels = probe_levels(network.eval(), self.taps)
         return levels, size_divisor(network, divisor, levels[self.taps[0]][0].image)
 
@@ -183,60 +169,44 @@ class Teacher:
         """
         if self._network is None:
             # Read the checkpoint first, to fail early on an unreadable one.
-            load = partial(self._load_network, self._read_weights())
+            weights = self.source.read_weights(self.acceleration.share_weights)
+            load = partial(self.source.load, weights, self.taps)
             self._network = accelerate(load, self.acceleration, self.taps)
 
-    def load_plain(self) -> FeatureExtractor:
+    def load_plain(self) -> nn.Module:
         """Build and return the network without acceleration; the teacher does not keep it.
 
         Raises:
             ConfigError: As :meth:`build`.
         """
-        return self._load_network(self._read_weights())
-
-    def _read_weights(self) -> Mapping[str, Tensor]:
-        mapped = self.acceleration.share_weights
-        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
-
-    def _load_network(self, weights: Mapping[str, Tensor]) -> FeatureExtractor:
-        network = None
-        try:
-            # The meta device skips an initialisation that the weights replace.
-            with torch.device('meta'):
-                network = self._build_network()
-        except (NotImplementedError, RuntimeError):
-            pass
-        else:
-            load_strictly(network, weights, self.checkpoint, self.config, who='teacher')
-        if network is None or _lacks_values(network):
-            network = self._build_network()
-            load_strictly(network, weights, self.checkpoint, self.config, who='teacher')
-        return network.requires_grad_(False).eval()
-
-    def _build_network(self) -> FeatureExtractor:
-        with_neck = any(tap.split('.')[0] != 'backbone' for tap in self.taps)
-        # Initialisation draws random numbers, and must not change those that the student draws.
-        with torch.random.fork_rng(devices=[]):
-            return FeatureExtractor(self.model, with_neck)
+        weights = self.source.read_weights(self.acceleration.share_weights)
+        return self.source.load(weights, self.taps)
 
     def release(self) -> None:
         """Free the weights; the next call loads them again."""
         self._network = self._dtype = None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> dict[str, list[Tensor]]:
+    def __call__(
+        self, inputs: Tensor, data_samples: Sequence | None = None
+    ) -> dict[str, list[Tensor]]:
         """Compute the feature maps of a batch; with ``own_stream`` they need :meth:`wait` first.
 
         Args:
-            inputs (Tensor): Batch (N, 3, H, W) as the teacher's own preprocessor makes it.
+            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor; without one, as the
+                teacher's own makes it.
+            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' separates the images
+                from the padding.
 
         Returns:
             dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient, in the
             teacher's precision.
         """
         self.build()
+        if self.bridge is not None:
+            inputs = self.bridge(inputs, data_samples)
         device = inputs.device
-        if next(self._network.parameters()).device != device:
+        if device_of(self._network) != device:
             self._network.to(device)
         dtype = self._precision(device)
         autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
@@ -276,11 +246,3 @@ class Teacher:
             current.wait_stream(self._stream)
             for maps in chain.from_iterable(outputs.values()):
                 maps.record_stream(current)
-
-
-def _lacks_values(network: nn.Module) -> bool:
-    """Check whether a tensor that no checkpoint holds is still on the meta device."""
-    attributes = chain.from_iterable(vars(module).values() for module in network.modules())
-    flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
-    tensors = chain(network.parameters(), network.buffers(), flat)
-    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,29 +18,19 @@ from mmengine.dist import get_dist_info, get_world_size
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from .. import functional
-from ..distillation import Distillation
-from ..errors import ConfigError
-from ..files.configs import teacher_entries
-from .facts import checkpoint_facts, model_facts, projection_facts
-from .images import cacheable_datasets, entry_key, image_pipeline, unaugmented
-from .store import LevelArrays, TeacherCache, split_levels
+from . import functional
+from .cache.facts import projection_facts
+from .cache.images import cacheable_datasets, entry_key, image_pipeline, unaugmented
+from .cache.shards import split_levels
+from .cache.store import LevelArrays, TeacherCache
+from .distillation import Distillation
+from .errors import ConfigError
 
 # Number of images from which the size of an entry is estimated.
 NUM_SAMPLES = 8
 # Height and width in pixels of an input that is all padding, large enough that borders do not
 # affect its centre.
 PADDING_SIDE = 1024
-
-
-def without_cache(cfg: Config) -> Config:
-    """Return a copy of a config in which every teacher is live, not cached."""
-    cfg = copy.deepcopy(cfg)
-    model = cfg.get('model')
-    if isinstance(model, Mapping):
-        for _, teacher in teacher_entries(model.get('teacher')):
-            teacher.pop('cache', None)
-    return cfg
 
 
 def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict[str, str]]:
@@ -90,8 +79,7 @@ def part_facts(part: Distillation, cfg: Config) -> dict:
     return {
         **image_pipeline(cfg),
         **projection_facts(part.loss_configs, part.teacher_taps),
-        **model_facts(part.teacher.model),
-        **checkpoint_facts(part.teacher.checkpoint),
+        **part.teacher.source.facts(),
     }
 
 
