@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ STUDY = replace(
     DIGITS,
     table={it.name: it for it in (TEACHER, PLAIN, RDIMKD)},
     few_images=DigitsOptions(num_train=64, num_val=16),
+    paces={'teacher': 0.18, 'plain': 0.12, 'distilled': 0.2},
 )
 TITLE = 'RdimKD on handwritten digits'
 COLUMNS = ('', 'AP', 'AP50', 'AP75', 'parameters', 'training time')
@@ -83,7 +85,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def main() -> None:
     args = parse_args()
     plan, console, cores = make_plan(args), Console(), count_cores()
-    alone = replace(plan, threads=cores)
+    alone = replace(plan, threads=int(os.environ.get('OMP_NUM_THREADS') or cores))
     jobs = min(args.jobs or cores, 2 * len(args.seeds))
     students = [
         run for seed in args.seeds for run in (plan.run(PLAIN, seed), plan.run(RDIMKD, seed))
