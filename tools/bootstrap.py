@@ -36,7 +36,7 @@ IMPORTS = {
     'compiled': 'import cv2, torch, mmcv.ops, mmdet, rdimkd_det; ',
 }
 PRINT = "print('torch', torch.__version__, 'mmcv', mmcv.__version__, 'mmdet', mmdet.__version__)"
-FIRST_TIME = {'torch': '2 minutes', 'compiled': '8 minutes on 2 cores'}
+FIRST_TIME = {'torch': '1 to 4 minutes on 2 cores', 'compiled': '8 minutes on 2 cores'}
 COMPILING = '6 minutes on 2 cores'
 # setuptools takes these in place of Python's own flags. Without debug information, a file takes two
 # thirds of the time; -O1 saves another tenth, a precompiled header nothing.
