@@ -113,7 +113,7 @@ def test_command__is_understood(command, launched):
             parse(f'../{words[0]}', words[1:], command.is_synopsis)
     elif program in ('pip', 'mim'):
         text = (REPOSITORY / 'setup.py').read_text()
-        for extra in re.findall(r'\[(\w+)\]', ' '.join(words)):
+        for extra in re.findall(r'\[([\w-]+)\]', ' '.join(words)):
             assert f"'{extra}':" in text
     elif program == '.ci/run':
         assert os.access(REPOSITORY / program, os.X_OK)
