@@ -359,12 +359,14 @@ def test_performance__figures_of_a_gpu_are_those_of_its_check(name, rows, costs,
         assert gpu_row(label, measured.get(key), measured.get(unit)) in text
 
 
-def test_performance__floor_of_a_gpu_is_that_of_its_check():
+def test_performance__floor_and_seconds_of_a_gpu_are_those_of_its_check():
     text, report = (REPOSITORY / 'docs/performance.md').read_text(), gpu_report('step')
-    step, ratio = ('-', '-')
+    floor, ratio, seconds = '-', '-', '-'
     if report:
-        step, ratio = f'{report["floor"]:.2f}', f'{report["distilled_to_floor"]:.3f}'
-    assert f'| floor; distilled step / floor | {step} | {ratio} | |' in text
+        floor, ratio = f'{report["floor"]:.2f}', f'{report["distilled_to_floor"]:.3f}'
+        seconds = f'{report["steps"]["distilled step"]["median"] / 1000:.3f}'
+    assert f'| floor; distilled step / floor | {floor} | {ratio} | |' in text
+    assert f'| Distilled step, s | {seconds} | {seconds} | {seconds} |' in text
 
 
 def test_recipes__costs_are_those_that_were_counted():
