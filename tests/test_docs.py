@@ -313,6 +313,62 @@ def test_performance__figures_are_those_of_the_run(run, costs):
             assert f' {cost["median"]:.1f} |' in text, name
 
 
+GPU_STEPS = {
+    'plain student step': 'student step',
+    'distilled step': 'distilled step',
+    'distilled step, monitored (one in 50)': 'distilled step, monitored',
+    'teacher, as configured': 'teacher: as configured',
+    'teacher, fp32, unfused': 'teacher: fp32, unfused',
+    'distillation loss, forward and backward': 'distillation loss, and backward',
+    'reading both maps once': 'read both maps',
+}
+GPU_LOSSES = {
+    'L2': 'l2',
+    'L2 with a 1x1 adapter': 'l2-adapter',
+    'PKD': 'pkd',
+    'RdimKD, `normalize=None`': 'plain',
+    "RdimKD, `'standardize'`": 'standardize',
+    'reading both maps': 'read both maps',
+}
+
+
+def gpu_report(name: str) -> dict:
+    """Return a report of tools/check_gpu.py; {} while no GPU has made it."""
+    path = REPOSITORY / f'docs/results/performance/gpu/{name}.json'
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def gpu_row(label: str, cost: dict | None, unit: dict | None) -> str:
+    if cost is None:
+        return f'| {label} | - | - | - |'
+    of_unit, memory = cost['median'] / unit['median'], cost['memory'] / 2**20
+    return f'| {label} | {cost["median"]:.2f} | {of_unit:.3f} | {memory:.0f} |'
+
+
+@pytest.mark.parametrize(
+    'name, rows, costs, unit',
+    [
+        ('step', GPU_STEPS, lambda it: it.get('steps', {}), 'student step'),
+        ('losses', GPU_LOSSES, lambda it: it.get('losses', {}).get('contiguous', {}), 'pkd'),
+    ],
+)
+def test_performance__figures_of_a_gpu_are_those_of_its_check(name, rows, costs, unit):
+    text = (REPOSITORY / 'docs/performance.md').read_text()
+    measured = costs(gpu_report(name))
+    for label, key in rows.items():
+        assert gpu_row(label, measured.get(key), measured.get(unit)) in text
+
+
+def test_performance__floor_and_seconds_of_a_gpu_are_those_of_its_check():
+    text, report = (REPOSITORY / 'docs/performance.md').read_text(), gpu_report('step')
+    floor, ratio, seconds = '-', '-', '-'
+    if report:
+        floor, ratio = f'{report["floor"]:.2f}', f'{report["distilled_to_floor"]:.3f}'
+        seconds = f'{report["steps"]["distilled step"]["median"] / 1000:.3f}'
+    assert f'| floor; distilled step / floor | {floor} | {ratio} | |' in text
+    assert f'| Distilled step, s | {seconds} | {seconds} | {seconds} |' in text
+
+
 def test_recipes__costs_are_those_that_were_counted():
     text = (REPOSITORY / 'docs/recipes.md').read_text()
     told = re.findall(r'^\| \[(\w.+?)\]\(.+\| (\S+) \| (\S+) \|$', text, re.MULTILINE)
