@@ -9,7 +9,7 @@ import torch
 
 from rdimkd_det.acceleration import Acceleration
 from rdimkd_det.stopwatch import measure
-from rdimkd_det.teacher import Teacher
+from rdimkd_det.teacher import DetectorSource, Teacher
 
 from .task import Task, bar, difference, reason
 
@@ -37,7 +37,8 @@ def check(task: Task) -> Iterator[dict]:
     images = torch.randn(2, 3, side, side, device=device)
 
     def teacher(**acceleration: object) -> Teacher:
-        return Teacher(options.config, options.checkpoint, ['neck'], Acceleration(**acceleration))
+        source = DetectorSource(options.config, options.checkpoint)
+        return Teacher(source, ['neck'], Acceleration(**acceleration))
 
     def maps(network: Teacher) -> list[torch.Tensor]:
         found = network(images)
