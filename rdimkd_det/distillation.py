@@ -10,8 +10,6 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .acceleration import build_acceleration
-from .adapters import zero_of
-from .balance import gradient_balance
 from .cache.facts import projection_facts
 from .cache.teacher import CachedTeacher
 from .errors import ConfigError
@@ -19,6 +17,8 @@ from .features import Level, crop_to_common, match_levels, probe_levels
 from .files.configs import teacher_entries
 from .finite import FiniteCheck
 from .losses import RdimKDLoss
+from .losses.adapters import zero_of
+from .losses.balance import gradient_balance
 from .tap_loss import build_tap_loss, check_losses
 from .teacher import Teacher
 

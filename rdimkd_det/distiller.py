@@ -13,12 +13,12 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .balance import differentiable_checkpoints
 from .compat import patch_detectors
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
 from .files.configs import UnreadableConfigError
+from .losses.balance import differentiable_checkpoints
 
 # The wrappers of a Runner that keep every parameter whole on every rank.
 WRAPPERS = (DataParallel, DistributedDataParallel)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adapters import fold_adapter, project_adapted
 from .functional import project, working_dtype
 from .losses import RdimKDLoss
+from .losses.adapters import fold_adapter, project_adapted
 from .moments import centred, merge, merge_ranks, moments
 
 # Prevents NaN along a direction without any variance.

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ['functional', 'losses', 'monitoring', 'projections', 'schedule', 'wrapping']
+MODULES = ['functional', 'losses.rdimkd', 'monitoring', 'projections', 'schedule', 'wrapping']
 
 
 @pytest.mark.parametrize('module', MODULES)

@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from runs import distilled, fcos, load, run_config, train, trained_losses, write_data, write_teacher
 
 from rdimkd_det import ConfigError
-from rdimkd_det.balance import gradient_balance
+from rdimkd_det.losses.balance import gradient_balance
 
 RANDOM = dict(type='RandomProjection', dim=8)
 

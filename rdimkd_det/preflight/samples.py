@@ -18,13 +18,13 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..balance import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..calibration import calibration_batches, fit_projections
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
 from ..inheritance import inherit_from_teacher
+from ..losses.balance import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..progress import with_progress
 from .report import Report, Table
 

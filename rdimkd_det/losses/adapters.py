@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .functional import project
+from ..functional import project
 
 
 def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
@@ -29,7 +29,7 @@ def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
 
 
 def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Compute the coordinates ``K^T r(F_s)`` with the adapter fold_adapter into the basis.
+    """Compute the coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
 
     One product takes the student's map from C_s channels to d; the adapted map with C_t channels
     is never materialised.

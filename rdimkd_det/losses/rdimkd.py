@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from . import functional
+from .. import functional
+from ..errors import ConfigError
+from ..functional import working_dtype
+from ..moments import merge_spreads, spread
+from ..projections import Projection
+from ..values import is_amount
 from .adapters import fold_adapter, new_adapter, project_adapted, zero_of, zero_of_bias
-from .errors import ConfigError
-from .functional import working_dtype
-from .moments import merge_spreads, spread
-from .projections import Projection
-from .values import is_amount
 
 NORMALIZE_MODES = (None, 'teacher', 'standardize')
 RESIZE_MODES = (None, 'student', 'teacher')
