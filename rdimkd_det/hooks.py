@@ -27,7 +27,7 @@ from .files.checkpoints import forget_kept_checkpoints
 from .finite import FiniteCheck, stop_if_broken
 from .guard import StepSkipper, defer_checks, describe_last_finite, guard
 from .inheritance import inherit_from_teacher
-from .monitoring import Monitor, effective_weights
+from .monitoring import effective_weights
 from .random_state import preserved_random_state
 from .resumption import KEY, check_same_distillation, training_facts
 from .schedule import build_schedule
@@ -141,7 +141,7 @@ class DistillHook(Hook):
         distill = distilled_student(runner.model).distill
         if self.every_n_train_iters(runner, self.monitor_interval):
             for part in distill.parts:
-                part.observer = Monitor()
+                part.monitor.due = True
         if self.schedule.constant:
             return
         factor = self._apply_schedule(runner, distill)
@@ -171,8 +171,7 @@ class DistillHook(Hook):
         if not self.every_n_train_iters(runner, self.monitor_interval):
             return
         for part in distilled_student(runner.model).distill.parts:
-            scalars = part.observer.scalars()
-            part.observer = None
+            scalars = part.monitor.take()
             for _, loss in part.items():
                 scalars.update(effective_weights(loss))
             for name, value in scalars.items():

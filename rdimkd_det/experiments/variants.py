@@ -34,7 +34,7 @@ class RedrawnProjection(RandomProjection):
         """Draw the basis of the next step."""
         self.step += 1
         dim, seed = self.basis.shape[1], 1_000_003 * self.seed + int(self.step)
-        self._set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
+        self.set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
 
 
 @MODELS.register_module()
@@ -65,7 +65,7 @@ class SeveralRandomProjections(Projection):
         bases = [
             RandomProjection(dim, num_channels, level, seed).basis for seed in range(num_bases)
         ]
-        self._set_basis(torch.cat(bases, dim=1))
+        self.set_basis(torch.cat(bases, dim=1))
 
 
 @MODELS.register_module()
@@ -89,9 +89,9 @@ class PartlyWhitenedLoss(RdimKDLoss):
         """bool: False: the statistics are those of one process's batch."""
         return False
 
-    def _distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> list[Tensor]:
-        levels = enumerate(zip(student_feats, teacher_feats))
-        return [self._weighed(*self._coordinates(level, *maps)) for level, maps in levels]
+    def level_distances(self, levels: list[int], maps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """See :meth:`FeatureLoss.level_distances`."""
+        return [self._weighed(*self._coordinates(level, *maps[level])) for level in levels]
 
     def _weighed(self, s: Tensor, t: Tensor) -> Tensor:
         variance = t.var((0, 2), correction=0)

@@ -108,7 +108,7 @@ def _measure(
     for batch in with_progress(batches, 'gradients'):
         task, distances, outputs = _losses(model, part, batch)
         for tap, loss in part.items():
-            of_tap = [distances[f'loss_rdimkd_{name}'] for name in loss.level_names]
+            of_tap = [distances[name] for name in loss.loss_names]
             balances[tap].append(float(gradient_balance(task, sum(of_tap), outputs[tap])))
             pairs = part.level_pairs[tap]
             for name, distance, (student, _) in zip(loss.level_names, of_tap, pairs):

@@ -14,8 +14,7 @@ from ..distiller import RdimKDDistiller, distilled_student
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import teacher_entries
-from ..losses import RdimKDLoss
-from ..projections import Projection
+from ..losses import FeatureLoss
 from .categories import check_categories
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
 from .inputs import InputFormat
@@ -201,7 +200,9 @@ def probed_image(model: RdimKDDistiller) -> int:
     return max(level.image for pair in pairs for level in pair)
 
 
-def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> list[tuple[str, ...]]:
+def level_rows(
+    part: Distillation, tap: str, loss: FeatureLoss, image: int
+) -> list[tuple[str, ...]]:
     """Return the rows of the level table, as strings."""
     return [
         (
@@ -209,20 +210,15 @@ def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> li
             str(student.stride),
             _shape(student, image),
             _shape(teacher, image),
-            '-' if student.channels == teacher.channels else '1x1 conv',
+            '1x1 conv' if loss.has_adapter(level) else '-',
             loss.resize or '-',
-            str(directions(projection)),
+            loss.projections[level].num_directions if loss.projections else '-',
             'auto' if loss.auto else f'{weight:g}',
         )
-        for name, (student, teacher), projection, weight in zip(
-            loss.level_names, part.level_pairs[tap], loss.projections, loss.level_weights
+        for level, (name, (student, teacher), weight) in enumerate(
+            zip(loss.level_names, part.level_pairs[tap], loss.level_weights)
         )
     ]
-
-
-def directions(projection: Projection) -> int | float:
-    """Return a projection's d; before it is fitted its ``dim``, which may be a share."""
-    return projection.basis.shape[1] or projection.dim
 
 
 def _shape(level: Level, image: int) -> str:
