@@ -19,12 +19,13 @@ from .errors import ConfigError
 from .features import record_outputs
 from .files.configs import UnreadableConfigError
 from .losses.balance import differentiable_checkpoints
+from .registry import register
 
 # The wrappers of a Runner that keep every parameter whole on every rank.
 WRAPPERS = (DataParallel, DistributedDataParallel)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RdimKDDistiller:
     """Builds a student that also learns from a teacher's feature maps (RdimKD, arXiv 2312.08700).
 

@@ -29,6 +29,7 @@ from .guard import StepSkipper, defer_checks, describe_last_finite, guard
 from .inheritance import inherit_from_teacher
 from .monitoring import effective_weights
 from .random_state import preserved_random_state
+from .registry import register
 from .resumption import KEY, check_same_distillation, training_facts
 from .schedule import build_schedule
 from .values import is_whole_number
@@ -36,7 +37,7 @@ from .values import is_whole_number
 NONFINITE = ('stop', 'skip')
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class DistillHook(Hook):
     """Prepares distillation before training, schedules its weight, saves its state in checkpoints.
 

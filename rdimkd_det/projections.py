@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .registry import register
 from .values import is_whole_number
 
 # By their names in `distill_config` and tools/distill.py.
@@ -150,7 +151,7 @@ def check_dim(name: str, dim: int, num_channels: int) -> int:
     return dim
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RandomProjection(Projection):
     """RdimKD-R: a random orthonormal basis, the Q of a seeded Gaussian matrix.
 
@@ -181,7 +182,7 @@ class RandomProjection(Projection):
         self.set_basis(q * r.diagonal().sign())
 
 
-@MODELS.register_module()
+@register(MODELS)
 class IdentityProjection(Projection):
     """``K = I``: all C directions, the naive-L2 control of RdimKD.
 
@@ -195,7 +196,7 @@ class IdentityProjection(Projection):
         self.set_basis(torch.eye(num_channels))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PCAProjection(Projection):
     """RdimKD-P: the leading principal directions of the teacher's feature map.
 
@@ -244,7 +245,7 @@ class PCAProjection(Projection):
         return vectors * vectors.gather(0, largest).sign()
 
 
-@MODELS.register_module()
+@register(MODELS)
 class AutoencoderProjection(Projection):
     """RdimKD-A: the encoder of a linear autoencoder, trained to reconstruct the teacher's features.
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from .. import functional
 from ..losses import RdimKDLoss
 from ..projections import Projection, RandomProjection
+from ..registry import register
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RedrawnProjection(RandomProjection):
     """RdimKD-R with a new basis at each training step; in expectation, this is plain L2.
 
@@ -37,7 +38,7 @@ class RedrawnProjection(RandomProjection):
         self.set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RedrawingLoss(RdimKDLoss):
     """``RdimKDLoss`` that redraws its projections before each training step."""
 
@@ -49,7 +50,7 @@ class RedrawingLoss(RdimKDLoss):
         return super().distances(student_feats, teacher_feats)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SeveralRandomProjections(Projection):
     """RdimKD-R with several bases side by side: the loss is the mean of their losses.
 
@@ -68,7 +69,7 @@ class SeveralRandomProjections(Projection):
         self.set_basis(torch.cat(bases, dim=1))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PartlyWhitenedLoss(RdimKDLoss):
     """Standardised RdimKD that weights each direction by a power of the teacher's variance there.
 

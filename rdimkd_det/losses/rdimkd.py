@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..functional import working_dtype
 from ..moments import merge_spreads, spread
 from ..projections import Projection
+from ..registry import register
 from ..values import is_amount
 from .adapters import fold_adapter, project_adapted, zero_of_bias
 from .feature_loss import FeatureLoss
@@ -21,7 +22,7 @@ from .feature_loss import FeatureLoss
 NORMALIZE_MODES = (None, 'teacher', 'standardize')
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RdimKDLoss(FeatureLoss):
     """Distance of two feature pyramids in a fixed low-dimensional subspace per level.
 
