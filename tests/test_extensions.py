@@ -1,15 +1,21 @@
-"""A projection and losses from outside of the package, wherever its own ones work."""
+"""A projection and losses from outside of the package, wherever its own ones work.
+
+The first two are the example of docs/config.md.
+"""
 
 import json
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-import toy_extensions
 from cached_runs import cached_run, make_cache, write_files
 from detectors import random_batch
-from mmdet.registry import MODELS
+from mmengine.registry import MODELS
 from runs import (
+    REPOSITORY,
     assert_equal,
     call_tool,
     distilled,
@@ -20,14 +26,45 @@ from runs import (
     write_data,
     write_teacher,
 )
+from torch import Tensor
 
 from rdimkd_det import ConfigError
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.pictures.views import view_level
 from rdimkd_det.tap_loss import check_losses
 
+
+def import_example() -> ModuleType:
+    """Import the file that docs/config.md shows, as ``custom_imports`` would."""
+    page = (REPOSITORY / 'docs/config.md').read_text(encoding='utf-8')
+    (source,) = re.findall(r'```python\n# my_losses\.py\n(.+?)```', page, re.DOTALL)
+    module = sys.modules['my_losses'] = ModuleType('my_losses')
+    exec(source, vars(module))
+    return module
+
+
+CosineLoss = import_example().CosineLoss
+
+
+@MODELS.register_module()
+class ScaledCosineLoss(CosineLoss):
+    """``CosineLoss`` of the maps' energies, without adapters, times a learned scale."""
+
+    name = 'scaled_cosine'
+    uses_adapters = False
+
+    def __init__(self, initial: float = 1.0, **options) -> None:
+        super().__init__(**options)
+        self.scale = torch.nn.Parameter(torch.full((self.num_levels,), initial))
+
+    def distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """See :meth:`FeatureLoss.distance`."""
+        student, teacher = (it.square().mean(1).flatten(1) for it in (student, teacher))
+        return self.scale[level] * super().distance(level, student, teacher)
+
+
 USERS = {
-    'projection': dict(projection=dict(type='StrongestChannels', share=0.25)),
+    'projection': dict(projection=dict(type='StrongestChannels', kept=6)),
     'loss': dict(type='CosineLoss', loss_weight={8: 1.0, 16: 0.5, 32: 0.0}),
     'own parameters': dict(type='ScaledCosineLoss', initial=0.5),
 }
@@ -58,7 +95,7 @@ def config(files, work_dir, user, max_epochs=2, **overrides):
     if 'type' in loss:
         del model.losses.neck['projection']
     cfg = run_config(files / 'data', work_dir, model, max_epochs)
-    cfg.custom_imports.imports = ['rdimkd_det', 'toy_extensions']
+    cfg.custom_imports.imports = ['rdimkd_det', 'my_losses']
     cfg.custom_hooks[0].monitor_interval = 1
     cfg.merge_from_dict(overrides)
     return cfg
@@ -190,7 +227,7 @@ def test_loss__auto_weight(files, tmp_path):
 
 
 def test_pictures__of_a_loss_without_a_subspace_compare_whole_maps():
-    loss = toy_extensions.CosineLoss(student_channels=5, teacher_channels=5, num_levels=1)
+    loss = CosineLoss(student_channels=5, teacher_channels=5, num_levels=1)
     teacher = torch.randn(1, 5, 6, 8)
     view = view_level(loss, 0, {'same': 3 * teacher, 'other': torch.randn(1, 5, 6, 8)}, teacher)
     assert view.teacher.shape == (6, 8, 3)
@@ -211,7 +248,7 @@ def test_loss__that_is_none(files, tmp_path):
         (dict(type='ScaledCosineLoss', inital=1), "option 'inital'; did you mean 'initial'"),
         (dict(type='ScaledCosineLoss', resise=1), "option 'resise'; did you mean 'resize'"),
         (dict(type='CosineLoss', teacher_module=3), 'teacher_module must be a path like neck'),
-        (dict(type='RdimKDLoss', projection=dict(type='StrongestChannels', shar=1)), "'share'"),
+        (dict(type='RdimKDLoss', projection=dict(type='StrongestChannels', kep=1)), "'kept'"),
     ],
 )
 def test_options__misspelled(loss, message):
@@ -233,7 +270,7 @@ def test_cache__with_a_users_projection(tmp_path):
     folder = write_files(tmp_path)
     run = cached_run(folder)
     run.model.losses.neck.projection = USERS['projection']['projection']
-    run.custom_imports.imports = ['rdimkd_det', 'toy_extensions']
+    run.custom_imports.imports = ['rdimkd_det', 'my_losses']
     make_cache(run)
     run.work_dir = str(tmp_path / 'work')
     trained = train(run)
