@@ -31,6 +31,8 @@ from torch import Tensor
 from rdimkd_det import ConfigError
 from rdimkd_det.distiller import distilled_student
 from rdimkd_det.pictures.views import view_level
+from rdimkd_det.reports.comparison import training_charts
+from rdimkd_det.reports.runs import read_runs
 from rdimkd_det.tap_loss import check_losses
 
 
@@ -187,6 +189,14 @@ def test_export__of_the_trained_student(trained, files, tmp_path, capsys):
     assert 'all weights equal' in capsys.readouterr().out
     (path,) = tmp_path.glob('student-*.pth')
     MODELS.build(fcos()).load_state_dict(load(path)['state_dict'], strict=True)
+
+
+def test_report__draws_its_losses(trained):
+    user, work_dir = trained
+    name = 'neck_s16' if user == 'projection' else 'cosine_neck_s16'
+    drawings = training_charts(read_runs([work_dir]))
+    (of_levels,) = [svg for svg, caption in drawings if 'distillation loss of each' in caption]
+    assert f'>{name}<' in of_levels and 'bbox' not in of_levels
 
 
 @pytest.mark.parametrize('user', USERS)
