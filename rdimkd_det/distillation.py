@@ -211,9 +211,10 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         for tap, loss in self.items():
             for level, (student, teacher) in enumerate(self.level_pairs[tap]):
                 adapter = ' (1x1 adapter)' if loss.has_adapter(level) else ''
+                how = loss.projections[level].summary if loss.projections else type(loss).__name__
                 lines.append(
                     f'{tap} stride {student.stride}: channels {student.channels} -> '
-                    f'{teacher.channels}{adapter}, {loss.describe(level)}'
+                    f'{teacher.channels}{adapter}, {how}'
                 )
         return lines
 

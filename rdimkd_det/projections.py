@@ -24,10 +24,8 @@ PROJECTIONS = {
 class Projection(nn.Module):
     """A fixed semi-orthogonal basis, ``K^T K = I``.
 
-    A projection of one's own is a class that calls :meth:`set_basis` in its ``__init__``, or
-    learns the basis from the teacher's features in :meth:`learn_basis`. Registered, e.g. in
-    ``mmengine.registry.MODELS``, it is built per level with its options, ``num_channels`` and
-    ``level``.
+    A projection of one's own calls :meth:`set_basis` in its ``__init__``, or implements
+    :meth:`learn_basis`. It is built per level, with its options, ``num_channels`` and ``level``.
 
     Attributes:
         basis (Tensor): The buffer ``K`` (C, d); (C, 0) until a projection that learns from the
@@ -66,11 +64,6 @@ class Projection(nn.Module):
         if dim is None:
             dim = 'learned' if self.needs_fit else self.basis.shape[1]
         return f'{type(self).__name__}, dim {dim}'
-
-    @property
-    def num_directions(self) -> str:
-        """str: d; before it is known what the config asks for, which may be a share."""
-        return str(self.basis.shape[1] or self.dim or 'to be fitted')
 
     @property
     def summary(self) -> str:
@@ -113,11 +106,7 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def set_basis(self, basis: Tensor) -> None:
-        """Set the basis (C, d), with orthonormal columns.
-
-        Raises:
-            ValueError: The basis has another shape.
-        """
+        """Set the basis (C, d), with orthonormal columns; a ValueError names another shape."""
         if basis.dim() != 2 or basis.shape[0] != self.num_channels:
             raise ValueError(
                 f'{type(self).__name__}: a basis must be (C, d) with C = {self.num_channels}, got '

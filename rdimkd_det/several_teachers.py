@@ -44,11 +44,7 @@ class OneOrMoreTeachers:
 
 
 class SeveralTeachers(OneOrMoreTeachers, nn.ModuleList):
-    """Several teachers with the interface of one ``Distillation``.
-
-    Args:
-        parts (Sequence[Distillation]): One per teacher.
-    """
+    """Several teachers, one ``Distillation`` each, with the interface of one."""
 
     @property
     def parts(self) -> list[nn.Module]:

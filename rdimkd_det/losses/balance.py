@@ -25,15 +25,7 @@ def set_auto_weight(
     maps: Sequence[Tensor],
     task: Tensor,
 ) -> None:
-    """Set the weight 'auto' of a loss from a batch, unless its gradients are not finite.
-
-    Args:
-        tap (str): Path of the tapped module, for the log.
-        loss (FeatureLoss): The loss.
-        distances (Mapping[str, Tensor]): From :meth:`FeatureLoss.distances`.
-        maps (Sequence[Tensor]): The student's maps at the tap.
-        task (Tensor): The student's own loss, 0-dim.
-    """
+    """Set the weight 'auto' of a loss from a batch, unless its gradients are not finite."""
     loss.auto_weight.copy_(loss.auto_share * gradient_balance(task, sum(distances.values()), maps))
     if not loss.needs_auto_weight:
         weight = float(loss.auto_weight)

@@ -119,25 +119,20 @@ class FeatureLoss(nn.Module):
     def level_distances(
         self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
     ) -> list[Tensor]:
-        """Compare the maps of all levels with a weight.
+        """Compare the maps of some levels.
 
         Args:
-            levels (Sequence[int]): Indices of these levels.
-            maps (Sequence[tuple[Tensor, Tensor]]): Student's and teacher's map of every level, as
-                the models give them.
+            levels (Sequence[int]): Indices of the levels with a weight.
+            maps (Sequence[tuple[Tensor, Tensor]]): Student's and teacher's map of every level.
 
         Returns:
-            list[Tensor]: The 0-dim distance of each of these levels.
+            list[Tensor]: The 0-dim distance of each level with a weight.
         """
         return [self.distance(level, *self.aligned(level, *maps[level])) for level in levels]
 
     def facts(self) -> dict[str, str]:
         """Return what a resumed training must share with the one that wrote its checkpoint."""
         return {'loss': type(self).__name__}
-
-    def describe(self, level: int) -> str:
-        """Describe how a level is compared, for the log."""
-        return self.projections[level].summary if self.projections else type(self).__name__
 
     def has_adapter(self, level: int) -> bool:
         """Return whether the student's map of a level passes a learned convolution."""
@@ -244,16 +239,7 @@ class FeatureLoss(nn.Module):
         )
 
     def aligned(self, level: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two maps at one size, in full precision, the student's behind its adapter.
-
-        Args:
-            level (int): Index of the maps' level.
-            student (Tensor): Student's map (N, C_s, H, W).
-            teacher (Tensor): Teacher's map (N, C_t, H, W).
-
-        Returns:
-            tuple[Tensor, Tensor]: Student's and teacher's map (N, C_t, H, W), float32 or float64.
-        """
+        """Return a level's maps in one size and in full precision, the student's adapted."""
         precision = working_dtype(student)
         student, teacher = self.same_size(student, teacher.detach())
         return adapt(student.to(precision), self.adapters[level]), teacher.to(precision)
@@ -293,3 +279,6 @@ class FeatureLoss(nn.Module):
             f"level), or 'auto'; got {loss_weight!r}.",
         )
         return [float(weight) for weight in weights]
+
+    def extra_repr(self) -> str:
+        return f'loss_weight={self.loss_weight}'

@@ -13,19 +13,12 @@ RESIZE_MODES = (None, 'student', 'teacher')
 
 
 class ComparedMaps(NamedTuple):
-    """What the loss of a tap compares: maps matched by stride, cropped to their common part.
+    """What the loss of a tap compares: maps matched by stride, cropped to their common part."""
 
-    Attributes:
-        tap (str): Path of the student's module.
-        loss (FeatureLoss): The loss.
-        student (tuple[Tensor, ...]): Student's maps (N, C_s, H, W), one per level.
-        teacher (tuple[Tensor, ...]): Teacher's maps (N, C_t, H, W) of the same levels.
-    """
-
-    tap: str
+    tap: str  # path of the student's module
     loss: nn.Module
-    student: tuple[Tensor, ...]
-    teacher: tuple[Tensor, ...]
+    student: tuple[Tensor, ...]  # (N, C_s, H, W), one per level
+    teacher: tuple[Tensor, ...]  # (N, C_t, H, W), of the same levels
 
 
 def check_pair(
@@ -59,13 +52,7 @@ def check_pair(
 
 
 def same_size(resize: str | None, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Resize one of two maps (N, C, H, W) bilinearly to the size of the other.
-
-    Args:
-        resize (str, optional): 'student', 'teacher', or None for neither.
-        student (Tensor): Student's map.
-        teacher (Tensor): Teacher's map.
-    """
+    """Resize the map (N, C, H, W) that ``resize`` names, if any, to the size of the other."""
     if resize is None or student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     if resize == 'student':

@@ -10,7 +10,6 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .. import functional
-from ..errors import ConfigError
 from ..functional import working_dtype
 from ..moments import merge_spreads, spread
 from ..projections import Projection
@@ -32,29 +31,15 @@ class RdimKDLoss(FeatureLoss):
         L_level = mean over N, H, W, d of (norm(K^T r(F_s)) - norm(K^T F_t))^2
 
     The loss works on any two lists of feature maps, without a detector. ``RdimKDDistiller`` fills
-    in the channels, the number of levels and their names.
+    in the channels, the number of levels and their names. The arguments that are not listed are
+    those of :class:`FeatureLoss`.
 
     Args:
         projection (dict | Sequence[Projection]): Config of the projection, from which one is built
             per level; or the built projections, one per level.
-        student_channels (int | Sequence[int]): Channels C_s of the student's maps, one number for
-            all levels or one per level.
-        teacher_channels (int | Sequence[int]): Channels C_t of the teacher's maps, likewise. Where
-            they differ from C_s the adapter is a learned 1x1 convolution, else the identity.
-        num_levels (int): Number of FPN levels.
         normalize (str, optional): ``'standardize'`` scales every direction of both maps to zero
             mean and unit deviation, ``'teacher'`` divides the loss by the teacher's variance in
             the subspace, ``None`` does not normalise. Defaults to 'standardize'.
-        loss_weight (float | Sequence[float] | str): Weight of every level, or one weight per level,
-            0 or more. ``'auto'``, under ``RdimKDDistiller`` only, is set once, at the first
-            training batch with finite gradients: the distillation's gradient norm at the student's
-            maps is then ``auto_share`` times the task's. Defaults to 1.0.
-        auto_share (float): See ``loss_weight='auto'``; above 0. Defaults to 1.0.
-        resize (str, optional): Which of two maps of different size to resize (bilinearly) to the
-            size of the other: 'student' or 'teacher'. With None, different sizes are an error.
-            Defaults to None.
-        level_names (Sequence[str], optional): Names of the levels in the keys of the losses and in
-            messages. Defaults to '0', '1', ...
         momentum (float): Weight of a new batch in the running variance of
             ``normalize='teacher'``, in (0, 1]. Defaults to 0.05.
 
@@ -87,23 +72,12 @@ class RdimKDLoss(FeatureLoss):
         level_names: Sequence[str] | None = None,
         momentum: float = 0.05,
     ) -> None:
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            num_levels,
-            loss_weight,
-            auto_share,
-            resize,
-            level_names,
-        )
-        self._require(
-            normalize in NORMALIZE_MODES,
-            f'normalize must be one of {NORMALIZE_MODES}, got {normalize!r}.',
-        )
-        self._require(
-            is_amount(momentum) and 0 < momentum <= 1,
-            f'momentum must lie in (0, 1], got {momentum!r}.',
-        )
+        channels = student_channels, teacher_channels
+        super().__init__(*channels, num_levels, loss_weight, auto_share, resize, level_names)
+        modes = f'normalize must be one of {NORMALIZE_MODES}, got {normalize!r}.'
+        self._require(normalize in NORMALIZE_MODES, modes)
+        interval = f'momentum must lie in (0, 1], got {momentum!r}.'
+        self._require(is_amount(momentum) and 0 < momentum <= 1, interval)
         self.normalize = normalize
         self.momentum = momentum
         self.projections = nn.ModuleList(self._build_projections(projection))
@@ -117,17 +91,17 @@ class RdimKDLoss(FeatureLoss):
             ]
         else:
             built = [it for it in projection if isinstance(it, Projection)]
-            if not built or len(built) < len(projection):
-                raise ConfigError(
-                    f"RdimKDLoss: projection must be a dict with a type, e.g. 'PCAProjection', or "
-                    f'a list of built projections, one per level; got {projection!r}.'
-                )
-        channels = [p.num_channels for p in built]
-        if channels != self.teacher_channels:
-            raise ConfigError(
-                f"RdimKDLoss: the projections are for {channels} channels, the teacher's maps "
-                f'have {self.teacher_channels}; give one projection per level.'
+            self._require(
+                built and len(built) == len(projection),
+                f"projection must be a dict with a type, e.g. 'PCAProjection', or a list of built "
+                f'projections, one per level; got {projection!r}.',
             )
+        channels = [p.num_channels for p in built]
+        self._require(
+            channels == self.teacher_channels,
+            f"the projections are for {channels} channels, the teacher's maps have "
+            f'{self.teacher_channels}; give one projection per level.',
+        )
         return built
 
     @property
@@ -137,10 +111,7 @@ class RdimKDLoss(FeatureLoss):
 
     def facts(self) -> dict[str, str]:
         """Return what a resumed training must share: the projection and ``normalize``."""
-        return {
-            'projection': self.projections[0].configured,
-            'normalize': str(self.normalize),
-        }
+        return {'projection': self.projections[0].configured, 'normalize': str(self.normalize)}
 
     def level_distances(
         self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
@@ -202,4 +173,4 @@ class RdimKDLoss(FeatureLoss):
         return self.projections[level].basis.to(working_dtype(student))
 
     def extra_repr(self) -> str:
-        return f'normalize={self.normalize!r}, loss_weight={self.loss_weight}'
+        return f'normalize={self.normalize!r}, {super().extra_repr()}'

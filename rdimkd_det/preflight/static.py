@@ -15,6 +15,7 @@ from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import teacher_entries
 from ..losses import FeatureLoss
+from ..projections import Projection
 from .categories import check_categories
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
 from .inputs import InputFormat
@@ -212,13 +213,17 @@ def level_rows(
             _shape(teacher, image),
             '1x1 conv' if loss.has_adapter(level) else '-',
             loss.resize or '-',
-            loss.projections[level].num_directions if loss.projections else '-',
+            _directions(loss.projections[level]) if loss.projections else '-',
             'auto' if loss.auto else f'{weight:g}',
         )
         for level, (name, (student, teacher), weight) in enumerate(
             zip(loss.level_names, part.level_pairs[tap], loss.level_weights)
         )
     ]
+
+
+def _directions(projection: Projection) -> str:
+    return str(projection.basis.shape[1] or projection.dim or 'to be fitted')
 
 
 def _shape(level: Level, image: int) -> str:
