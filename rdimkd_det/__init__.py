@@ -19,7 +19,7 @@ from .calibration import fit_projections  # noqa: E402
 from .distiller import RdimKDDistiller  # noqa: E402
 from .errors import ConfigError  # noqa: E402
 from .hooks import DistillHook  # noqa: E402
-from .losses import RdimKDLoss  # noqa: E402
+from .losses import FeatureLoss, RdimKDLoss  # noqa: E402
 from .projections import (  # noqa: E402
     AutoencoderProjection,
     IdentityProjection,
@@ -33,6 +33,7 @@ __all__ = [
     'AutoencoderProjection',
     'ConfigError',
     'DistillHook',
+    'FeatureLoss',
     'IdentityProjection',
     'PCAProjection',
     'RandomProjection',

@@ -83,7 +83,8 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
     """Fit the projections of a distilled student, in one pass over the batches.
 
     ``DistillHook`` calls this before training; without a Runner, call it yourself. Teachers whose
-    losses all have weight 0 are skipped, as are cached teachers, which bring their own bases.
+    losses all have weight 0 or no projection are skipped, as are cached teachers, which bring
+    their own bases.
 
     Args:
         model (nn.Module): A distilled student; its projections are fitted in place.
@@ -91,6 +92,9 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
     """
     parts = [part for part in model.distill.parts if part.wanted]
     parts = [part for part in parts if not part.teacher.projected]
+    parts = [part for part in parts if any(loss.projections for _, loss in part.items())]
+    if not parts:
+        return
     all_covariances = teacher_covariances(parts, model.data_preprocessor, batches)
     for part, covariances in zip(parts, all_covariances):
         for tap, loss in part.items():

@@ -6,21 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .adapters import zero_of
-from .balance import gradient_balance
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .files.configs import teacher_entries
 from .finite import FiniteCheck
-from .losses import RdimKDLoss
+from .losses import FeatureLoss
+from .losses.balance import set_auto_weight
+from .losses.maps import ComparedMaps
+from .monitoring import Monitor
+from .names import type_name
+from .several_teachers import OneOrMoreTeachers, SeveralTeachers
 from .tap_loss import build_tap_loss, check_losses
 from .teacher.build import build_teacher
 
 
-class Distillation(nn.Module):
+class Distillation(OneOrMoreTeachers, nn.Module):
     """Runs the teacher on the student's batch and compares the tapped feature maps.
 
     Args:
@@ -38,8 +40,7 @@ class Distillation(nn.Module):
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
         super().__init__()
         self.name = name
-        # Called with each tap's loss and the maps that it compares.
-        self.observer: Callable[[RdimKDLoss, Sequence, Sequence], None] | None = None
+        self.monitor = Monitor()
         check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
@@ -49,7 +50,7 @@ class Distillation(nn.Module):
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()
         for tap, loss in losses.items():
-            where = f"RdimKDLoss at '{tap}'"
+            where = f"{type_name(loss)} at '{tap}'"
             pairs = match_levels(
                 student_levels[tap],
                 teacher_levels[self.teacher_taps[tap]],
@@ -58,31 +59,11 @@ class Distillation(nn.Module):
             )
             self.level_pairs[tap] = pairs
             self.losses[_key(tap)] = build_tap_loss(self.full_name(tap), loss, pairs)
-        self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.losses.values()))
+        self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.all_losses()))
         self._provide_bases()
         if not self.active:
             # So that gradient clipping and DDP ignore the adapters.
             self.requires_grad_(False)
-
-    @property
-    def taps(self) -> list[str]:
-        """list[str]: The tapped paths of the student."""
-        return list(self.teacher_taps)
-
-    @property
-    def active(self) -> bool:
-        """bool: Whether any loss has a weight above 0 now, so that the teacher must run."""
-        return any(loss.active for loss in self.losses.values())
-
-    @property
-    def wanted(self) -> bool:
-        """bool: Whether any loss has a weight above 0, apart from the schedule's factor."""
-        return any(max(loss.level_weights) > 0 for loss in self.losses.values())
-
-    @property
-    def needs_auto_weight(self) -> bool:
-        """bool: Whether a loss still has to determine its weight 'auto'."""
-        return any(loss.needs_auto_weight for loss in self.losses.values())
 
     @property
     def parts(self) -> list[Distillation]:
@@ -132,7 +113,7 @@ class Distillation(nn.Module):
         """Return a tap's name, prefixed with the teacher's name where there are several."""
         return f'{self.name}_{tap}'.strip('_')
 
-    def items(self) -> list[tuple[str, RdimKDLoss]]:
+    def items(self) -> list[tuple[str, FeatureLoss]]:
         """Return the taps of the student, each with its loss."""
         return [(tap, self.losses[_key(tap)]) for tap in self.taps]
 
@@ -159,6 +140,30 @@ class Distillation(nn.Module):
             for tap, pairs in self.level_pairs.items()
         }
 
+    def compared(
+        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: Mapping[str, list[Tensor]]
+    ) -> list[ComparedMaps]:
+        """Match the maps of a batch; the losses see these.
+
+        Args:
+            student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
+            teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
+
+        Returns:
+            list[ComparedMaps]: One per tap.
+        """
+        self.teacher.wait(teacher_feats)
+        found = []
+        for tap, loss in self.items():
+            pairs = [
+                crop_to_common(
+                    student_outputs[tap][student.index], maps, student.stride, teacher.stride
+                )
+                for (student, teacher), maps in zip(self.level_pairs[tap], teacher_feats[tap])
+            ]
+            found.append(ComparedMaps(tap, loss, *zip(*pairs)))
+        return found
+
     def forward(
         self,
         student_outputs: Mapping[str, list[Tensor]],
@@ -174,118 +179,37 @@ class Distillation(nn.Module):
                 ``loss_weight='auto'`` until a batch has set the weight.
 
         Returns:
-            dict[str, Tensor]: 'loss_rdimkd_<tap>_s<stride>' to a 0-dim loss.
+            dict[str, Tensor]: 'loss_<name>_<tap>_s<stride>' to a 0-dim loss.
 
         Raises:
             FloatingPointError: A loss is not finite; the message names it. Not raised under
                 ``DistillHook``, which checks later.
         """
-        self.teacher.wait(teacher_feats)
-        losses, compared = {}, []
-        for tap, loss in self.items():
-            maps = student_outputs[tap]
-            feats = [
-                crop_to_common(maps[student.index], feat, student.stride, teacher.stride)
-                for (student, teacher), feat in zip(self.level_pairs[tap], teacher_feats[tap])
-            ]
-            student_feats, teacher_maps = zip(*feats)
-            if loss.needs_auto_weight and task_loss is not None:
-                distances = loss.distances(student_feats, teacher_maps)
-                losses.update(_set_auto_weight(tap, loss, distances, maps, task_loss()))
-            else:
+        losses, compared = {}, self.compared(student_outputs, teacher_feats)
+        for tap, loss, student_feats, teacher_maps in compared:
+            if not loss.needs_auto_weight or task_loss is None:
                 losses.update(loss(student_feats, teacher_maps))
-            compared.append((loss, student_feats, teacher_maps))
-        self._show(compared)
+                continue
+            distances = loss.distances(student_feats, teacher_maps)
+            if torch.is_grad_enabled():  # otherwise there are no gradients to compare
+                set_auto_weight(tap, loss, distances, student_outputs[tap], task_loss())
+            losses.update(loss.weighted(distances))
+        self.monitor(compared)
         self.finite.note(losses)
         return losses
-
-    @torch.compiler.disable
-    def _show(self, compared: list[tuple]) -> None:
-        # Not compiled: each change of the observer would recompile the student.
-        if self.observer is not None:
-            for maps in compared:
-                self.observer(*maps)
-
-    def zero_losses(self) -> dict[str, Tensor]:
-        """Return a loss of exactly 0 per trainable adapter, so that DDP finds none unused.
-
-        Returns:
-            dict[str, Tensor]: Keys as in :meth:`forward`; empty without trainable adapters.
-        """
-        return {
-            f'loss_rdimkd_{name}': zero_of(parameters)
-            for _, loss in self.items()
-            for name, adapter in zip(loss.level_names, loss.adapters)
-            if (parameters := [p for p in adapter.parameters() if p.requires_grad])
-        }
 
     def describe(self) -> list[str]:
         """Describe the teacher and its input, then each level: stride, channels, d, variance."""
         lines = [f'teacher {self.teacher.describe()}']
         for tap, loss in self.items():
-            for (student, teacher), projection in zip(self.level_pairs[tap], loss.projections):
-                adapter = '' if student.channels == teacher.channels else ' (1x1 adapter)'
-                kept = float(projection.variance_kept)
-                share = '' if kept != kept else f', {kept:.1%} of the variance'
+            for level, (student, teacher) in enumerate(self.level_pairs[tap]):
+                adapter = ' (1x1 adapter)' if loss.has_adapter(level) else ''
+                how = loss.projections[level].summary if loss.projections else type(loss).__name__
                 lines.append(
                     f'{tap} stride {student.stride}: channels {student.channels} -> '
-                    f'{teacher.channels}{adapter}, {type(projection).__name__} '
-                    f'd = {projection.basis.shape[1] or "to be fitted"}{share}'
+                    f'{teacher.channels}{adapter}, {how}'
                 )
         return lines
-
-
-class SeveralTeachers(nn.ModuleList):
-    """Several teachers with the interface of one ``Distillation``.
-
-    Args:
-        parts (Sequence[Distillation]): One per teacher.
-    """
-
-    @property
-    def parts(self) -> list[Distillation]:
-        """list[Distillation]: One per teacher."""
-        return list(self)
-
-    @property
-    def taps(self) -> list[str]:
-        """list[str]: The tapped paths of the student, each once."""
-        return list(dict.fromkeys(tap for part in self for tap in part.taps))
-
-    @property
-    def active(self) -> bool:
-        """bool: Whether any teacher must run now."""
-        return any(part.active for part in self)
-
-    @property
-    def wanted(self) -> bool:
-        """bool: Whether any teacher has a loss with a weight above 0."""
-        return any(part.wanted for part in self)
-
-    @property
-    def needs_auto_weight(self) -> bool:
-        """bool: Whether a loss of any teacher still has to determine its weight 'auto'."""
-        return any(part.needs_auto_weight for part in self)
-
-    def teacher_feats(self, *args, **kwargs) -> list[dict]:
-        """Return :meth:`Distillation.teacher_feats` of each active teacher, None of the others."""
-        return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
-
-    def forward(
-        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
-    ) -> dict[str, Tensor]:
-        """Compute the losses of all teachers, see :meth:`Distillation.forward`."""
-        losses = {}
-        for part, feats in zip(self, teacher_feats):
-            if feats is None:
-                losses.update(part.zero_losses())
-            else:
-                losses.update(part(student_outputs, feats, task_loss))
-        return losses
-
-    def zero_losses(self) -> dict[str, Tensor]:
-        """Return :meth:`Distillation.zero_losses` of all teachers."""
-        return {name: loss for part in self for name, loss in part.zero_losses().items()}
 
 
 def build_distillation(
@@ -311,23 +235,6 @@ def build_distillation(
     if len({part.name for part in parts}) < len(parts):
         raise ConfigError('RdimKDDistiller: the names of the teachers must differ.')
     return SeveralTeachers(parts)
-
-
-def _set_auto_weight(
-    tap: str,
-    loss: RdimKDLoss,
-    distances: Mapping[str, Tensor],
-    maps: Sequence[Tensor],
-    task: Tensor,
-) -> Mapping[str, Tensor]:
-    """Set the weight 'auto' from a batch, and return the batch's losses times the weight."""
-    balance = gradient_balance(task, sum(distances.values()), maps)
-    loss.auto_weight.copy_(loss.auto_share * balance)
-    if loss.needs_auto_weight:  # the gradients are not finite; the next batch may set it
-        return distances
-    weight = float(loss.auto_weight)
-    print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
-    return loss.weighted(distances)
 
 
 def _key(tap: str) -> str:

@@ -13,18 +13,19 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .balance import differentiable_checkpoints
 from .compat import patch_detectors
 from .distillation import build_distillation
 from .errors import ConfigError
 from .features import record_outputs
 from .files.configs import UnreadableConfigError
+from .losses.balance import differentiable_checkpoints
+from .registry import register
 
 # The wrappers of a Runner that keep every parameter whole on every rank.
 WRAPPERS = (DataParallel, DistributedDataParallel)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RdimKDDistiller:
     """Builds a student that also learns from a teacher's feature maps (RdimKD, arXiv 2312.08700).
 

@@ -27,8 +27,9 @@ from .files.checkpoints import forget_kept_checkpoints
 from .finite import FiniteCheck, stop_if_broken
 from .guard import StepSkipper, defer_checks, describe_last_finite, guard
 from .inheritance import inherit_from_teacher
-from .monitoring import Monitor, effective_weights
+from .monitoring import effective_weights
 from .random_state import preserved_random_state
+from .registry import register
 from .resumption import KEY, check_same_distillation, training_facts
 from .schedule import build_schedule
 from .values import is_whole_number
@@ -36,7 +37,7 @@ from .values import is_whole_number
 NONFINITE = ('stop', 'skip')
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class DistillHook(Hook):
     """Prepares distillation before training, schedules its weight, saves its state in checkpoints.
 
@@ -141,7 +142,7 @@ class DistillHook(Hook):
         distill = distilled_student(runner.model).distill
         if self.every_n_train_iters(runner, self.monitor_interval):
             for part in distill.parts:
-                part.observer = Monitor()
+                part.monitor.due = True
         if self.schedule.constant:
             return
         factor = self._apply_schedule(runner, distill)
@@ -171,8 +172,7 @@ class DistillHook(Hook):
         if not self.every_n_train_iters(runner, self.monitor_interval):
             return
         for part in distilled_student(runner.model).distill.parts:
-            scalars = part.observer.scalars()
-            part.observer = None
+            scalars = part.monitor.take()
             for _, loss in part.items():
                 scalars.update(effective_weights(loss))
             for name, value in scalars.items():

@@ -6,14 +6,15 @@ complement. The share of the teacher's variance that the student explains is log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .adapters import fold_adapter, project_adapted
 from .functional import project, working_dtype
-from .losses import RdimKDLoss
+from .losses import FeatureLoss
+from .losses.adapters import fold_adapter
+from .losses.maps import ComparedMaps
 from .moments import centred, merge, merge_ranks, moments
 
 # Prevents NaN along a direction without any variance.
@@ -60,14 +61,14 @@ def _share(statistics: Tensor) -> Tensor:
 
 @torch.no_grad()
 def explained_shares(
-    loss: RdimKDLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    loss: FeatureLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Compute the share of the teacher's variance explained inside and outside the subspace.
 
     The complement has no basis: there, the channels of ``(I - K K^T) F`` are compared.
 
     Args:
-        loss (RdimKDLoss): The loss of these maps, with fitted projections.
+        loss (FeatureLoss): The loss of these maps, with fitted projections.
         student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
         teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W), one per level; (N, d, H, W)
             from a cached teacher.
@@ -90,7 +91,9 @@ def explained_shares(
     return shares
 
 
-def _moments(loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor, length: int) -> Tensor:
+def _moments(
+    loss: FeatureLoss, level: int, student: Tensor, teacher: Tensor, length: int
+) -> Tensor:
     """Compute the moments of a level on this rank: (6, d), or (6, d + C_t) with the complement.
 
     The level is projected in pieces of ``length`` positions, to save memory.
@@ -122,51 +125,41 @@ def append_complement(basis: Tensor) -> Tensor:
     return torch.cat([basis, torch.eye(num_channels).to(basis) - basis @ basis.t()], 1)
 
 
-def adapted_maps(
-    loss: RdimKDLoss, level: int, student: Tensor, teacher: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return two maps as the loss compares them, before the projection.
-
-    Args:
-        loss (RdimKDLoss): The loss.
-        level (int): Index of the maps' level.
-        student (Tensor): Student's map (N, C_s, H, W).
-        teacher (Tensor): Teacher's map (N, C_t, H, W).
-
-    Returns:
-        tuple[Tensor, Tensor]: Student's and teacher's map (N, C_t, H, W), float32 or float64.
-    """
-    precision = working_dtype(student)
-    student, teacher = (maps.to(precision) for maps in loss.same_size(student, teacher))
-    identity = torch.eye(teacher.shape[1], device=teacher.device, dtype=teacher.dtype)
-    adapted = project_adapted(student, loss.adapters[level], identity)
-    return adapted.unflatten(2, teacher.shape[2:]), teacher
-
-
 class Monitor:
-    """Records the shares of variance that the student explains at one iteration."""
+    """Records the shares of variance that the student explains, at the iterations that are due.
+
+    Attributes:
+        due (bool): Whether to record at the next call.
+    """
 
     def __init__(self) -> None:
-        self.shares: dict[str, Tensor] = {}
+        self.due = False
+        self._shares: dict[str, Tensor] = {}
 
-    def __call__(
-        self, loss: RdimKDLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
-    ) -> None:
-        """Record :func:`explained_shares`; ``Distillation`` calls this for each tap."""
-        self.shares.update(explained_shares(loss, student_feats, teacher_feats))
+    @torch.compiler.disable  # so that a change of `due` does not compile the student again
+    def __call__(self, compared: Iterable[ComparedMaps]) -> None:
+        """Record :func:`explained_shares` of all losses with projections, if that is due.
 
-    def scalars(self) -> dict[str, float]:
-        """Return the recorded shares by name; waits for the device once."""
-        if not self.shares:
+        Args:
+            compared (Iterable[ComparedMaps]): From :meth:`Distillation.compared`.
+        """
+        for _, loss, student_feats, teacher_feats in compared if self.due else ():
+            if loss.projections:
+                self._shares.update(explained_shares(loss, student_feats, teacher_feats))
+
+    def take(self) -> dict[str, float]:
+        """Return the recorded shares by name, and end recording; waits for the device once."""
+        shares, self._shares, self.due = self._shares, {}, False
+        if not shares:
             return {}
-        return dict(zip(self.shares, torch.stack(list(self.shares.values())).tolist()))
+        return dict(zip(shares, torch.stack(list(shares.values())).tolist()))
 
 
-def effective_weights(loss: RdimKDLoss) -> dict[str, float]:
+def effective_weights(loss: FeatureLoss) -> dict[str, float]:
     """Return the effective weights of a loss: the levels' weights times the schedule and 'auto'.
 
     Args:
-        loss (RdimKDLoss): The loss of a tap.
+        loss (FeatureLoss): The loss of a tap.
 
     Returns:
         dict[str, float]: 'rdimkd_weight_<tap>', or 'rdimkd_weight_<level name>' for each level if

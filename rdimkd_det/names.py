@@ -14,6 +14,7 @@ import mmdet.registry
 from mmengine.registry import Registry
 
 from .errors import ConfigError
+from .registry import find_type
 from .signatures import parameters, refused_option
 
 # Maximum length of an exception's line, in characters.
@@ -98,7 +99,7 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
             f"{where} must be a dict with a type, e.g. '{known[0]}'; got {reprlib.repr(entry)}."
         )
     try:
-        found = registry.get(name) if isinstance(name, str) else name
+        found = find_type(entry, registry)
     except Exception:  # the import of a dotted name may raise anything, and '' raises too
         found = None
     if found is None:

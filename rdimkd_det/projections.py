@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .registry import register
 from .values import is_whole_number
 
 # By their names in `distill_config` and tools/distill.py.
@@ -21,17 +24,22 @@ PROJECTIONS = {
 class Projection(nn.Module):
     """A fixed semi-orthogonal basis, ``K^T K = I``.
 
+    A projection of one's own calls :meth:`set_basis` in its ``__init__``, or implements
+    :meth:`learn_basis`. It is built per level, with its options, ``num_channels`` and ``level``.
+
     Attributes:
         basis (Tensor): The buffer ``K`` (C, d); (C, 0) until a projection that learns from the
             teacher's features is fitted.
         variance_kept (Tensor): 0-dim, the share of the teacher's variance that lies in the
             subspace; NaN until it is measured.
+        dim (int | float | None): What the config asks for: d, or a share of variance; None for a
+            projection without such an option.
 
     Args:
         num_channels (int): Channels C of the teacher's feature map.
     """
 
-    needs_fit = False
+    dim: int | float | None = None
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -40,9 +48,37 @@ class Projection(nn.Module):
         self.register_buffer('variance_kept', torch.tensor(float('nan')))
 
     @property
+    def needs_fit(self) -> bool:
+        """bool: Whether the projection learns its basis."""
+        return type(self).learn_basis is not Projection.learn_basis
+
+    @property
     def fitted(self) -> bool:
         """bool: Whether the basis is known."""
         return self.basis.shape[1] > 0
+
+    @property
+    def configured(self) -> str:
+        """str: Type and d as the config asks for them, the same before and after fitting."""
+        dim = self.dim
+        if dim is None:
+            dim = 'learned' if self.needs_fit else self.basis.shape[1]
+        return f'{type(self).__name__}, dim {dim}'
+
+    @property
+    def summary(self) -> str:
+        """str: Type, d, and the share of the teacher's variance in the subspace once measured."""
+        kept = float(self.variance_kept)
+        share = '' if math.isnan(kept) else f', {kept:.1%} of the variance'
+        return f'{type(self).__name__} d = {self.basis.shape[1] or "to be fitted"}{share}'
+
+    def check_fitted(self, who: str) -> None:
+        """Raise a RuntimeError, which names ``who`` needs the basis, unless it is known."""
+        if not self.fitted:
+            raise RuntimeError(
+                f"{who}: {type(self).__name__} learns its basis from the teacher's features and "
+                f'is not fitted; DistillHook does that before training.'
+            )
 
     def fit(self, covariance: Tensor) -> None:
         """Learn the basis, if the projection learns one, and measure the variance it keeps.
@@ -60,15 +96,22 @@ class Projection(nn.Module):
                 f'NaN or infinity; is its checkpoint sound, and its input what it expects?'
             )
         if self.needs_fit:
-            self._set_basis(self._learn_basis(covariance))
+            self.set_basis(self.learn_basis(covariance))
         basis = self.basis.to(covariance)
         total = covariance.trace().clamp(min=torch.finfo(covariance.dtype).tiny)
         self.variance_kept.copy_((basis * (covariance @ basis)).sum() / total)
 
-    def _learn_basis(self, covariance: Tensor) -> Tensor:
+    def learn_basis(self, covariance: Tensor) -> Tensor:
+        """Compute the basis (C, d) from the channel covariance (C, C), float64."""
         raise NotImplementedError
 
-    def _set_basis(self, basis: Tensor) -> None:
+    def set_basis(self, basis: Tensor) -> None:
+        """Set the basis (C, d), with orthonormal columns; a ValueError names another shape."""
+        if basis.dim() != 2 or basis.shape[0] != self.num_channels:
+            raise ValueError(
+                f'{type(self).__name__}: a basis must be (C, d) with C = {self.num_channels}, got '
+                f'{tuple(basis.shape)}.'
+            )
         # Contiguous, as a checkpoint restores it, so that products round equally in a resumed run.
         self.basis = basis.to(self.basis).contiguous()
 
@@ -97,7 +140,7 @@ def check_dim(name: str, dim: int, num_channels: int) -> int:
     return dim
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RandomProjection(Projection):
     """RdimKD-R: a random orthonormal basis, the Q of a seeded Gaussian matrix.
 
@@ -125,10 +168,10 @@ class RandomProjection(Projection):
         gaussian = torch.randn(num_channels, dim, generator=generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
         # QR is unique only up to the signs of R's diagonal, which differ between LAPACK builds.
-        self._set_basis(q * r.diagonal().sign())
+        self.set_basis(q * r.diagonal().sign())
 
 
-@MODELS.register_module()
+@register(MODELS)
 class IdentityProjection(Projection):
     """``K = I``: all C directions, the naive-L2 control of RdimKD.
 
@@ -139,10 +182,10 @@ class IdentityProjection(Projection):
 
     def __init__(self, num_channels: int, level: int = 0) -> None:
         super().__init__(num_channels)
-        self._set_basis(torch.eye(num_channels))
+        self.set_basis(torch.eye(num_channels))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PCAProjection(Projection):
     """RdimKD-P: the leading principal directions of the teacher's feature map.
 
@@ -164,8 +207,6 @@ class PCAProjection(Projection):
         (torch.Size([3, 1]), 0.9)
     """
 
-    needs_fit = True
-
     def __init__(self, dim: int | float, num_channels: int, level: int = 0) -> None:
         super().__init__(num_channels)
         if isinstance(dim, float):
@@ -179,7 +220,7 @@ class PCAProjection(Projection):
             check_dim('PCAProjection', dim, num_channels)
         self.dim = dim
 
-    def _learn_basis(self, covariance: Tensor) -> Tensor:
+    def learn_basis(self, covariance: Tensor) -> Tensor:
         # On the CPU, so that the basis does not depend on the device.
         values, vectors = torch.linalg.eigh(covariance.cpu())
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
@@ -193,7 +234,7 @@ class PCAProjection(Projection):
         return vectors * vectors.gather(0, largest).sign()
 
 
-@MODELS.register_module()
+@register(MODELS)
 class AutoencoderProjection(Projection):
     """RdimKD-A: the encoder of a linear autoencoder, trained to reconstruct the teacher's features.
 
@@ -216,8 +257,6 @@ class AutoencoderProjection(Projection):
         ConfigError: ``dim`` is not from 1 to C.
     """
 
-    needs_fit = True
-
     def __init__(
         self, dim: int, num_channels: int, level: int = 0, seed: int = 0, max_iters: int = 300
     ) -> None:
@@ -227,7 +266,7 @@ class AutoencoderProjection(Projection):
         self.max_iters = max_iters
 
     @torch.enable_grad()
-    def _learn_basis(self, covariance: Tensor) -> Tensor:
+    def learn_basis(self, covariance: Tensor) -> Tensor:
         # On the CPU, where a seed gives the same numbers on every machine.
         tiny = torch.finfo(covariance.dtype).tiny  # a level that never varies has trace 0
         covariance = (covariance / covariance.trace().clamp(min=tiny)).cpu()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from .distillation import Distillation, SeveralTeachers
 from .errors import ConfigError
-from .projections import Projection
 
 # Key of the facts in a checkpoint's 'meta'.
 KEY = 'distillation'
@@ -22,7 +21,7 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
 
     Returns:
         dict[str, str]: Name of a fact to its value: the fingerprint of each teacher's checkpoint,
-        if that file is available, and projection and ``normalize`` of each tap.
+        if that file is available, and :meth:`FeatureLoss.facts` of each tap.
     """
     facts = {}
     for part in distill.parts:
@@ -30,15 +29,9 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher
         for tap, loss in part.items():
-            where = part.full_name(tap)
-            facts[f"projection at '{where}'"] = _kind(loss.projections[0])
-            facts[f"normalize at '{where}'"] = str(loss.normalize)
+            for what, value in loss.facts().items():
+                facts[f"{what} at '{part.full_name(tap)}'"] = value
     return facts
-
-
-def _kind(projection: Projection) -> str:
-    dim = getattr(projection, 'dim', projection.basis.shape[1])
-    return f'{type(projection).__name__}, dim {dim}'
 
 
 def check_same_distillation(meta: Mapping, facts: Mapping[str, str]) -> None:

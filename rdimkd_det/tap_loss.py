@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from mmdet.registry import MODELS
 
 from .errors import ConfigError
 from .features import Level
-from .losses import RdimKDLoss
-from .names import check_options, check_type
+from .losses import FeatureLoss
+from .names import check_names, check_options, check_type, type_name
 from .projections import PROJECTIONS
+from .signatures import options_of
 
 LOSS_TYPES = ('RdimKDLoss',)
 
@@ -32,20 +34,27 @@ def check_losses(losses: object) -> None:
 
 
 def _check_loss(where: str, loss: object) -> None:
-    if check_type(loss, where, MODELS, LOSS_TYPES) is not RdimKDLoss:
-        return  # the options of a user's own loss class are not known
-    check_options(where, loss, RdimKDLoss, others=('type', 'teacher_module'))
+    kind = check_type(loss, where, MODELS, LOSS_TYPES)
+    if not (isinstance(kind, type) and issubclass(kind, FeatureLoss)):
+        raise ConfigError(
+            f'{where}: {type_name(loss)} is no loss of feature maps; a loss of your own must be '
+            f'derived from rdimkd_det.FeatureLoss.'
+        )
+    known, takes_any = options_of(kind)
+    if not takes_any:
+        others = ('type', 'teacher_module')
+        check_names(f'{where} ({kind.__name__})', loss, (*dict.fromkeys(known), *others))
     if not isinstance(loss.get('teacher_module', ''), str):
         raise ConfigError(
             f'{where}.teacher_module must be a path like neck, got {loss["teacher_module"]!r}.'
         )
-    where = f'{where}.projection'
-    projection = loss.get('projection')
-    builder = check_type(projection, where, MODELS, PROJECTIONS.values())
-    check_options(where, projection, builder)
+    if 'projection' in known:
+        where, projection = f'{where}.projection', loss.get('projection')
+        builder = check_type(projection, where, MODELS, PROJECTIONS.values())
+        check_options(where, projection, builder)
 
 
-def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> RdimKDLoss:
+def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> FeatureLoss:
     """Build a loss after filling in its channels, number of levels and level names.
 
     Args:
@@ -56,6 +65,7 @@ def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> 
     Raises:
         ConfigError: An entry contradicts the models, or the loss cannot be built.
     """
+    who = f"{type_name(loss)} at '{where}'"
     strides = [student.stride for student, _ in pairs]
     filled_in = {
         'student_channels': [student.channels for student, _ in pairs],
@@ -67,24 +77,25 @@ def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> 
         as_listed = list(given) if isinstance(given, Sequence) else [given] * len(pairs)
         if as_listed != (value if isinstance(value, list) else [value] * len(pairs)):
             raise ConfigError(
-                f"RdimKDLoss at '{where}': {name}={given} contradicts the models, which have "
+                f'{who}: {name}={given} contradicts the models, which have '
                 f'{value}; leave it out, it is filled in.'
             )
     filled_in['level_names'] = [f'{where}_s{stride}' for stride in strides]
     if isinstance(loss.get('loss_weight'), Mapping):
-        filled_in['loss_weight'] = _weights_by_stride(where, loss['loss_weight'], strides)
+        filled_in['loss_weight'] = _weights_by_stride(who, loss['loss_weight'], strides)
     try:
-        return MODELS.build({**loss, **filled_in})
+        with torch.random.fork_rng(devices=[]):  # the student draws the same numbers without it
+            return MODELS.build({**loss, **filled_in})
     except (ConfigError, KeyError, TypeError) as error:
         raise ConfigError(f"loss at '{where}': {error.args[0]}") from error
 
 
-def _weights_by_stride(where: str, weights: Mapping, strides: list[int]) -> list[float]:
+def _weights_by_stride(who: str, weights: Mapping, strides: list[int]) -> list[float]:
     # As text, since keys in JSON are.
     by_stride = {str(stride): weight for stride, weight in weights.items()}
     if by_stride.keys() != set(map(str, strides)) or len(by_stride) < len(weights):
         raise ConfigError(
-            f"RdimKDLoss at '{where}': loss_weight has strides {list(weights)}, the common "
+            f'{who}: loss_weight has strides {list(weights)}, the common '
             f'levels have {strides}; give one weight for each, 0 to leave a level out.'
         )
     return [by_stride[str(stride)] for stride in strides]

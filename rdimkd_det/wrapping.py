@@ -22,7 +22,7 @@ def distill_config(
     student: str | Config,
     teacher: str | Config,
     checkpoint: str,
-    projection: str = 'pca',
+    projection: str | Mapping = 'pca',
     dim: int | float | None = None,
     tap: str | Sequence[str] = 'neck',
     hook: Mapping | None = None,
@@ -35,7 +35,8 @@ def distill_config(
             or a Config, which is not changed.
         teacher (str | Config): Config of the teacher, in the same forms.
         checkpoint (str): Path or URL of the teacher's weights.
-        projection (str): 'pca', 'autoencoder', 'random' or 'identity'. Defaults to 'pca'.
+        projection (str | Mapping): 'pca', 'autoencoder', 'random' or 'identity'; or the config of
+            a projection, e.g. of one's own. Defaults to 'pca'.
         dim (int | float, optional): Number of directions d; for 'pca' also the share of variance
             to keep. Defaults to half of the teacher's channels, at the level with the fewest.
         tap (str | Sequence[str]): Path or paths of the matched modules. Defaults to 'neck'.
@@ -89,12 +90,18 @@ def distill_config(
 
 
 def projection_config(
-    projection: str, dim: int | float | None, tap: str, teacher: str | Config, checkpoint: str
+    projection: str | Mapping,
+    dim: int | float | None,
+    tap: str,
+    teacher: str | Config,
+    checkpoint: str,
 ) -> dict:
     """Make the config of one tap's projection.
 
     The arguments are those of :func:`distill_config`, but ``tap`` is the path in the teacher.
     """
+    if isinstance(projection, Mapping):
+        return dict(projection)
     if projection not in PROJECTIONS:
         raise ConfigError(
             f'projection must be one of {", ".join(PROJECTIONS)}, got {projection!r}.'

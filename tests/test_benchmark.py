@@ -10,11 +10,11 @@ from mmengine.config import Config
 from runs import REPOSITORY, call_tool, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
+from rdimkd_det import monitoring
 from rdimkd_det.benchmark.operations import count, count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
-from rdimkd_det.monitoring import Monitor
 from rdimkd_det.stopwatch import describe_device, measure, peak_memory
 
 CPU = torch.device('cpu')
@@ -85,8 +85,13 @@ def test_tool__measures_everything(tmp_path, config, capsys):
 
 
 def test_monitored_step__is_that_of_the_hook(monkeypatch, config):
-    looks = []
-    monkeypatch.setattr(Monitor, '__call__', lambda *args: looks.append(len(args[2])))
+    looks, shares = [], monitoring.explained_shares
+
+    def look(loss, *feats):
+        looks.append(len(feats[0]))
+        return shares(loss, *feats)
+
+    monkeypatch.setattr(monitoring, 'explained_shares', look)
     subject = small_subject(config)
     subject.monitored_step()
     assert looks == [3]  # levels

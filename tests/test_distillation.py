@@ -54,3 +54,14 @@ def test_forward__names_the_level_that_is_not_finite(build):
     teacher['neck'][1][0, 0, 0, 0] = float('inf')
     with pytest.raises(FloatingPointError, match=r'^loss_rdimkd_neck_s16 is not finite'):
         distill(student, teacher)
+
+
+def test_compared__maps_of_one_stride_cropped_to_their_common_part(build):
+    distill = build()
+    student = [torch.randn(1, 64, *size) for size in ((6, 9), (3, 4), (2, 2), (1, 1))]
+    teacher = [torch.randn(1, 32, *size) for size in ((5, 8), (3, 5), (2, 2), (1, 1))]
+    ((tap, loss, *sides),) = distill.compared({'neck': student}, {'neck': teacher})
+    assert tap == 'neck' and loss is distill.losses['neck']
+    for maps, cropped in zip((student, teacher), sides):
+        assert [tuple(it.shape[2:]) for it in cropped] == [(5, 8), (3, 4), (2, 2), (1, 1)]
+        assert torch.equal(cropped[0], maps[0][:, :, :5, :8])

@@ -5,7 +5,15 @@ import importlib
 
 import pytest
 
-MODULES = ['functional', 'losses', 'monitoring', 'projections', 'schedule', 'wrapping']
+MODULES = [
+    'functional',
+    'losses.feature_loss',
+    'losses.rdimkd',
+    'monitoring',
+    'projections',
+    'schedule',
+    'wrapping',
+]
 
 
 @pytest.mark.parametrize('module', MODULES)

@@ -12,8 +12,8 @@ from rdimkd_det import (
     RandomProjection,
     RdimKDLoss,
 )
-from rdimkd_det.adapters import project_adapted
 from rdimkd_det.functional import project, rdimkd_loss
+from rdimkd_det.losses.adapters import project_adapted
 
 MODES = (None, 'teacher', 'standardize')
 REFERENCES = {

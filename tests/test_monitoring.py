@@ -195,13 +195,16 @@ class TestExplainedShares:
             for name, share in shares.items():
                 assert share.item() == pytest.approx(expected[name].item(), rel=1e-5)
 
-    def test_monitor__tells_the_shares_as_numbers(self):
-        monitor = Monitor()
-        assert monitor.scalars() == {}
-        loss, student, teacher = make_loss(), torch.randn(2, 5, 4, 6), torch.randn(2, 7, 4, 6)
-        monitor(loss, [student] * 2, [teacher] * 2)
-        shares = explained_shares(loss, [student] * 2, [teacher] * 2)
-        assert monitor.scalars() == {name: share.item() for name, share in shares.items()}
+    def test_monitor__tells_the_shares_of_a_due_call_as_numbers(self):
+        monitor, loss = Monitor(), make_loss()
+        student, teacher = [torch.randn(2, 5, 4, 6)] * 2, [torch.randn(2, 7, 4, 6)] * 2
+        monitor([('neck', loss, student, teacher)])
+        assert monitor.take() == {}
+        monitor.due = True
+        monitor([('neck', loss, student, teacher)])
+        shares = explained_shares(loss, student, teacher)
+        assert monitor.take() == {name: share.item() for name, share in shares.items()}
+        assert not monitor.due and monitor.take() == {}
 
     def test_explained_shares__no_complement(self):
         loss = make_loss(projection=dict(type='IdentityProjection'))

@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from runs import distilled, fcos, load, run_config, train, trained_losses, write_data, write_teacher
 
 from rdimkd_det import ConfigError
-from rdimkd_det.balance import gradient_balance
+from rdimkd_det.losses.balance import gradient_balance
 
 RANDOM = dict(type='RandomProjection', dim=8)
 
@@ -103,6 +103,43 @@ def test_auto__waits_for_a_batch_that_is_finite(teacher):
     assert model.distill.losses.neck.needs_auto_weight
     losses_of(model)
     assert 0 < model.distill.losses.neck.auto_weight.item() != 1
+
+
+def test_auto__without_gradients_is_left_to_training(teacher):
+    """As a user may look at the losses before the training."""
+    loss = dict(projection=RANDOM, loss_weight='auto')
+    model = MODELS.build(distilled(fcos(), teacher, **loss)).train()
+    model.distill.set_factor(0.5)
+    with torch.no_grad():
+        seen = losses_of(model)
+    assert model.distill.losses.neck.needs_auto_weight
+    plain = MODELS.build(distilled(fcos(), teacher, projection=RANDOM)).train()
+    plain.load_state_dict(model.state_dict())
+    expected = losses_of(plain)
+    name = 'loss_rdimkd_neck_s8'
+    torch.testing.assert_close(seen[name], 0.5 * expected[name].detach())
+    losses_of(model)
+    assert 0 < model.distill.losses.neck.auto_weight.item() != 1
+
+
+def test_auto__gradients_not_finite_keep_the_schedules_factor(teacher):
+    loss = dict(projection=RANDOM, loss_weight='auto')
+    model = MODELS.build(distilled(fcos(), teacher, **loss)).train()
+    plain = MODELS.build(distilled(fcos(), teacher, projection=RANDOM)).train()
+    plain.load_state_dict(model.state_dict())
+    for each in (model, plain):
+        each.distill.set_factor(0.25)
+    head = model.bbox_head.loss
+
+    def loss_of_head(feats, samples):
+        root_of_zero = (feats[0] - feats[0].detach()).abs().sum().sqrt()  # has no finite gradient
+        return {**head(feats, samples), 'loss_root': root_of_zero}
+
+    model.bbox_head.loss = loss_of_head
+    found, expected = losses_of(model), losses_of(plain)
+    assert model.distill.losses.neck.needs_auto_weight
+    name = 'loss_rdimkd_neck_s8'
+    torch.testing.assert_close(found[name], expected[name])
 
 
 def test_auto__kept_when_resumed(files, teacher, tmp_path):

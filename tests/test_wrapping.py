@@ -69,6 +69,13 @@ def test_distill_config__given_configs_are_not_changed():
     assert model.distill.losses.neck.projections[0].dim == 12
 
 
+def test_distill_config__projection_given_as_a_config():
+    student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))
+    given = dict(type='AutoencoderProjection', dim=5, max_iters=9)
+    cfg = distill_config(student, teacher, 'none.pth', projection=given)
+    assert cfg.model.losses.neck.projection == given
+
+
 def test_distill_config__default_dim_is_of_the_teachers_module():
     """The teacher's stage 2 has 16 channels, its neck 24."""
     student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))

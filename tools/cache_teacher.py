@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed import init_process_group
 
 from rdimkd_det import ConfigError, DistillHook
-from rdimkd_det.cache.facts import check_facts
+from rdimkd_det.cache.facts import check_facts, projection_facts
 from rdimkd_det.cache.images import image_pipeline
 from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.cache_making import (
@@ -97,6 +97,7 @@ def main() -> None:
     if not caches:
         raise ConfigError(f'config {args.config}: no loss has a weight, nothing is to be stored.')
     for part, _ in caches:
+        projection_facts(part.loss_configs, part.teacher_taps)  # raises if nothing can be cached
         part.prepare(live)
     with errors_explained(cfg):
         if not all((directory / 'cache.json').is_file() for _, directory in caches):

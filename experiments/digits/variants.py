@@ -9,9 +9,10 @@ from torch import Tensor
 from rdimkd_det import functional
 from rdimkd_det.losses import RdimKDLoss
 from rdimkd_det.projections import Projection, RandomProjection
+from rdimkd_det.registry import register
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RedrawnProjection(RandomProjection):
     """RdimKD-R with a new basis at each training step; in expectation, this is plain L2.
 
@@ -34,10 +35,10 @@ class RedrawnProjection(RandomProjection):
         """Draw the basis of the next step."""
         self.step += 1
         dim, seed = self.basis.shape[1], 1_000_003 * self.seed + int(self.step)
-        self._set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
+        self.set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RedrawingLoss(RdimKDLoss):
     """``RdimKDLoss`` that redraws its projections before each training step."""
 
@@ -49,7 +50,7 @@ class RedrawingLoss(RdimKDLoss):
         return super().distances(student_feats, teacher_feats)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SeveralRandomProjections(Projection):
     """RdimKD-R with several bases side by side: the loss is the mean of their losses.
 
@@ -65,10 +66,10 @@ class SeveralRandomProjections(Projection):
         bases = [
             RandomProjection(dim, num_channels, level, seed).basis for seed in range(num_bases)
         ]
-        self._set_basis(torch.cat(bases, dim=1))
+        self.set_basis(torch.cat(bases, dim=1))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PartlyWhitenedLoss(RdimKDLoss):
     """Standardised RdimKD that weights each direction by a power of the teacher's variance there.
 
@@ -89,9 +90,9 @@ class PartlyWhitenedLoss(RdimKDLoss):
         """bool: False: the statistics are those of one process's batch."""
         return False
 
-    def _distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> list[Tensor]:
-        levels = enumerate(zip(student_feats, teacher_feats))
-        return [self._weighed(*self._coordinates(level, *maps)) for level, maps in levels]
+    def level_distances(self, levels: list[int], maps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """See :meth:`FeatureLoss.level_distances`."""
+        return [self._weighed(*self._coordinates(level, *maps[level])) for level in levels]
 
     def _weighed(self, s: Tensor, t: Tensor) -> Tensor:
         variance = t.var((0, 2), correction=0)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..calibration import fit_projections
 from ..features import record_outputs
-from ..monitoring import Monitor
 from .preparation import random_batch
 
 Maps = dict[str, list[Tensor]]
@@ -68,10 +67,9 @@ class Subject:
 
     def monitored_step(self) -> None:
         """Run a distilled step that ``DistillHook`` monitors, by default one step in 50."""
-        self.model.distill.observer = monitor = Monitor()
+        self.model.distill.monitor.due = True
         self.distilled_step()
-        self.model.distill.observer = None
-        monitor.scalars()
+        self.model.distill.monitor.take()
 
     def in_training(self) -> object:
         """Return the context in which a step runs: autocast, if the config has mixed precision."""

@@ -19,7 +19,7 @@ def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, s
         teacher_taps (Mapping[str, str]): Tap of the student to the tap of the teacher.
 
     Raises:
-        ConfigError: Two losses tap the same module of the teacher.
+        ConfigError: Two losses tap the same module of the teacher, or one compares whole maps.
     """
     if len(set(teacher_taps.values())) < len(teacher_taps):
         raise ConfigError(
@@ -28,7 +28,13 @@ def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, s
         )
     facts = {}
     for tap, loss in losses.items():
-        projection = dict(loss.get('projection') or {})
+        if not loss.get('projection'):
+            raise ConfigError(
+                f"teacher cache: the loss at '{tap}' ({type_name(loss)}) has no projection and "
+                f'compares whole maps; a cache holds projected ones, so train with the live '
+                f'teacher, without cache=...'
+            )
+        projection = dict(loss['projection'])
         projection['type'] = type_name(projection)
         facts[f"projection at '{teacher_taps[tap]}'"] = as_json(projection)
     return facts

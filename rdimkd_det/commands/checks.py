@@ -114,7 +114,7 @@ def check_sections(cfg: Config) -> None:
         got = reprlib.repr(cfg.custom_hooks)
         raise ConfigError(f'custom_hooks must be a list of dicts, got {got}.')
     if not isinstance(cfg.get('default_scope', 'mmdet'), str):
-        raise ConfigError(f"default_scope must be 'mmdet', got {cfg.default_scope!r}.")
+        raise ConfigError(f"default_scope must be a name like 'mmdet', got {cfg.default_scope!r}.")
     for name in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(name, 1)
         if not is_whole_number(length, least=1):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 
 from ..compat import own_config
 from ..errors import ConfigError
-from ..names import type_name
+from ..names import SCOPE, type_name
 
 
 class UnreadableConfigError(ConfigError):
@@ -159,11 +160,22 @@ def read_detector_config(config: str | dict) -> ConfigDict:
         UnreadableConfigError: There is no such file, or it fails.
         ConfigError: The config holds no detector with a backbone.
     """
-    model = read_config(config, 'teacher').get('model')
+    content = read_config(config, 'teacher')
+    model = content.get('model')
     if isinstance(model, Mapping) and 'student' in model:
         model = model['student']
     if not isinstance(model, Mapping) or 'backbone' not in model:
         raise ConfigError(
             f'teacher: config {config_name(config)} holds no detector: model.backbone is missing.'
         )
-    return ConfigDict(copy.deepcopy(dict(model)))
+    return _in_its_scope(ConfigDict(copy.deepcopy(dict(model))), content.get('default_scope'))
+
+
+def _in_its_scope(model: ConfigDict, scope: object) -> ConfigDict:
+    """Note the scope of a model's types where it is not the scope of the run."""
+    current = DefaultScope.get_current_instance()
+    if isinstance(scope, str) and current is not None and current.scope_name != scope:
+        for entry in (model, *model.values()):
+            if isinstance(entry, ConfigDict) and 'type' in entry:
+                entry.setdefault(SCOPE, scope)
+    return model

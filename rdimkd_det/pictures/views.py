@@ -21,8 +21,8 @@ from ..distiller import RdimKDDistiller
 from ..errors import ConfigError
 from ..features import record_outputs
 from ..functional import RELATIVE_EPS
-from ..losses import RdimKDLoss
-from ..monitoring import adapted_maps, explained_share
+from ..losses import FeatureLoss
+from ..monitoring import explained_share
 from ..names import explain
 from ..preflight.classes import teacher_classes
 from ..preflight.detector import at_size_of, build_detector
@@ -83,7 +83,7 @@ class ImageView:
 
 
 def view_level(
-    loss: RdimKDLoss, level: int, students: Mapping[str, Tensor], teacher: Tensor
+    loss: FeatureLoss, level: int, students: Mapping[str, Tensor], teacher: Tensor
 ) -> LevelView:
     """View the maps of one image at one level in the subspace of a loss.
 
@@ -91,17 +91,16 @@ def view_level(
     subspace, computed on this image. Each is standardised, for the teacher and for each student.
 
     Args:
-        loss (RdimKDLoss): The loss, with fitted projections.
+        loss (FeatureLoss): The loss, with fitted projections; without any, whole maps are compared.
         level (int): Index of the level.
         students (Mapping[str, Tensor]): Name of a student to its map (1, C_s, H, W).
         teacher (Tensor): The teacher's map (1, C_t, H, W).
     """
     coordinates, views = None, {}
     for name, maps in students.items():
-        adapted, target = adapted_maps(loss, level, maps, teacher)
-        basis = loss.projections[level].basis.to(target)
+        adapted, target = loss.aligned(level, maps, teacher)
         height, width = target.shape[2:]
-        own, coordinates = (basis.t() @ it[0].flatten(1) for it in (adapted, target))  # (d, H * W)
+        own, coordinates = (_coordinates(loss, level, it) for it in (adapted, target))
         axes = principal_axes(coordinates)
         difference = (_standardize(own) - _standardize(coordinates)).square().mean(0).sqrt()
         views[name] = StudentView(
@@ -111,6 +110,12 @@ def view_level(
         )
     colours = _colours(axes.t() @ coordinates, height, width)
     return LevelView(loss.level_names[level], colours, views)
+
+
+def _coordinates(loss: FeatureLoss, level: int, maps: Tensor) -> Tensor:
+    """Return one image's map (1, C, H, W) in the subspace of a loss, if it has one: (d, H * W)."""
+    flat = maps[0].flatten(1)
+    return loss.projections[level].basis.to(flat).t() @ flat if loss.projections else flat
 
 
 def _explained(student: Tensor, teacher: Tensor) -> float | None:
@@ -221,20 +226,16 @@ class Viewer:
     ) -> list[LevelView]:
         """Return the views of one teacher's levels, paired with the student's as in training."""
         teacher_feats = part.teacher_feats(inputs, samples)
-        seen = {}
-        for name, maps in outputs.items():
-            part.observer = lambda *feats, name=name: seen.setdefault(name, []).append(feats)
-            part(maps, teacher_feats)
-        part.observer = None
+        seen = {name: part.compared(maps, teacher_feats) for name, maps in outputs.items()}
         height, width = samples[0].img_shape
         shares = height / inputs.shape[2], width / inputs.shape[3]  # without the padding
         views = []
-        for tap, (loss, student_feats, teacher_maps) in enumerate(seen['distilled']):
+        for number, (_, loss, student_feats, teacher_maps) in enumerate(seen['distilled']):
             for level, teacher in enumerate(teacher_maps):
                 students = {'distilled': student_feats[level]}
                 # The adapter was trained for the distilled student; it does not fit the plain one.
-                if 'plain' in seen and isinstance(loss.adapters[level], nn.Identity):
-                    students['plain'] = seen['plain'][tap][1][level]
+                if 'plain' in seen and not loss.has_adapter(level):
+                    students['plain'] = seen['plain'][number].student[level]
                 students = {name: _crop(maps, shares) for name, maps in students.items()}
                 views.append(view_level(loss, level, students, _crop(teacher, shares)))
         return views

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely
 from ..files.configs import leaf_datasets, read_config
 from ..names import explain
+from ..registry import find_type
 from ..teacher import Source
 
 
@@ -65,8 +66,7 @@ def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
 
 def dataset_type(dataset: Mapping) -> type | None:
     """Return the class of a dataset; None if its config names no known type."""
-    kind = dataset.get('type')
-    return DATASETS.get(kind) if isinstance(kind, str) else kind
+    return find_type(dataset, DATASETS) if dataset.get('type') else None
 
 
 def check_class_names(split: str, dataset: Mapping) -> None:

@@ -18,13 +18,13 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..balance import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..calibration import calibration_batches, fit_projections
 from ..distillation import Distillation
 from ..distiller import RdimKDDistiller
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
 from ..inheritance import inherit_from_teacher
+from ..losses.balance import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..progress import with_progress
 from .report import Report, Table
 
@@ -108,7 +108,7 @@ def _measure(
     for batch in with_progress(batches, 'gradients'):
         task, distances, outputs = _losses(model, part, batch)
         for tap, loss in part.items():
-            of_tap = [distances[f'loss_rdimkd_{name}'] for name in loss.level_names]
+            of_tap = [distances[name] for name in loss.loss_names]
             balances[tap].append(float(gradient_balance(task, sum(of_tap), outputs[tap])))
             pairs = part.level_pairs[tap]
             for name, distance, (student, _) in zip(loss.level_names, of_tap, pairs):

@@ -13,7 +13,7 @@ from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
-from ..losses import RdimKDLoss
+from ..losses import FeatureLoss
 from ..projections import Projection
 from .categories import check_categories
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
@@ -200,7 +200,9 @@ def probed_image(model: RdimKDDistiller) -> int:
     return max(level.image for pair in pairs for level in pair)
 
 
-def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> list[tuple[str, ...]]:
+def level_rows(
+    part: Distillation, tap: str, loss: FeatureLoss, image: int
+) -> list[tuple[str, ...]]:
     """Return the rows of the level table, as strings."""
     return [
         (
@@ -208,20 +210,19 @@ def level_rows(part: Distillation, tap: str, loss: RdimKDLoss, image: int) -> li
             str(student.stride),
             _shape(student, image),
             _shape(teacher, image),
-            '-' if student.channels == teacher.channels else '1x1 conv',
+            '1x1 conv' if loss.has_adapter(level) else '-',
             loss.resize or '-',
-            str(directions(projection)),
+            _directions(loss.projections[level]) if loss.projections else '-',
             'auto' if loss.auto else f'{weight:g}',
         )
-        for name, (student, teacher), projection, weight in zip(
-            loss.level_names, part.level_pairs[tap], loss.projections, loss.level_weights
+        for level, (name, (student, teacher), weight) in enumerate(
+            zip(loss.level_names, part.level_pairs[tap], loss.level_weights)
         )
     ]
 
 
-def directions(projection: Projection) -> int | float:
-    """Return a projection's d; before it is fitted its ``dim``, which may be a share."""
-    return projection.basis.shape[1] or projection.dim
+def _directions(projection: Projection) -> str:
+    return str(projection.basis.shape[1] or projection.dim or 'to be fitted')
 
 
 def _shape(level: Level, image: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -21,6 +22,8 @@ SCORES = (
     'large above 96 x 96. A dash: there are no such objects, or it was not measured.'
 )
 SHARE = dict(ylim=(0, 1))
+# At the end of the name of a scalar of one level, e.g. 'loss_rdimkd_neck_s8'.
+OF_A_LEVEL = re.compile(r'_s\d+$')
 
 
 def comparison_page(
@@ -147,12 +150,13 @@ def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
 def _distillation_charts(run: TrainedRun, number: int) -> list[tuple[str, str]]:
     drawings = []
     for prefix, ylabel, caption, axes in (
-        ('loss_rdimkd_', 'distillation loss', 'distillation loss of each level.', {}),
+        ('loss_', 'distillation loss', 'distillation loss of each level.', {}),
         ('explained_in_', 'explained', "teacher's variance explained in the subspace ...", SHARE),
         ('explained_out_', 'explained', '... and outside of it, where the student is free.', SHARE),
     ):
-        names = run.history.losses(prefix)
-        lines = {name[len(prefix) :]: run.history.series(name) for name in names}
+        names = [name for name in run.history.losses(prefix) if OF_A_LEVEL.search(name)]
+        labels = {name: name.removeprefix(prefix).removeprefix('rdimkd_') for name in names}
+        lines = {label: run.history.series(name) for name, label in labels.items()}
         if lines:
             svg = draw_lines(f'{prefix}{number}', lines, 'iteration', ylabel, **axes)
             drawings.append((svg, f'{run.name}: {caption}'))

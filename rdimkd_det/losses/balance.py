@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils import checkpoint
 
+from .feature_loss import FeatureLoss
+
 # Loss scale: without it, most gradients of a mean over large maps underflow in half precision.
 SCALE = 4096
+
+
+def set_auto_weight(
+    tap: str,
+    loss: FeatureLoss,
+    distances: Mapping[str, Tensor],
+    maps: Sequence[Tensor],
+    task: Tensor,
+) -> None:
+    """Set the weight 'auto' of a loss from a batch, unless its gradients are not finite."""
+    loss.auto_weight.copy_(loss.auto_share * gradient_balance(task, sum(distances.values()), maps))
+    if not loss.needs_auto_weight:
+        weight = float(loss.auto_weight)
+        print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
 
 
 def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:

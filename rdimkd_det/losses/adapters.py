@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import project
+from ..functional import project
 
 
 def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
@@ -28,8 +29,23 @@ def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
     return conv
 
 
+def adapt(student: Tensor, adapter: nn.Module) -> Tensor:
+    """Compute the adapted map ``r(F_s)`` in the map's own precision.
+
+    Args:
+        student (Tensor): Student's map (N, C_s, H, W).
+        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
+
+    Returns:
+        Tensor: (N, C_t, H, W).
+    """
+    if isinstance(adapter, nn.Identity):
+        return student
+    return F.conv2d(student, adapter.weight.to(student.dtype), adapter.bias.to(student.dtype))
+
+
 def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Compute the coordinates ``K^T r(F_s)`` with the adapter fold_adapter into the basis.
+    """Compute the coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
 
     One product takes the student's map from C_s channels to d; the adapted map with C_t channels
     is never materialised.

@@ -1,0 +1,65 @@
+"""The maps that a loss compares: their checks and resizing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import working_dtype
+
+RESIZE_MODES = (None, 'student', 'teacher')
+
+
+class ComparedMaps(NamedTuple):
+    """What the loss of a tap compares: maps matched by stride, cropped to their common part."""
+
+    tap: str  # path of the student's module
+    loss: nn.Module
+    student: tuple[Tensor, ...]  # (N, C_s, H, W), one per level
+    teacher: tuple[Tensor, ...]  # (N, C_t, H, W), of the same levels
+
+
+def check_pair(
+    who: str, student: Tensor, teacher: Tensor, channels: tuple[int, int], resized: bool
+) -> None:
+    """Check the shapes of a student's and a teacher's map.
+
+    Args:
+        who (str): The loss and its level, for the messages.
+        student (Tensor): Expected to be (N, C_s, H, W).
+        teacher (Tensor): Expected to be (N, C_t, H, W).
+        channels (tuple[int, int]): C_s and C_t.
+        resized (bool): Whether one map is resized, so that the sizes may differ.
+
+    Raises:
+        ValueError: The maps have other channels or differ in batch size or size.
+    """
+    shapes = f'student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)}'
+    for side, feats, expected in zip(('student', 'teacher'), (student, teacher), channels):
+        if feats.dim() != 4 or feats.shape[1] != expected:
+            raise ValueError(
+                f'{who}: {shapes}: expected (N, {expected}, H, W) of the {side}; '
+                f'set {side}_channels to what the model gives.'
+            )
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(f'{who}: {shapes} differ in batch size.')
+    if not resized and student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(
+            f"{who}: {shapes} differ in size; set resize='student' or resize='teacher'."
+        )
+
+
+def same_size(resize: str | None, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Resize the map (N, C, H, W) that ``resize`` names, if any, to the size of the other."""
+    if resize is None or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    if resize == 'student':
+        return _resized(student, like=teacher), teacher
+    return student, _resized(teacher, like=student)
+
+
+def _resized(feats: Tensor, like: Tensor) -> Tensor:
+    feats = feats.to(working_dtype(feats))
+    return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)

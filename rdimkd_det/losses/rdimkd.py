@@ -1,0 +1,176 @@
+"""``RdimKDLoss``: a projection, an adapter and a scale at each FPN level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .. import functional
+from ..functional import working_dtype
+from ..moments import merge_spreads, spread
+from ..projections import Projection
+from ..registry import register
+from ..values import is_amount
+from .adapters import fold_adapter, project_adapted, zero_of_bias
+from .feature_loss import FeatureLoss
+
+NORMALIZE_MODES = (None, 'teacher', 'standardize')
+
+
+@register(MODELS)
+class RdimKDLoss(FeatureLoss):
+    """Distance of two feature pyramids in a fixed low-dimensional subspace per level.
+
+    For each level, with student map ``F_s``, teacher map ``F_t``, channel adapter ``r`` and basis
+    ``K`` (RdimKD, arXiv 2312.08700)::
+
+        L_level = mean over N, H, W, d of (norm(K^T r(F_s)) - norm(K^T F_t))^2
+
+    The loss works on any two lists of feature maps, without a detector. ``RdimKDDistiller`` fills
+    in the channels, the number of levels and their names. The arguments that are not listed are
+    those of :class:`FeatureLoss`.
+
+    Args:
+        projection (dict | Sequence[Projection]): Config of the projection, from which one is built
+            per level; or the built projections, one per level.
+        normalize (str, optional): ``'standardize'`` scales every direction of both maps to zero
+            mean and unit deviation, ``'teacher'`` divides the loss by the teacher's variance in
+            the subspace, ``None`` does not normalise. Defaults to 'standardize'.
+        momentum (float): Weight of a new batch in the running variance of
+            ``normalize='teacher'``, in (0, 1]. Defaults to 0.05.
+
+    Raises:
+        ConfigError: An argument is out of range, or the lists differ in length.
+
+    Example:
+        >>> import torch
+        >>> from rdimkd_det import RdimKDLoss
+        >>> loss = RdimKDLoss(dict(type='RandomProjection', dim=4), student_channels=8,
+        ...                   teacher_channels=16, num_levels=2)
+        >>> student = [torch.randn(2, 8, 12, 10), torch.randn(2, 8, 6, 5)]
+        >>> teacher = [torch.randn(2, 16, 12, 10), torch.randn(2, 16, 6, 5)]
+        >>> sorted(loss(student, teacher))
+        ['loss_rdimkd_0', 'loss_rdimkd_1']
+    """
+
+    name = 'rdimkd'
+
+    def __init__(
+        self,
+        projection: dict | Sequence[Projection],
+        student_channels: int | Sequence[int],
+        teacher_channels: int | Sequence[int],
+        num_levels: int,
+        normalize: str | None = 'standardize',
+        loss_weight: float | Sequence[float] | str = 1.0,
+        auto_share: float = 1.0,
+        resize: str | None = None,
+        level_names: Sequence[str] | None = None,
+        momentum: float = 0.05,
+    ) -> None:
+        channels = student_channels, teacher_channels
+        super().__init__(*channels, num_levels, loss_weight, auto_share, resize, level_names)
+        modes = f'normalize must be one of {NORMALIZE_MODES}, got {normalize!r}.'
+        self._require(normalize in NORMALIZE_MODES, modes)
+        interval = f'momentum must lie in (0, 1], got {momentum!r}.'
+        self._require(is_amount(momentum) and 0 < momentum <= 1, interval)
+        self.normalize = normalize
+        self.momentum = momentum
+        self.projections = nn.ModuleList(self._build_projections(projection))
+        self.register_buffer('teacher_variance', torch.full((num_levels,), math.nan))
+
+    def _build_projections(self, projection: dict | Sequence[Projection]) -> list[Projection]:
+        if isinstance(projection, Mapping) and 'type' in projection:
+            built = [
+                MODELS.build(dict(projection, num_channels=channels, level=level))
+                for level, channels in enumerate(self.teacher_channels)
+            ]
+        else:
+            built = [it for it in projection if isinstance(it, Projection)]
+            self._require(
+                built and len(built) == len(projection),
+                f"projection must be a dict with a type, e.g. 'PCAProjection', or a list of built "
+                f'projections, one per level; got {projection!r}.',
+            )
+        channels = [p.num_channels for p in built]
+        self._require(
+            channels == self.teacher_channels,
+            f"the projections are for {channels} channels, the teacher's maps have "
+            f'{self.teacher_channels}; give one projection per level.',
+        )
+        return built
+
+    @property
+    def same_on_ranks(self) -> bool:
+        """bool: Whether the loss is computed over all ranks' batches, and is equal on all ranks."""
+        return self.normalize == 'standardize'
+
+    def facts(self) -> dict[str, str]:
+        """Return what a resumed training must share: the projection and ``normalize``."""
+        return {'projection': self.projections[0].configured, 'normalize': str(self.normalize)}
+
+    def level_distances(
+        self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        """See :meth:`FeatureLoss.level_distances`."""
+        if self.normalize == 'standardize':
+            # Standardising removes the mean, and the adapter's bias with it.
+            found = functional.standardized_losses(
+                self._coordinates(level, *maps[level], with_bias=False) for level in levels
+            )
+            return [it + zero_of_bias(self.adapters[level]) for level, it in zip(levels, found)]
+        if self.normalize == 'teacher':
+            return self._teacher_scaled(levels, maps)
+        return [self._plain(level, *maps[level]) for level in levels]
+
+    def _plain(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        if isinstance(self.adapters[level], nn.Identity) and not self.teacher_projected:
+            student, teacher = self.same_size(student, teacher)
+            return functional.rdimkd_loss(student, teacher, self._basis(level, student))
+        student, teacher = self._coordinates(level, student, teacher)
+        return functional.mean_square(student - teacher)
+
+    def _teacher_scaled(
+        self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        distances, spreads = [], []
+        for level in levels:
+            student, teacher = self._coordinates(level, *maps[level])
+            distances.append(functional.mean_square(student - teacher))
+            spreads.append(spread(teacher))
+        if levels and (self.training or self.teacher_variance[levels].isnan().any()):
+            self._note_variances(levels, [it.mean() for it in merge_spreads(spreads)])
+        scales = self.teacher_variance.clone() + functional.ABSOLUTE_EPS
+        return [distance / scales[level] for level, distance in zip(levels, distances)]
+
+    def _note_variances(self, levels: Sequence[int], variances: Sequence[Tensor]) -> None:
+        """Update the running average of the teacher's variance in the subspace."""
+        current = torch.stack(list(variances)).to(self.teacher_variance)
+        running = self.teacher_variance[levels]
+        running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
+        self.teacher_variance[levels] = running
+
+    def _coordinates(
+        self, level: int, student: Tensor, teacher: Tensor, with_bias: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Compute ``K^T r(F_s)``, with or without adapter bias, and ``K^T F_t``: (N, d, H * W)."""
+        student, teacher = self.same_size(student, teacher.detach())
+        basis, adapter = self._basis(level, student), self.adapters[level]
+        if self.teacher_projected:
+            teacher = teacher.flatten(2).to(basis.dtype)
+        else:
+            teacher = functional.project(teacher, basis)
+        if with_bias:
+            return project_adapted(student, adapter, basis), teacher
+        return functional.project(student, fold_adapter(adapter, basis)), teacher
+
+    def _basis(self, level: int, student: Tensor) -> Tensor:
+        # Products with half-precision maps are computed in the basis's precision.
+        return self.projections[level].basis.to(working_dtype(student))
+
+    def extra_repr(self) -> str:
+        return f'normalize={self.normalize!r}, {super().extra_repr()}'
