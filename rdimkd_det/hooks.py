@@ -23,7 +23,6 @@ from .compat import name_unreadable_images
 from .distillation import Distillation
 from .distiller import RdimKDDistiller, distilled_student
 from .errors import ConfigError
-from .files.checkpoints import forget_kept_checkpoints
 from .finite import FiniteCheck, stop_if_broken
 from .guard import StepSkipper, defer_checks, describe_last_finite, guard
 from .inheritance import inherit_from_teacher
@@ -122,7 +121,6 @@ class DistillHook(Hook):
         if not self._resumed:
             for path, count in inherit_from_teacher(model).items():
                 runner.logger.info("RdimKD: '%s' starts from the teacher: %d tensors", path, count)
-        forget_kept_checkpoints()
         _broadcast(model.distill)
         _update_averaged_models(runner, model.distill)
         for part in model.distill.parts:

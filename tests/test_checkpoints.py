@@ -11,13 +11,7 @@ from safetensors.torch import save_file
 
 from rdimkd_det import ConfigError
 from rdimkd_det.files import checkpoints
-from rdimkd_det.files.checkpoints import (
-    checkpoints_kept,
-    fingerprint,
-    forget_kept_checkpoints,
-    hub_path,
-    load_checkpoint_safely,
-)
+from rdimkd_det.files.checkpoints import fingerprint, hub_path, load_checkpoint_safely
 from rdimkd_det.files.whole import sha256_of
 from rdimkd_det.teacher.source import checkpoint_facts
 
@@ -143,38 +137,6 @@ def test_load__no_weights(tmp_path, content):
 def test_load__directory(tmp_path):
     with pytest.raises(ConfigError, match='cannot be read'):
         load(tmp_path)
-
-
-def test_checkpoints_kept__are_read_once_and_taken_once(tmp_path):
-    path = tmp_path / 'a.pth'
-    torch.save({'state_dict': {'weight': torch.ones(2)}}, path)
-    with mock.patch('torch.load', wraps=torch.load) as read:
-        with checkpoints_kept(who='teacher'):
-            first = load(path)
-        assert load(path)['weight'] is first['weight'] and read.call_count == 1
-        load(path)
-        assert read.call_count == 2
-
-
-def test_checkpoints_kept__a_file_written_since_is_read(tmp_path):
-    path = tmp_path / 'a.pth'
-    torch.save({'state_dict': {'weight': torch.ones(2)}}, path)
-    with checkpoints_kept(who='teacher'):
-        load(path)
-    torch.save({'state_dict': {'weight': torch.zeros(3)}}, path)
-    assert load(path)['weight'].tolist() == [0, 0, 0]
-
-
-def test_checkpoints_kept__of_the_one_who_takes_them_until_forgotten(tmp_path):
-    path = save(tmp_path / 'a.pth', {'state_dict': WEIGHTS})
-    forget_kept_checkpoints()
-    with checkpoints_kept(who='teacher'):
-        load_checkpoint_safely(str(path), who='init_cfg')
-        assert not checkpoints._kept
-        load(path)
-    assert len(checkpoints._kept) == 1
-    forget_kept_checkpoints()
-    assert not checkpoints._kept
 
 
 def test_sha256_of__literal_and_in_pieces(tmp_path):

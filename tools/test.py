@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
-from rdimkd_det.commands.mistakes import first_errors_explained
+from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.files.configs import leaf_datasets
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     runner = launch.build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with first_errors_explained(runner):
+    with errors_explained(cfg, runner):
         runner.test()
 
 

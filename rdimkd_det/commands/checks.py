@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -212,9 +213,9 @@ def _check_annotations(split: str, dataset: Mapping) -> None:
 
 
 def _how_to_get(path: str) -> str:
-    if 'digits' in path:
+    if re.search(r'(^|/)data/digits/', path):
         return 'Make the digits with: python tools/make_digits.py.'
-    if 'coco' in path.lower():
+    if re.search(r'(train|val)2017\.json$|(^|/)data/coco/', path):
         return (
             'Get COCO 2017 (train2017, val2017, annotations) from https://cocodataset.org and '
             'unpack it into data/coco.'

@@ -17,8 +17,7 @@ from torch import nn
 from torch.distributed import init_process_group
 
 from ..distiller import RdimKDDistiller
-from ..errors import ConfigError, TrainingStoppedError
-from ..files.checkpoints import checkpoints_kept
+from ..errors import ConfigError
 from ..files.configs import hand_in_preprocessor
 from ..guard import (
     disk_failures_explained,
@@ -37,11 +36,10 @@ from .checks import (
     check_work_dir,
 )
 from .cli import apply_options
-from .mistakes import as_config_error, first_errors_explained
+from .mistakes import errors_explained
 from .optimization import check_optimizer, check_precision, check_schedulers
 from .outputs import check_outputs
 from .top_level import check_loops_whole
-from .unreadable import unreadable_files_named
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -123,13 +121,8 @@ def build_runner(cfg: Config) -> Runner:
     """
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
-    try:
-        with unreadable_files_named(cfg), disk_failures_explained(cfg.work_dir):
-            return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    except TrainingStoppedError:
-        raise
-    except Exception as error:  # every class has its own way to refuse its arguments
-        raise as_config_error(error) from error
+    with errors_explained(cfg), disk_failures_explained(cfg.work_dir):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:
@@ -146,6 +139,8 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     """
     apply_common_arguments(cfg, args)
     if args.amp:
+        if not cfg.get('optim_wrapper'):
+            raise ConfigError(f'--amp needs optim_wrapper=dict(optimizer=...) in {args.config}.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
@@ -155,11 +150,10 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     damaged = _resume(cfg, args.resume)
-    with checkpoints_kept(who='teacher'):
-        report = report_before_training(cfg, check_before_run(cfg, training=True))
+    report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
     with (
-        first_errors_explained(runner),
+        errors_explained(cfg, runner),
         disk_failures_explained(cfg.work_dir),
         killed_workers_explained(cfg.work_dir),
     ):

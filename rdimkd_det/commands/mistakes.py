@@ -1,124 +1,160 @@
-"""Reports in one line what fails when first done in a run, most often because of the config."""
+"""Reports in one line what fails in a run because of its config, its annotations or a file."""
 
 from __future__ import annotations
 
+import json
+import reprlib
 import traceback
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partialmethod
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.dist import get_rank
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..errors import ConfigError, TrainingStoppedError
+from ..compat import name_unreadable_images
+from ..errors import ConfigError, TrainingStoppedError, named_file
+from ..files.configs import annotation_path, mappings
 from ..names import explain
-from .unreadable import unreadable_files_named
+from ..preflight.classes import listed
+
+# The lists of a COCO file: what an entry is, and the keys that it needs.
+LISTS = {
+    'annotations': ('annotation', ('id', 'image_id', 'category_id', 'bbox', 'area')),
+    'images': ('image', ('id', 'file_name', 'width', 'height')),
+    'categories': ('category', ('id', 'name')),
+}
+# What a wrong config raises whenever an entry is first used; other types may have other causes.
+OF_CONFIGS = (KeyError, TypeError, AttributeError, NameError, ImportError, AssertionError)
+# These say by themselves what to do, or have nobody to say it to.
+CLEAR = (ConfigError, FloatingPointError, TrainingStoppedError, BrokenPipeError)
 
 
-class FirstTime(Hook):
-    """Tells whether a failed operation was the first of its kind in this run.
+class Progress(Hook):
+    """Tells whether a run is still in its first iteration or validation, which try the config."""
 
-    The first iteration, the first validation, and the first periodic action of each hook, such as
-    a log or a checkpoint, use everything that the config says about them.
-    """
-
-    priority = 'LOWEST'  # a stage is done when all hooks have done their part
+    priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self.done: Counter[str] = Counter()  # by stage of mmengine's hooks
-        self._switched = 0
+        self.iterated = self.validating = self.validated = False
 
-    def _count(self, stage: str, runner: Runner, *args, **kwargs) -> None:
-        self.done[stage] += 1
-        switched = sum(getattr(hook, '_has_switched', False) for hook in runner.hooks)
-        if switched > self._switched:  # mmdet's hooks that change the data pipeline
-            self._switched = switched
-            self.done['before_train_iter'] = 0
+    def after_train_iter(self, *args, **kwargs) -> None:
+        self.iterated = True
 
-    def covers(self, error: Exception) -> bool:
-        """Return whether an exception comes from something that was done for the first time."""
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_code.co_name == 'call_hook':  # the Runner's, or the FlexibleRunner's
-                return self._hook_is_new(frame.f_locals['hook'], frame.f_locals['fn_name'])
-        return self._loop_is_new()
+    def before_val_epoch(self, runner: Runner) -> None:
+        self.validating = True
 
-    def _hook_is_new(self, hook: Hook, stage: str) -> bool:
-        """Return whether a hook has not yet done its work in a stage."""
-        if isinstance(hook, CheckpointHook) and not self.done['before_save_checkpoint']:
-            return True
-        interval = getattr(hook, 'interval', 1)
-        if stage.endswith('val_epoch') or not isinstance(interval, int):
-            interval = 1
-        waiting = not getattr(hook, '_has_switched', True)
-        return waiting or self.done[stage] < max(1, interval)
+    def after_val_epoch(self, *args, **kwargs) -> None:
+        self.validating, self.validated = False, True
 
-    def _loop_is_new(self) -> bool:
-        """Return whether a loop is in its first validation, iteration, or end of an epoch."""
-        done = self.done
-        if done['before_val_epoch'] > done['after_val_epoch']:
-            return not done['after_val_epoch']
-        between_epochs = done['before_train_epoch'] == done['after_train_epoch']
-        first_end = between_epochs and done['after_train_epoch'] == 1
-        return done['before_train_iter'] <= 1 or first_end
-
-
-for _stage in Hook.stages:
-    setattr(FirstTime, _stage, partialmethod(FirstTime._count, _stage))
+    @property
+    def at_first(self) -> bool:
+        return not self.iterated or (self.validating and not self.validated)
 
 
 @contextmanager
-def first_errors_explained(runner: Runner) -> Iterator[None]:
-    """Turn an exception in anything done for the first time into a ``ConfigError``.
-
-    Args:
-        runner (Runner): The runner that trains or tests in the block. The traceback is written to
-            a file beside its log.
-
-    Raises:
-        ConfigError: Replaces such an exception, except ``FloatingPointError`` and
-            ``TrainingStoppedError``.
-    """
-    first_time = FirstTime()
-    runner.register_hook(first_time)
-    try:
-        with unreadable_files_named(runner.cfg):
-            yield
-    except (ConfigError, FloatingPointError, TrainingStoppedError, BrokenPipeError):
-        raise
-    except Exception as error:
-        if not first_time.covers(error):
-            raise
-        file = Path(runner.log_dir, f'error_rank{get_rank()}.txt')
-        file.write_text(traceback.format_exc())
-        raise ConfigError(f'{as_config_error(error)} (traceback: {file})') from error
-
-
-@contextmanager
-def errors_explained(cfg: Config) -> Iterator[None]:
-    """Turn an exception in the block into a ``ConfigError``; for tools that write no log.
+def errors_explained(cfg: Config, runner: Runner | None = None) -> Iterator[None]:
+    """Turn an exception in the block into a ``ConfigError`` of one line.
 
     Args:
         cfg (Config): The config that the block uses.
-
-    Raises:
-        ConfigError: Replaces any exception except ``FloatingPointError`` and
-            ``TrainingStoppedError``.
+        runner (Runner, optional): Runs in the block. Its later errors that are not of the config
+            are passed on; the traceback of the others goes to a file beside its log.
     """
+    name_unreadable_images()  # before any data loader has started its workers
+    progress = Progress()
+    if runner is not None:
+        runner.register_hook(progress)
     try:
-        with unreadable_files_named(cfg):
-            yield
-    except (FloatingPointError, TrainingStoppedError, BrokenPipeError):
+        yield
+    except CLEAR:
         raise
     except Exception as error:
-        raise as_config_error(error) from error
+        line = _of_file(error, cfg)
+        if line is None and runner is not None:
+            if not (progress.at_first or isinstance(error, OF_CONFIGS)):
+                raise
+            file = Path(runner.log_dir, f'error_rank{get_rank()}.txt')
+            file.write_text(traceback.format_exc())
+            line = f'the config cannot be run: {explain(error)} (traceback: {file})'
+        raise ConfigError(line or f'the config cannot be run: {explain(error)}') from error
 
 
-def as_config_error(error: Exception) -> ConfigError:
-    """Turn an exception into a ``ConfigError``, unless it is one already."""
-    if isinstance(error, ConfigError):
-        return error
-    return ConfigError(f'the config cannot be run: {explain(error)}')
+def _of_file(error: Exception, cfg: Config) -> str | None:
+    """Describe an error by the file that it is about, which MMDetection often does not name."""
+    if isinstance(error, OSError):
+        return named_file(error)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in frames:
+        if frame.f_code.co_name == '_serialize_data' and not frame.f_locals['self'].data_list:
+            return _nothing_left(frame.f_locals['self'])
+    of_annotations = isinstance(error, KeyError) or any(
+        frame.f_code.co_name in ('load_data_list', 'createIndex') for frame in frames
+    )
+    for path in _annotation_files(cfg) if isinstance(error, ValueError) or of_annotations else ():
+        text = path.read_text(errors='replace')
+        if isinstance(error, json.JSONDecodeError):
+            what = _damage(error) if text == error.doc else None
+        else:
+            what = _lack(error, text)
+        if what is not None:
+            return f'annotations {path} {what}.'
+    return None
+
+
+def _annotation_files(cfg: Config) -> Iterator[Path]:
+    """Yield the annotation files of datasets, with their roots, and of metrics."""
+    for node in mappings(cfg._cfg_dict.to_dict()):
+        path = annotation_path(node)
+        if path is not None and Path(path).is_file():
+            yield Path(path)
+
+
+def _damage(error: json.JSONDecodeError) -> str:
+    if error.doc.startswith('\ufeff'):
+        return 'begin with a byte order mark; save the file as UTF-8 without one'
+    return f'are cut off or damaged: {error}'
+
+
+def _lack(error: Exception, text: str) -> str | None:
+    """Describe what a COCO file lacks, or has in another form, that explains an error."""
+    try:
+        content = json.loads(text)
+    except ValueError:  # of another format
+        return None
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if not isinstance(content, Mapping):
+        return None if key else f'cannot be used: {explain(error)}'
+    for plural, (kind, keys) in LISTS.items():
+        if key == plural and key not in content:
+            return f"lack '{key}'"
+        for entry in content.get(plural, ()) if key in (None, *keys) else ():
+            if not isinstance(entry, Mapping) or _unusable(entry, kind, key):
+                what = f"lack '{key}' in" if key else f'cannot be used ({explain(error)}):'
+                needed = f'{", ".join(keys[:-1])} and {keys[-1]}'
+                needed = needed.replace('bbox', 'bbox ([x, y, width, height])')
+                return f'{what} the {kind} {reprlib.repr(entry)}; each needs {needed}'
+    return None
+
+
+def _unusable(entry: Mapping, kind: str, key: str | None) -> bool:
+    if key is not None:
+        return key not in entry
+    box = entry.get('bbox')
+    return kind == 'annotation' and not (isinstance(box, list) and len(box) == 4)
+
+
+def _nothing_left(dataset: BaseDataset) -> str:
+    if dataset.test_mode:
+        return f'annotations {dataset.ann_file} have no image.'
+    least = (dataset.filter_cfg or {}).get('min_size', 0)
+    size = f', and of {least} pixels or more (filter_cfg.min_size),' if least else ''
+    classes = listed(dataset.metainfo.get('classes') or (), limit=10)
+    return (
+        f'the training set has no image with a box of your classes ({classes}){size} in '
+        f'{dataset.ann_file}; compare metainfo.classes with its categories, and see whether it '
+        f'has annotations.'
+    )

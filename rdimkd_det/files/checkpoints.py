@@ -8,8 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -34,34 +33,6 @@ NAMED_WEIGHTS = {
     'openmmlab://': host.get_external_models,
     'mmcls://': host.get_mmcls_models,
 }
-
-# Checkpoints read within `checkpoints_kept`, by file; and the owner whose checkpoints it keeps.
-_kept: dict[tuple, object] = {}
-_keeping: str | None = None
-
-
-@contextmanager
-def checkpoints_kept(who: str) -> Iterator[None]:
-    """Keep each checkpoint that the block reads until the same file is read once more.
-
-    For checks that are followed by the run itself in the same process, which calls
-    :func:`forget_kept_checkpoints` once it has read what it needs.
-
-    Args:
-        who (str): Owner of the checkpoints to keep. mmengine reads all others by itself, so they
-            would never be taken.
-    """
-    global _keeping
-    _keeping = who
-    try:
-        yield
-    finally:
-        _keeping = None
-
-
-def forget_kept_checkpoints() -> None:
-    """Free the kept checkpoints that have not been read again."""
-    _kept.clear()
 
 
 def load_checkpoint_safely(path: str, who: str, mapped: bool = False) -> Mapping[str, torch.Tensor]:
@@ -109,24 +80,8 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
         ConfigError: The checkpoint is missing or damaged, holds objects that are not data, or
             cannot be mapped.
     """
-    version = (path, mapped, *_size_and_time(path))
-    content = _kept.pop(version) if version in _kept else _load(str(path), who, mapped)
-    if who == _keeping:
-        _kept[version] = content
-    return content
-
-
-def _size_and_time(path: str) -> tuple[int, ...]:
     try:
-        status = os.stat(os.path.expanduser(path))
-    except OSError:  # a URL, or no file
-        return ()
-    return status.st_size, status.st_mtime_ns
-
-
-def _load(path: str, who: str, mapped: bool) -> object:
-    try:
-        return _read(_address(path, who), who, mapped)
+        return _read(_address(str(path), who), who, mapped)
     except FileNotFoundError:
         raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
     except pickle.UnpicklingError as error:

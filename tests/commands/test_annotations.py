@@ -61,8 +61,7 @@ def without_images_of_size(content):
         (lambda content: content.pop('categories'), "annotations FILE lack 'categories'."),
         (
             lambda content: content['images'][0].pop('file_name'),
-            "annotations FILE lack 'file_name' in the image {'height': 64, 'id': 0, 'img_id': 0, "
-            "'width': 80}; "
+            "annotations FILE lack 'file_name' in the image {'height': 64, 'id': 0, 'width': 80}; "
             'each needs id, file_name, width and height.',
         ),
         (

@@ -221,8 +221,11 @@ def test_mistake__checkpoint_missing(refused, files):
 @pytest.mark.parametrize(
     'root, help',
     [
-        ('data/digits_gone/', 'tools/make_digits.py'),
-        ('data/coco_gone/', 'https://cocodataset.org'),
+        ('data/digits/gone/', 'tools/make_digits.py'),
+        ('data/coco/gone/', 'https://cocodataset.org'),
+        # Of others, who have no use for the demo's data or COCO's.
+        ('data/house_digits/', 'does not exist. Put the data set there.'),
+        ('data/in_coco_format/', 'does not exist. Put the data set there.'),
         ('elsewhere/', 'train_dataloader.dataset.data_root'),
     ],
 )

@@ -11,7 +11,6 @@ from mmengine.config import Config
 from runs import call_tool, fcos, hidden, load, run_tool, trained_losses
 
 from rdimkd_det.acceleration import accelerate
-from rdimkd_det.files import checkpoints
 
 
 @pytest.mark.slow
@@ -126,6 +125,12 @@ def test_train__mixed_precision_needs_a_gpu(refused, files):
     assert 'needs a GPU' in line
 
 
+def test_train__mixed_precision_needs_an_optimizer(refused, config):
+    path = config(lambda cfg: [cfg.pop(key) for key in ('train_dataloader', 'train_cfg')])
+    line = refused('train.py', path, '--amp', '--cfg-options', 'optim_wrapper=None')
+    assert '--amp needs optim_wrapper=dict(optimizer=...) in ' in line
+
+
 @pytest.mark.parametrize(
     'written',
     [
@@ -149,16 +154,12 @@ def test_test__takes_what_mmdetection_takes(files, tmp_path, written):
 
 
 @pytest.mark.parametrize('shared', [False, True])
-def test_train__reads_the_teacher_for_the_run_once_and_keeps_nothing(files, tmp_path, shared):
+def test_train__accelerates_the_teacher_for_the_run_alone(files, tmp_path, shared):
     cfg = Config.fromfile(files / 'distilled.py')
     if shared:  # mapped from the file; the report reads it in the usual way
         cfg.model.teacher.update(fuse=False, channels_last=False, share_weights=True)
     cfg.dump(tmp_path / 'config.py')
-    checkpoints.forget_kept_checkpoints()
-    accelerated = mock.patch('rdimkd_det.teacher.teacher.accelerate', wraps=accelerate)
-    with accelerated as accelerated, mock.patch('torch.load', wraps=torch.load) as read:
+    patched = mock.patch('rdimkd_det.teacher.teacher.accelerate', wraps=accelerate)
+    with patched as accelerated:
         call_tool('train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'work')
     assert accelerated.call_count == 1
-    read = [call.kwargs for call in read.call_args_list if 'teacher.pth' in str(call.args[0])]
-    assert len(read) == 1 + shared
-    assert not checkpoints._kept
