@@ -30,12 +30,8 @@ class FiniteCheck:
     def note(self, losses: Mapping[str, Tensor]) -> None:
         """Record the losses of a step, which have the same names at every step.
 
-        Args:
-            losses (Mapping[str, Tensor]): Name to 0-dim loss.
-
-        Raises:
-            FloatingPointError: A loss is not finite and the check is not deferred; the message
-                names the loss.
+        If the check is not deferred, one that is not finite is a ``FloatingPointError`` that names
+        it.
         """
         broken = (~torch.stack([loss.detach() for loss in losses.values()]).isfinite()).float()
         if self.deferred and not self._same_on_ranks:  # so that all ranks stop together
@@ -53,12 +49,9 @@ class FiniteCheck:
 
 
 def take_broken(checks: Iterable[FiniteCheck]) -> list[str]:
-    """Return the names of the losses recorded as not finite, and reset the checks.
+    """Return the names of the losses recorded as not finite, and reset the checks, one per teacher.
 
     Waits for the device once.
-
-    Args:
-        checks (Iterable[FiniteCheck]): One per teacher.
     """
     noted = [taken for taken in (check.take() for check in checks) if taken[1] is not None]
     if not noted:
@@ -71,15 +64,9 @@ def take_broken(checks: Iterable[FiniteCheck]) -> list[str]:
 def stop_if_broken(
     checks: Iterable[FiniteCheck], describe_checkpoints: Callable[[], str] = str
 ) -> None:
-    """Stop a training whose distillation losses are not finite.
+    """Raise a ``FloatingPointError`` that names the losses recorded as not finite, if any.
 
-    Args:
-        checks (Iterable[FiniteCheck]): One per teacher.
-        describe_checkpoints (Callable): Returns a sentence on the checkpoint to resume from.
-            Defaults to none.
-
-    Raises:
-        FloatingPointError: A loss is not finite; the message names all such losses.
+    ``describe_checkpoints`` returns a sentence on the checkpoint to resume from.
     """
     names = take_broken(checks)
     if not names:

@@ -99,11 +99,7 @@ class DistillHook(Hook):
         guard(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Load the teachers, fit unfitted projections, synchronise the ranks and log the levels.
-
-        Args:
-            runner (Runner): The runner, with its model initialised and any checkpoint resumed.
-        """
+        """Load the teachers, fit unfitted projections, synchronise the ranks and log the levels."""
         model = distilled_student(runner.model)
         if self.nonfinite == 'skip':
             self._skipper = StepSkipper(runner)
@@ -121,20 +117,16 @@ class DistillHook(Hook):
         if not self._resumed:
             for path, count in inherit_from_teacher(model).items():
                 runner.logger.info("RdimKD: '%s' starts from the teacher: %d tensors", path, count)
-        _broadcast(model.distill)
+        # Neither the Runner, which sends `state_dict()`, nor DDP, which sends no buffers, does it.
+        for tensor in model.distill.state_dict().values():
+            broadcast(tensor)
         _update_averaged_models(runner, model.distill)
         for part in model.distill.parts:
             for line in part.describe():
                 runner.logger.info('RdimKD: %s', line)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Set the schedule's factor for this iteration; free the teachers once it stays 0.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): Index of the batch in the epoch.
-            data_batch (dict, optional): The batch.
-        """
+        """Set the schedule's factor for this iteration; free the teachers once it stays 0."""
         if self._skipper is not None:
             self._skipper.start_step()
         distill = distilled_student(runner.model).distill
@@ -154,17 +146,7 @@ class DistillHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
     ) -> None:
-        """Stop at a loss that is not finite; log weights and explained variance to the message hub.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): Index of the batch in the epoch.
-            data_batch (dict, optional): The batch.
-            outputs (dict, optional): What the training step returned.
-
-        Raises:
-            FloatingPointError: A loss of this iteration is not finite; the message names it.
-        """
+        """Stop at a loss that is not finite; log loss weights and explained variance."""
         # Costs no extra wait: RuntimeInfoHook has just waited for the device to log the losses.
         stop_if_broken(self._to_stop_at, self._describe_checkpoints)
         if not self.every_n_train_iters(runner, self.monitor_interval):
@@ -197,27 +179,17 @@ class DistillHook(Hook):
         return len(loader.dataset) / (batch_size(loader) * get_world_size())
 
     def fit(self, model: RdimKDDistiller, dataloader: DataLoader) -> None:
-        """Fit the projections of a student on training images; preserves the random states.
-
-        Args:
-            model (RdimKDDistiller): The student.
-            dataloader (DataLoader): Training data loader.
-        """
+        """Fit the projections of a student on training images; preserves the random states."""
         num_images = self.calibration_images or default_calibration_images(len(dataloader.dataset))
         print_log(f'RdimKD: fitting the projections on {num_images} training images', 'current')
         with preserved_random_state():
             fit_projections(model, calibration_batches(dataloader, num_images, self.seed))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the distillation state to a checkpoint.
+        """Add the distillation state to a checkpoint, and the facts of the training to its 'meta'.
 
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): Gets the entry 'distill', and the facts of the training in 'meta'.
-
-        Raises:
-            FloatingPointError: A loss of this iteration is not finite. Weights that it has spoilt
-                are not saved, independent of the order of the hooks in a config.
+        Weights that a loss of this iteration has spoilt are not saved, independent of the order of
+        the hooks in a config.
         """
         stop_if_broken(self._to_stop_at, self._describe_checkpoints)
         distill = distilled_student(runner.model).distill
@@ -225,15 +197,7 @@ class DistillHook(Hook):
         checkpoint['meta'][KEY] = self._facts
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Restore the distillation state when training resumes.
-
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): The loaded checkpoint.
-
-        Raises:
-            ConfigError: The checkpoint was made with another teacher or other losses.
-        """
+        """Restore the distillation state when training resumes with the same teacher and losses."""
         if not runner._resume:  # testing, or a new training from given weights
             return
         self._resumed = True
@@ -252,12 +216,6 @@ class DistillHook(Hook):
                 f'DistillHook: the checkpoint was made with another teacher or other losses than '
                 f'this config; resume with the config of its run. {_first_problem(error)}'
             ) from error
-
-
-def _broadcast(distill: Distillation) -> None:
-    # Neither the Runner, which sends `state_dict()`, nor DDP, which sends no buffers, covers these.
-    for tensor in distill.state_dict().values():
-        broadcast(tensor)
 
 
 def _update_averaged_models(runner: Runner, distill: Distillation) -> None:

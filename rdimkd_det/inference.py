@@ -27,19 +27,10 @@ def student_config(model: Mapping) -> Mapping:
 def trained_detector(
     model: Mapping, checkpoint: str, who: str, config: str = 'this config'
 ) -> nn.Module:
-    """Build a detector, without its teacher if it is distilled, and load its weights.
+    """Build a detector, without its teacher if it is distilled, and load its weights strictly.
 
-    Args:
-        model (Mapping): Config of the model; it is not changed.
-        checkpoint (str): Path or URL of its weights.
-        who (str): Owner of the checkpoint, for messages.
-        config (str): Name of the config, for messages. Defaults to 'this config'.
-
-    Returns:
-        nn.Module: The detector, in eval mode on the CPU.
-
-    Raises:
-        ConfigError: The checkpoint cannot be read or is of another architecture.
+    ``who`` is the owner of the checkpoint, and ``config`` the name of the config, for messages. The
+    detector is in eval mode on the CPU.
     """
     weights = load_checkpoint_safely(checkpoint, who)
     patch_detectors()
@@ -51,14 +42,8 @@ def trained_detector(
 def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistiller:
     """Build a distilled student and load its weights, bases and adapters from a checkpoint.
 
-    Args:
-        model (Mapping): Config of a ``RdimKDDistiller``.
-        checkpoint (str): Path or URL of a checkpoint of its training.
-        who (str): Owner of the checkpoint, for messages.
-
-    Returns:
-        RdimKDDistiller: The student, in eval mode on the CPU, with ``dataset_meta`` from the
-        checkpoint; its teacher is built on first use.
+    It is in eval mode on the CPU, with ``dataset_meta`` from the checkpoint; its teacher is built
+    on first use.
 
     Raises:
         ConfigError: The model is not distilled; or the checkpoint cannot be read, belongs to

@@ -13,14 +13,7 @@ from .files.checkpoints import load_checkpoint_safely
 
 
 def weights_to_inherit(checkpoint: str | None) -> dict[str, Tensor]:
-    """Load the teacher's state dict, including the head.
-
-    Args:
-        checkpoint (str | None): Path or URL of the teacher's checkpoint, also for a cached teacher.
-
-    Raises:
-        ConfigError: There is none, or it is missing or cannot be read.
-    """
+    """Load the teacher's state dict, including the head, also for a cached teacher."""
     if checkpoint is None:
         raise ConfigError(
             "inherit takes the teacher's weights from its checkpoint, and this teacher, a module, "
@@ -35,15 +28,10 @@ def weights_to_inherit(checkpoint: str | None) -> dict[str, Tensor]:
 def matching_weights(
     student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the student's tensors that inherit the teacher's weights.
+    """Return the student's own tensors that inherit the teacher's weights, by path and key.
 
-    Args:
-        student (nn.Module): The student detector.
-        weights (Mapping[str, Tensor]): The teacher's state dict, including the head.
-        paths (Sequence[str]): Paths of modules, e.g. 'neck' or 'bbox_head.cls_convs'.
-
-    Returns:
-        dict[str, dict[str, Tensor]]: Per path, a dict from key to the student's own tensor.
+    ``weights`` is the teacher's state dict, head included; ``paths`` are of modules, e.g. 'neck' or
+    'bbox_head.cls_convs'.
 
     Raises:
         ConfigError: A module is missing, or the teacher has no tensor of the same key and shape;
@@ -73,18 +61,9 @@ def matching_weights(
 def inherit_weights(
     student: nn.Module, weights: Mapping[str, Tensor], paths: Sequence[str]
 ) -> dict[str, int]:
-    """Copy the teacher's weights into modules of the student.
+    """Copy the teacher's weights into modules of the student; return the number of tensors by path.
 
-    Args:
-        student (nn.Module): The student detector, changed in place.
-        weights (Mapping[str, Tensor]): See :func:`matching_weights`.
-        paths (Sequence[str]): See :func:`matching_weights`.
-
-    Returns:
-        dict[str, int]: Path to the number of tensors copied.
-
-    Raises:
-        ConfigError: As :func:`matching_weights`, before anything is copied.
+    All are compared by :func:`matching_weights` before anything is copied.
     """
     found = matching_weights(student, weights, paths)
     for own in found.values():
@@ -96,14 +75,7 @@ def inherit_weights(
 def inherit_from_teacher(model: nn.Module) -> dict[str, int]:
     """Copy the (first) teacher's weights into the modules in a distilled student's ``inherit``.
 
-    Args:
-        model (nn.Module): The distilled student, changed in place.
-
-    Returns:
-        dict[str, int]: Path to the number of tensors copied; empty without ``inherit``.
-
-    Raises:
-        ConfigError: As :func:`weights_to_inherit` and :func:`matching_weights`.
+    Returns the number of tensors copied, by path.
     """
     if not model.distill.inherit:
         return {}

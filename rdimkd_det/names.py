@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import reprlib
 import textwrap
@@ -9,18 +10,19 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import FunctionType
 
 import mmdet.registry
 from mmengine.registry import Registry
 
 from .errors import ConfigError
 from .registry import find_type
-from .signatures import parameters, refused_option
 
 # Maximum length of an exception's line, in characters.
 LONGEST = 400
 # Packages whose types are found without a scope, in mmdet's registries or their parents.
 PACKAGES = ('mmdet', 'mmcv', 'mmengine', 'rdimkd_det')
+UNEXPECTED = re.compile(r"(\w+)(?:\.(\w+))?\(\) got an unexpected keyword argument '(\w+)'")
 # The key with which mmengine marks entries of a base `mmdet::...` or `rdimkd_det::...`.
 SCOPE = '_scope_'
 
@@ -41,17 +43,9 @@ def check_options(
 ) -> None:
     """Check that a class takes all options of a config entry.
 
-    Args:
-        where (str): Place of the entry in the config, for the message.
-        options (Iterable[str]): Names of the options.
-        builder (type): The class.
-        others (Iterable[str]): Additional keys that the class does not take. Defaults to
-            ``('type',)``.
-        passed_to (Callable, optional): Callable that receives the ``**kwargs`` of the class.
-            Defaults to None: a class with ``**kwargs`` then accepts any option.
-
-    Raises:
-        ConfigError: An option is unknown, see :func:`check_names`.
+    ``where`` is the place of the entry in the config; ``others`` are keys that the class does not
+    take. A class with ``**kwargs`` accepts any option, unless ``passed_to`` is the callable that
+    receives them.
     """
     known, takes_others = parameters(builder)
     if takes_others and passed_to is not None:
@@ -64,13 +58,7 @@ def check_options(
 def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Check that a config entry has only known keys; mmengine's scope key is always allowed.
 
-    Args:
-        where (str): Place of the entry in the config, for the message.
-        names (Iterable[str]): Keys of the entry.
-        known (Iterable[str]): Known keys.
-
-    Raises:
-        ConfigError: A key is unknown; the message suggests the closest known key or lists all.
+    The message suggests the closest known key or lists all.
     """
     for name in sorted(set(names) - {SCOPE, *known}, key=str):
         hint = did_you_mean(name, known) or f'; it has {", ".join(known)}.'
@@ -78,19 +66,9 @@ def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_type(entry: object, where: str, registry: Registry, known: Iterable[str]) -> type:
-    """Check that a config entry names a registered type.
+    """Check that a config entry names a type of a registry, and return the class.
 
-    Args:
-        entry (object): The entry, expected to be a dict with a 'type'.
-        where (str): Place of the entry in the config, for the message.
-        registry (Registry): Registry of the type.
-        known (Iterable[str]): Names of suitable types, to suggest.
-
-    Returns:
-        type: The class.
-
-    Raises:
-        ConfigError: The entry has no type, or an unknown one; the message suggests a name.
+    ``known`` are the names of suitable types, to suggest.
     """
     known = list(known)
     name = entry.get('type') if isinstance(entry, Mapping) else None
@@ -112,10 +90,8 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
 def type_name(entry: Mapping) -> str:
     """Return the name of a config entry's type: a registered name, a dotted path or a class.
 
-    Imports nothing, so it is safe on an untrusted config.
-
-    Returns:
-        str: E.g. 'Resize', or 'theirs.Resize' for a package outside :data:`PACKAGES`.
+    E.g. 'Resize', or 'theirs.Resize' for a package outside :data:`PACKAGES`. Imports nothing, so it
+    is safe on an untrusted config.
     """
     kind = entry.get('type')
     path = f'{kind.__module__}.{kind.__name__}' if hasattr(kind, '__name__') else str(kind)
@@ -139,8 +115,10 @@ def explain(error: Exception) -> str:
     line = f'{type(error).__name__}: {line.strip()}'
     unknown = re.search(r'(.*\b(\w+) is not in the \S+ registry)', line)
     if unknown:
-        return unknown[1] + did_you_mean(unknown[2], _registered_names())
-    refused = refused_option(error)
+        registries = [r for r in vars(mmdet.registry).values() if isinstance(r, Registry)]
+        names = sorted({name for registry in registries for name in registered(registry)})
+        return unknown[1] + did_you_mean(unknown[2], names)
+    refused = _refused_option(error)
     line = textwrap.shorten(line, LONGEST, placeholder=' ...')  # it may contain a whole config
     return line + did_you_mean(*refused) if refused else line
 
@@ -151,6 +129,48 @@ def registered(registry: Registry) -> list[str]:
     return sorted({name for each in registries for name in each.module_dict})
 
 
-def _registered_names() -> list[str]:
-    registries = [r for r in vars(mmdet.registry).values() if isinstance(r, Registry)]
-    return sorted({name for registry in registries for name in registered(registry)})
+def options_of(kind: Callable) -> tuple[list[str], bool]:
+    """Return the options of a callable, and whether it accepts any other.
+
+    For a class with ``**kwargs`` they include those of its bases.
+    """
+    known: list[str] = []
+    for each in getattr(kind, '__mro__', (kind,)):
+        try:
+            names, takes_others = parameters(each)
+        except (TypeError, ValueError):  # implemented in C
+            break
+        known += names
+        if not takes_others:
+            return known, False
+    return known, True
+
+
+def parameters(function: Callable) -> tuple[list[str], bool]:
+    """Return the names of a callable's parameters, and whether it has ``**kwargs``."""
+    found = inspect.signature(function).parameters.values()
+    named = [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return named, any(p.kind is p.VAR_KEYWORD for p in found)
+
+
+def _refused_option(error: BaseException) -> tuple[str, list[str]] | None:
+    """Return the option that a callable rejected, and those of callables of its name nearby."""
+    refused = UNEXPECTED.search(str(error))
+    if refused is None:
+        return None
+    name, method, option = refused.groups()
+    known: list[str] = []
+    while error is not None:  # mmengine re-raises, and the original traceback shows the callable
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            own = type(frame.f_locals.get('self'))
+            near = [
+                it
+                for it in (*frame.f_locals.values(), *frame.f_globals.values())
+                if isinstance(it, (type, FunctionType)) and it.__name__ == name
+            ]
+            near += [own] if name in (base.__name__ for base in own.__mro__) else []
+            for found in near:
+                called = found if method in (None, '__init__') else getattr(found, method, found)
+                known += options_of(called)[0]
+        error = error.__context__
+    return option, known

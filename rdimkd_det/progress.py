@@ -19,14 +19,7 @@ from rich.progress import (
 def with_progress(
     items: Iterable, description: str, total: int | None = None, console: Console | None = None
 ) -> Iterable:
-    """Iterate over items, with a progress bar and the remaining time on a terminal.
-
-    Args:
-        items (Iterable): The items.
-        description (str): Text beside the bar.
-        total (int, optional): Number of items. Defaults to their length.
-        console (Console, optional): Console of the bar. Defaults to stderr.
-    """
+    """Iterate over items, with a progress bar and the remaining time on a terminal (stderr)."""
     console = console or Console(stderr=True)
     options = dict(console=console, transient=True, disable=not console.is_terminal)
     return track(items, description, total=total, **options)
@@ -36,16 +29,10 @@ def with_progress(
 def counting_bar(
     title: str, total: int, console: Console | None = None, shown: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show a bar with counts and the remaining time on a terminal, advanced by the caller.
+    """Show a bar with counts and the remaining time on a terminal (stderr), advanced by the caller.
 
-    Args:
-        title (str): Text beside the bar.
-        total (int): Number of items.
-        console (Console, optional): Console of the bar. Defaults to stderr.
-        shown (bool): Whether to show the bar, e.g. on rank 0 only. Defaults to True.
-
-    Yields:
-        Callable: Advances the bar by a number of items, 1 by default.
+    Yields a function that advances the bar by a number of items, 1 by default. ``shown`` may be
+    false, e.g. on all ranks but 0.
     """
     console = console or Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -18,38 +18,25 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Time and memory of one piece of work.
+    """Time and memory of one piece of work."""
 
-    Attributes:
-        median (float): Median time of all rounds, in milliseconds.
-        low (float): First quartile, in milliseconds.
-        high (float): Third quartile, in milliseconds.
-        memory (int): Peak memory of PyTorch's allocator in bytes, beyond what it held before.
-    """
-
-    median: float
-    low: float
-    high: float
-    memory: int
+    median: float  # of all rounds, in milliseconds
+    low: float  # first quartile
+    high: float  # third quartile
+    memory: int  # peak of PyTorch's allocator in bytes, beyond what it held before
 
 
 def measure(pieces: Mapping[str, Callable], rounds: int, device: torch.device) -> dict[str, Cost]:
     """Measure pieces of work in turn, so that changes in the machine's load affect all of them.
 
-    Args:
-        pieces (Mapping[str, Callable]): Name to a function without arguments.
-        rounds (int): Number of timed rounds, after two rounds of warm-up.
-        device (torch.device): Device that the functions use.
-
-    Returns:
-        dict[str, Cost]: Name to the cost of the function.
+    ``pieces`` are functions without arguments, by name; the timed rounds follow two of warm-up.
     """
     times: dict[str, list[float]] = {name: [] for name in pieces}
     for number in range(WARM_UP + rounds):
         for name, piece in pieces.items():
-            elapsed = _time(piece, device)
+            taken = elapsed(piece, device)
             if number >= WARM_UP:
-                times[name].append(elapsed)
+                times[name].append(taken)
     costs = {}
     for name, piece in pieces.items():
         quartiles = torch.tensor(times[name]).quantile(torch.tensor([0.5, 0.25, 0.75])).tolist()
@@ -57,7 +44,7 @@ def measure(pieces: Mapping[str, Callable], rounds: int, device: torch.device) -
     return costs
 
 
-def _time(piece: Callable, device: torch.device) -> float:
+def elapsed(piece: Callable, device: torch.device) -> float:
     """Return the time that one call takes, in milliseconds."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -79,17 +66,10 @@ def _alone() -> bool:
 
 
 def peak_memory(piece: Callable, device: torch.device) -> int:
-    """Return the peak memory of PyTorch's allocator in a piece of work, beyond the memory before.
+    """Return the peak memory of PyTorch's allocator in a piece of work, beyond that before.
 
     On a CPU the allocator's reports to the profiler are summed up. The resident set size would
     count memory that the C library keeps from earlier work, and miss memory that it reuses.
-
-    Args:
-        piece (Callable): A function without arguments.
-        device (torch.device): Device that the function uses.
-
-    Returns:
-        int: Bytes.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)

@@ -10,9 +10,8 @@ from mmdet.registry import MODELS
 from .errors import ConfigError
 from .features import Level
 from .losses import FeatureLoss
-from .names import check_names, check_options, check_type, type_name
+from .names import check_names, check_options, check_type, options_of, type_name
 from .projections import PROJECTIONS
-from .signatures import options_of
 
 LOSS_TYPES = ('RdimKDLoss',)
 

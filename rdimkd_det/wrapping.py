@@ -71,10 +71,12 @@ def distill_config(
         }
         for path in taps
     }
+    named = isinstance(teacher, (str, Path))
+    reference = teacher if named else {'model': teacher.model.to_dict()}
     student_cfg.model = ConfigDict(
         type='RdimKDDistiller',
         student=student_cfg.model,
-        teacher=dict(config=_reference(teacher), checkpoint=str(checkpoint)),
+        teacher=dict(config=reference, checkpoint=str(checkpoint)),
         losses=losses,
     )
     student_cfg.custom_hooks = [
@@ -115,13 +117,7 @@ def projection_config(
 
 
 def write_config(path: str, student: str, distilled: Config) -> None:
-    """Write a distilled config with the student's config as base, as one would by hand.
-
-    Args:
-        path (str): File to write.
-        student (str): The student's config, a path or ``'mmdet::...'``.
-        distilled (Config): Result of :func:`distill_config` for this student.
-    """
+    """Write a distilled config with the student's config as base, as one would by hand."""
     directory = Path(path).absolute().parent
     base = student if '::' in student else os.path.relpath(student, directory)
     earlier = '*_base_.custom_hooks, ' if len(distilled.custom_hooks) > 1 else ''
@@ -147,10 +143,6 @@ def _as_calls(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f'[{", ".join(map(_as_calls, value))}]'
     return repr(value)
-
-
-def _reference(teacher: str | Config) -> str | dict:
-    return teacher if isinstance(teacher, (str, Path)) else {'model': teacher.model.to_dict()}
 
 
 def _imports(config: str | Config) -> list[str]:

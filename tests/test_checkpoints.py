@@ -2,7 +2,6 @@ import hashlib
 import os
 import pickle
 import types
-from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
 from rdimkd_det import ConfigError
-from rdimkd_det.files import checkpoints
 from rdimkd_det.files.checkpoints import fingerprint, hub_path, load_checkpoint_safely
 from rdimkd_det.files.whole import sha256_of
 from rdimkd_det.teacher.source import checkpoint_facts

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
+from rdimkd_det.export.formats import FORMATS
 from rdimkd_det.export.student import read_student, write_student
 
 
@@ -12,14 +13,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Export a trained student.')
     parser.add_argument('checkpoint', help='checkpoint of a distilled, or plain, training')
     parser.add_argument(
-        '--out', required=True, metavar='F.pth', help='file to write; its name gets a hash'
+        '--out', required=True, metavar='F', help='.pth or .safetensors; its name gets a hash'
     )
     parser.add_argument('--onnx', metavar='F.onnx', help='write an ONNX model as well')
-    parser.add_argument('--config', help='config of the training, if not the one in the checkpoint')
+    parser.add_argument(
+        '--config', help='config of the training, if it is not beside the checkpoint'
+    )
     args = parser.parse_args()
-    for option, value, suffix in (('out', args.out, '.pth'), ('onnx', args.onnx, '.onnx')):
-        if value is not None and not value.endswith(suffix):
-            raise ConfigError(f'--{option} must be a {suffix} file, got {value}.')
+    for option, value, known in (('out', args.out, list(FORMATS)), ('onnx', args.onnx, ['.onnx'])):
+        if value is not None and Path(value).suffix not in known:
+            raise ConfigError(f'--{option} must be a {" or ".join(known)} file, got {value}.')
         if value is not None:
             cli.check_out_file(Path(value), f'--{option}', folder_is_made=True)
     return args

@@ -17,7 +17,7 @@ from torch import nn
 from ..distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..errors import ConfigError
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
-from ..files.configs import annotation_path, leaf_datasets
+from ..files.configs import annotation_path, leaf_datasets, mappings
 from ..files.weights import load_strictly
 from ..files.whole import try_writing
 from ..guard.saving import missing_to_resume
@@ -55,16 +55,6 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
 
     The run itself does not use this model: the Runner seeds the random state before it builds its
     own.
-
-    Args:
-        cfg (Config): The run's config.
-        training (bool): Whether the run needs hooks, teacher and pretrained weights.
-
-    Returns:
-        nn.Module: The model.
-
-    Raises:
-        ConfigError: The model cannot be built, or the teacher does not fit it or its checkpoint.
     """
     model = cfg.get('model')
     if not isinstance(model, Mapping) or 'type' not in model:
@@ -101,12 +91,7 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
 
 
 def check_sections(cfg: Config) -> None:
-    """Check the types of the sections that this package reads, and the spelling of keys.
-
-    Raises:
-        ConfigError: A section has another type, a name is misspelled, or the length of the
-            training run is not a whole number of 1 or more.
-    """
+    """Check the types of the sections that this package reads, and the spelling of keys."""
     check_top_level(cfg)
     for name in SECTIONS:
         if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
@@ -125,11 +110,7 @@ def check_sections(cfg: Config) -> None:
 
 
 def check_hooks(cfg: Config, distilled: bool) -> None:
-    """Check the options of all hooks, and that only a distilled model has a ``DistillHook``.
-
-    Raises:
-        ConfigError: An option is invalid, a distilled model lacks the hook, or a plain one has it.
-    """
+    """Check the options of all hooks, and that only a distilled model has a ``DistillHook``."""
     check_hook_options(cfg)
     hooks = distill_hooks(cfg)
     if distilled and not hooks:
@@ -146,44 +127,21 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
 
 
 def check_pretrained(model: nn.Module) -> None:
-    """Check the checkpoints that a model's ``init_cfg`` entries load.
-
-    Args:
-        model (nn.Module): The student.
-
-    Raises:
-        ConfigError: One is missing, damaged, or could run code.
-    """
+    """Check the checkpoints that a model's ``init_cfg`` entries load."""
     paths = {
         path
         for name, module in model.named_modules()
-        for path in _checkpoints_in(getattr(module, 'init_cfg', None))
+        for entry in mappings(getattr(module, 'init_cfg', None))
+        if isinstance(path := entry.get('checkpoint'), str)
     }
     for path in sorted(paths):
         load_checkpoint_safely(path, who='init_cfg')
 
 
-def _checkpoints_in(init_cfg: object) -> list[str]:
-    if isinstance(init_cfg, Mapping):
-        found = init_cfg.get('checkpoint')
-        below = [path for entry in init_cfg.values() for path in _checkpoints_in(entry)]
-        return [found, *below] if isinstance(found, str) else below
-    if isinstance(init_cfg, (list, tuple)):
-        return [path for entry in init_cfg for path in _checkpoints_in(entry)]
-    return []
-
-
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """Check that local annotation files exist and contain the classes of their datasets.
 
-    Args:
-        cfg (Config): The run's config.
-        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
-
-    Raises:
-        ConfigError: A file is missing (the message says how to get the data); the classes are not
-            a list of names, or none of them is in the files of a split; or a split other than
-            'val' has no dataset.
+    ``splits`` are any of 'train', 'val' and 'test'; only 'val' may have no dataset.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
@@ -228,15 +186,6 @@ def check_checkpoint(cfg: Config, model: nn.Module, training: bool) -> None:
 
     mmengine (0.10.7, OneDL 0.10.12) loads the weights that fit and leaves the rest as initialised.
     A training run may start like that; a test or a resumed run needs the checkpoint's own detector.
-
-    Args:
-        cfg (Config): The run's config, with its ``load_from`` and ``resume``.
-        model (nn.Module): The run's model; to test or resume, the weights are loaded into it.
-        training (bool): Whether the run trains; otherwise it tests.
-
-    Raises:
-        ConfigError: The checkpoint is missing, damaged, or could run code; cannot be resumed; or,
-            for testing or resuming, is of another architecture than the model.
     """
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
@@ -256,15 +205,6 @@ def check_resumable(checkpoint: Mapping, path: str, model: nn.Module) -> None:
 
     mmengine's Runner (0.10.7, OneDL 0.10.12) executes the text ``meta['config']``. Its own
     checkpoints do not have this entry; those of MMDetection 2 do.
-
-    Args:
-        checkpoint (Mapping): Content of the checkpoint.
-        path (str): Its path, for the message.
-        model (nn.Module): The model to train further.
-
-    Raises:
-        ConfigError: The checkpoint has this text; it lacks the state of a training run; or it is
-            from a plain run and the model is distilled, or the reverse, and the optimizers differ.
     """
     start_anew = f'start from its weights: --cfg-options load_from={path}, without --resume.'
     meta = checkpoint.get('meta')
@@ -297,15 +237,7 @@ def _is_optimizer_of(model: nn.Module, state: object) -> bool:
 
 
 def check_work_dir(work_dir: str, what: str = 'work directory') -> None:
-    """Check that the run can write to a directory, and leave nothing there.
-
-    Args:
-        work_dir (str): The directory.
-        what (str): What the directory is, for the message. Defaults to 'work directory'.
-
-    Raises:
-        ConfigError: No file can be created in the directory, or in its nearest existing parent.
-    """
+    """Check that the run can write to a directory, and leave nothing there."""
     try:
         try_writing(Path(work_dir))
     except OSError as error:
@@ -316,11 +248,7 @@ def check_work_dir(work_dir: str, what: str = 'work directory') -> None:
 
 
 def check_strategy(cfg: Config) -> None:
-    """Check that the model's parameters are not sharded over the ranks.
-
-    Raises:
-        ConfigError: A strategy of the ``FlexibleRunner``, or a model wrapper, shards them.
-    """
+    """Check that the model's parameters are not sharded over the ranks."""
     for key in ('strategy', 'model_wrapper_cfg'):
         entry = cfg.get(key)
         kind = entry.get('type') if isinstance(entry, Mapping) else type(entry)

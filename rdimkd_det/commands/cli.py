@@ -28,12 +28,7 @@ from .options import OptionsAction
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command line: a user error ends it with one line and exit status 2.
-
-    Args:
-        main (Callable): The command. A ``ConfigError`` from it is a user error, and so is a file
-            that cannot be opened.
-    """
+    """Run a command line: a user error ends it with one line and exit status 2."""
     # Only data is unpickled in this process: OneDL's mmengine (0.10.12) would fall back to unsafe
     # loading of a checkpoint that holds anything else.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -52,7 +47,9 @@ def run(main: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()  # what Python itself would find too late for the handlers below
     except BrokenPipeError:
-        leave_closed_pipe()
+        # Without a word, as other commands end: who read the output, e.g. ``head``, has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except ConfigError as error:
         exit_with(' '.join(str(error).split()))
     except (FloatingPointError, TrainingStoppedError) as error:
@@ -68,12 +65,6 @@ def run(main: Callable[[], None]) -> None:
     leave_process_group()  # only here, where all processes end together
     if interrupted is not None:
         exit_with(*interrupted)
-
-
-def leave_closed_pipe() -> None:
-    """End without a word, as other commands do: who read the output, e.g. ``head``, has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
 
 
 def leave_process_group() -> None:
@@ -134,13 +125,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> None:
     """Check that an output file can be written, before the work that produces it.
 
-    Args:
-        path (Path): The file.
-        option (str): The option that names the file, for the message.
-        folder_is_made (bool): Whether the tool creates the file's directory. Defaults to False.
-
-    Raises:
-        ConfigError: The path is a directory or device, or no file can be created in its parent.
+    The directory must exist, unless ``folder_is_made`` by the tool.
     """
     if path.is_dir():
         raise ConfigError(f'{option} {path} is a directory; give the name of a file.')
@@ -173,11 +158,7 @@ def weight(text: str) -> int | float | str:
 
 
 def apply_options(cfg: Config, options: Mapping) -> None:
-    """Apply the --cfg-options of a command line to a config, in place.
-
-    Raises:
-        ConfigError: One does not fit the config.
-    """
+    """Apply the --cfg-options of a command line to a config, in place."""
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
@@ -185,14 +166,7 @@ def apply_options(cfg: Config, options: Mapping) -> None:
 
 
 def read_config_file(path: str) -> Config:
-    """Read the config file of a command line.
-
-    Args:
-        path (str): Path, or ``'mmdet::...'`` for a file that ships with MMDetection.
-
-    Raises:
-        ConfigError: The file is missing or cannot be read as a config.
-    """
+    """Read the config file of a command line, a path or ``'mmdet::...'``."""
     if '::' not in path and not Path(path).is_file():
         raise ConfigError(f'config {path} not found.')
     try:

@@ -16,11 +16,7 @@ from ..names import check_options, check_type, explain, registered
 
 
 def check_hook_options(cfg: Config) -> None:
-    """Check the types and options of all hooks of a config.
-
-    Raises:
-        ConfigError: A hook has an unknown type, an unknown option, or an invalid value.
-    """
+    """Check the types and options of all hooks of a config."""
     for where, entry in _hooks(cfg):
         kind = check_type(entry, where, HOOKS, hook_types())
         saves = isinstance(kind, type) and issubclass(kind, CheckpointHook)
@@ -39,11 +35,7 @@ def hook_types() -> list[str]:
 
 
 def distill_hooks(cfg: Config) -> list[DistillHook]:
-    """Build the ``DistillHook`` entries of a config.
-
-    Raises:
-        ConfigError: A custom hook has an unknown type, or a ``DistillHook`` an invalid option.
-    """
+    """Build the ``DistillHook`` entries of a config."""
     return [
         HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
         for hook in cfg.get('custom_hooks') or ()

@@ -20,9 +20,8 @@ from ..distiller import RdimKDDistiller
 from ..errors import ConfigError
 from ..files.configs import hand_in_preprocessor
 from ..guard import (
-    disk_failures_explained,
+    failures_explained,
     guard,
-    killed_workers_explained,
     latest_checkpoint,
     noted_checkpoint,
     raise_when_log_fails,
@@ -43,15 +42,7 @@ from .top_level import check_loops_whole
 
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply the arguments of :func:`rdimkd_det.commands.cli.add_common_arguments` to a config.
-
-    Args:
-        cfg (Config): Receives ``launcher``, ``work_dir`` and the --cfg-options.
-        args (argparse.Namespace): Parsed arguments, including ``config``.
-
-    Raises:
-        ConfigError: An override does not fit the config, or the result has an invalid section.
-    """
+    """Apply the arguments of ``cli.add_common_arguments`` to a config, and check its sections."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
@@ -66,18 +57,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def check_before_run(cfg: Config, training: bool) -> nn.Module:
-    """Find the mistakes that can be found before anything is written.
-
-    Args:
-        cfg (Config): The run's config.
-        training (bool): Whether the run trains; otherwise it tests.
-
-    Returns:
-        nn.Module: Its model, built for the check.
-
-    Raises:
-        ConfigError: There is a mistake; the message says what to do.
-    """
+    """Find the mistakes that can be found before anything is written; return the built model."""
     check_work_dir(cfg.work_dir)
     check_data(cfg, ('train', 'val') if training else ('test',))
     if training:
@@ -113,30 +93,15 @@ def prepare_launch(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, in one process or as one of several.
-
-    Raises:
-        ConfigError: A hook, logger or the like cannot be built.
-        TrainingStoppedError: The disk is full, or fails.
-    """
+    """Build the runner of a config, in one process or as one of several."""
     setup_cache_size_limit_of_dynamo()
     prepare_launch(cfg)
-    with errors_explained(cfg), disk_failures_explained(cfg.work_dir):
+    with errors_explained(cfg), failures_explained(cfg.work_dir):
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:
-    """Run the training of a config, with the arguments of train.py.
-
-    Args:
-        cfg (Config): The run's config.
-        args (argparse.Namespace): Parsed arguments of :func:`cli.add_common_arguments` and
-            :func:`cli.add_training_arguments`, including ``config``.
-
-    Raises:
-        ConfigError: There is a mistake in the config or the arguments.
-        TrainingStoppedError: The run cannot go on, e.g. because the disk is full.
-    """
+    """Run the training of a config, with the arguments of train.py."""
     apply_common_arguments(cfg, args)
     if args.amp:
         if not cfg.get('optim_wrapper'):
@@ -152,11 +117,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     damaged = _resume(cfg, args.resume)
     report = report_before_training(cfg, check_before_run(cfg, training=True))
     runner = build_runner(cfg)
-    with (
-        errors_explained(cfg, runner),
-        disk_failures_explained(cfg.work_dir),
-        killed_workers_explained(cfg.work_dir),
-    ):
+    with errors_explained(cfg, runner), failures_explained(cfg.work_dir):
         run_training(runner, report, damaged)
 
 
@@ -178,10 +139,8 @@ def _resume(cfg: Config, checkpoint: str | None) -> list[str]:
 def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) -> None:
     """Run a training that has been checked, protected by a ``TrainingGuard``.
 
-    Args:
-        runner (Runner): Its runner.
-        report (Report, optional): Written at the beginning of the log.
-        damaged (Sequence[str]): Damaged checkpoints that ``--resume`` has skipped.
+    ``report`` goes to the beginning of the log; ``damaged`` are the checkpoints that ``--resume``
+    has skipped.
     """
     raise_when_log_fails(runner.logger)
     if report is not None:

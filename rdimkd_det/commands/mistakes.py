@@ -33,7 +33,7 @@ OF_CONFIGS = (KeyError, TypeError, AttributeError, NameError, ImportError, Asser
 CLEAR = (ConfigError, FloatingPointError, TrainingStoppedError, BrokenPipeError)
 
 
-class Progress(Hook):
+class FirstPass(Hook):
     """Tells whether a run is still in its first iteration or validation, which try the config."""
 
     priority = 'LOWEST'
@@ -51,7 +51,7 @@ class Progress(Hook):
         self.validating, self.validated = False, True
 
     @property
-    def at_first(self) -> bool:
+    def not_over(self) -> bool:
         return not self.iterated or (self.validating and not self.validated)
 
 
@@ -65,9 +65,9 @@ def errors_explained(cfg: Config, runner: Runner | None = None) -> Iterator[None
             are passed on; the traceback of the others goes to a file beside its log.
     """
     name_unreadable_images()  # before any data loader has started its workers
-    progress = Progress()
+    first_pass = FirstPass()
     if runner is not None:
-        runner.register_hook(progress)
+        runner.register_hook(first_pass)
     try:
         yield
     except CLEAR:
@@ -75,7 +75,7 @@ def errors_explained(cfg: Config, runner: Runner | None = None) -> Iterator[None
     except Exception as error:
         line = _of_file(error, cfg)
         if line is None and runner is not None:
-            if not (progress.at_first or isinstance(error, OF_CONFIGS)):
+            if not (first_pass.not_over or isinstance(error, OF_CONFIGS)):
                 raise
             file = Path(runner.log_dir, f'error_rank{get_rank()}.txt')
             file.write_text(traceback.format_exc())
@@ -91,15 +91,18 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
     for frame in frames:
         if frame.f_code.co_name == '_serialize_data' and not frame.f_locals['self'].data_list:
             return _nothing_left(frame.f_locals['self'])
-    of_annotations = isinstance(error, KeyError) or any(
-        frame.f_code.co_name in ('load_data_list', 'createIndex') for frame in frames
-    )
-    for path in _annotation_files(cfg) if isinstance(error, ValueError) or of_annotations else ():
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    known = [*LISTS, *(name for _, keys in LISTS.values() for name in keys)]
+    readers = ('load_data_list', 'createIndex')
+    reading = key is None and any(frame.f_code.co_name in readers for frame in frames)
+    if not (key in known or reading or isinstance(error, json.JSONDecodeError)):
+        return None  # without reading the files, which may be large
+    for path in _annotation_files(cfg):
         text = path.read_text(errors='replace')
         if isinstance(error, json.JSONDecodeError):
             what = _damage(error) if text == error.doc else None
         else:
-            what = _lack(error, text)
+            what = _lack(error, key, text)
         if what is not None:
             return f'annotations {path} {what}.'
     return None
@@ -119,13 +122,12 @@ def _damage(error: json.JSONDecodeError) -> str:
     return f'are cut off or damaged: {error}'
 
 
-def _lack(error: Exception, text: str) -> str | None:
+def _lack(error: Exception, key: str | None, text: str) -> str | None:
     """Describe what a COCO file lacks, or has in another form, that explains an error."""
     try:
         content = json.loads(text)
     except ValueError:  # of another format
         return None
-    key = error.args[0] if isinstance(error, KeyError) and error.args else None
     if not isinstance(content, Mapping):
         return None if key else f'cannot be used: {explain(error)}'
     for plural, (kind, keys) in LISTS.items():

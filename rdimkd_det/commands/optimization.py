@@ -9,16 +9,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import ConfigError
-from ..names import check_names, check_type, registered, type_name
-from ..signatures import options_of
+from ..names import check_names, check_type, options_of, registered, type_name
 
 
 def check_optimizer(cfg: Config) -> None:
-    """Check the optimizer's type, of which mmengine only says "None is not a callable object".
-
-    Raises:
-        ConfigError: The type is unknown; the message suggests the nearest.
-    """
+    """Check the optimizer's type, of which mmengine only says "None is not a callable object"."""
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if optimizer is not None:
         where = 'optim_wrapper.optimizer'
@@ -26,11 +21,7 @@ def check_optimizer(cfg: Config) -> None:
 
 
 def check_schedulers(cfg: Config) -> None:
-    """Check the types and options of the parameter schedulers, which preflight never builds.
-
-    Raises:
-        ConfigError: A scheduler has an unknown type or option.
-    """
+    """Check the types and options of the parameter schedulers, which preflight never builds."""
     for where, entry in _schedulers('param_scheduler', cfg.get('param_scheduler')):
         kind = check_type(entry, where, PARAM_SCHEDULERS, registered(PARAM_SCHEDULERS))
         known, takes_others = options_of(kind)
@@ -52,11 +43,7 @@ def _schedulers(where: str, entry: object) -> Iterator[tuple[str, object]]:
 
 
 def check_precision(cfg: Config) -> None:
-    """Check that mixed precision has a GPU, which mmengine only asserts.
-
-    Raises:
-        ConfigError: There is only a CPU.
-    """
+    """Check that mixed precision has a GPU, which mmengine only asserts."""
     wrapper = cfg.get('optim_wrapper') or {}
     if type_name(wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise ConfigError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from mmengine.config import Config
 
 from ..errors import ConfigError
+from ..files.configs import leaves
 
 # Options of the hooks, metrics and visualizers of mmengine and mmdet that name an output file or
 # folder, relative to the current directory ...
@@ -31,16 +32,13 @@ SERVERS = ('http://', 'https://', 'aim://')
 def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
     """Check that a config writes no file outside of its work directory and :data:`ALL_RUNS`.
 
-    Args:
-        cfg (Config): The run's config, with its ``work_dir``.
-        given (Mapping[str, object]): The --cfg-options; a path that the user types may be anywhere.
-
-    Raises:
-        ConfigError: A path is outside; the message names the option and the path.
+    ``given`` are the --cfg-options: a path that the user types may be anywhere.
     """
     work_dir, all_runs = os.path.realpath(cfg.work_dir), os.path.realpath(ALL_RUNS)
-    for place, path in _outputs(cfg._cfg_dict.to_dict()):
+    for place, path in leaves(cfg._cfg_dict.to_dict()):
         name = place.rsplit('.', 1)[-1]
+        if name not in PATHS | PATHS_BELOW or not isinstance(path, str):
+            continue
         if name in ('tracking_uri', 'repo') and path.startswith(SERVERS):
             continue
         of_work_dir = name in PATHS_BELOW
@@ -59,17 +57,3 @@ def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
 def _target(path: str, start: str) -> str:
     path = path.removeprefix('file://').removeprefix('file:')
     return path if '://' in path else os.path.realpath(os.path.join(start, path))
-
-
-def _outputs(node: object, place: str = '') -> Iterator[tuple[str, str]]:
-    items: object = ()
-    if isinstance(node, Mapping):
-        items = node.items()
-    elif isinstance(node, (list, tuple)):
-        items = enumerate(node)
-    for key, value in items:
-        where = f'{place}.{key}'.lstrip('.')
-        if key in PATHS | PATHS_BELOW and isinstance(value, str):
-            yield where, value
-        else:
-            yield from _outputs(value, where)

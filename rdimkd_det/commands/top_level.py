@@ -41,11 +41,7 @@ TOGETHER = (
 
 
 def check_top_level(cfg: Config) -> None:
-    """Check the spelling of a config's top-level keys, and the types and options of its loops.
-
-    Raises:
-        ConfigError: A name is misspelled.
-    """
+    """Check the spelling of a config's top-level keys, and the types and options of its loops."""
     for name in cfg:
         meant = meant_key(name)
         if meant is not None:
@@ -61,11 +57,7 @@ def check_top_level(cfg: Config) -> None:
 
 
 def check_loops_whole(cfg: Config) -> None:
-    """Check that training, validation and test each have all sections that a Runner needs, or none.
-
-    Raises:
-        ConfigError: A section is missing.
-    """
+    """Check that training, validation and test have all sections that a Runner needs, or none."""
     for parts in TOGETHER:
         missing = [name for name in parts if cfg.get(name) is None]
         if 0 < len(missing) < len(parts):

@@ -31,11 +31,7 @@ TOLERANCE = 1e-4
 
 
 class RawMaps(nn.Module):
-    """A single-stage detector as a function of one tensor.
-
-    Args:
-        detector (SingleStageDetector): The detector, in eval mode.
-    """
+    """A single-stage detector, in eval mode, as a function of one tensor."""
 
     def __init__(self, detector: SingleStageDetector) -> None:
         super().__init__()
@@ -47,12 +43,7 @@ class RawMaps(nn.Module):
 
 
 def output_names(detector: SingleStageDetector, inputs: Tensor) -> list[str]:
-    """Return the names of the maps, e.g. 'cls_scores_0': mmdet's own names, and the level.
-
-    Args:
-        detector (SingleStageDetector): The detector, in eval mode.
-        inputs (Tensor): Any batch (N, 3, H, W).
-    """
+    """Return the names of the head's maps: mmdet's own names and the level, as 'cls_scores_0'."""
     with torch.no_grad():
         kinds = detector(inputs, mode='tensor')
     # In every head of mmdet, loss_by_feat takes the outputs of forward, in this order.
@@ -63,13 +54,8 @@ def output_names(detector: SingleStageDetector, inputs: Tensor) -> list[str]:
 def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
     """Write an ONNX model with free batch size, height and width, and compare it with PyTorch.
 
-    Args:
-        detector (nn.Module): The student, in eval mode.
-        student (Student): Source of the detector; its preprocessing and classes become metadata.
-        path (Path): File to write.
-
-    Returns:
-        str: One line with the file and its difference from PyTorch.
+    Returns one line with the file and its difference from PyTorch. Preprocessing and classes of
+    ``student`` become metadata of the model.
 
     Raises:
         ConfigError: The detector has no raw maps, cannot be exported or written, or differs too
@@ -130,12 +116,7 @@ def _export(detector: SingleStageDetector, path: Path) -> None:
 def compare(detector: SingleStageDetector, path: Path) -> float:
     """Return the largest difference of any map, relative to the largest value of that map.
 
-    Args:
-        detector (SingleStageDetector): The detector, in eval mode.
-        path (Path): The ONNX model.
-
-    Returns:
-        float: Maximum over two batches, whose sizes differ from that of the export.
+    It is the maximum over two batches, whose sizes differ from that of the export.
     """
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import starmap
@@ -21,40 +21,29 @@ from torch import nn
 from ..compat import patch_detectors
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
-from ..files.configs import hand_in_preprocessor, mappings
-from ..files.literal_configs import parse_config
+from ..files.configs import hand_in_preprocessor, mappings, read_config
 from ..files.weights import load_strictly
 from ..files.whole import write_errors_explained, written_whole
 from ..inference import student_config
 from ..names import explain, type_name
 from ..version import __version__
+from .formats import FORMATS
 from .provenance import distillation_of, plain_data, recorded_metrics
 
 
 @dataclass
 class Student:
-    """A student taken out of the checkpoint of a training run.
+    """A student taken out of the checkpoint of a training run."""
 
-    Attributes:
-        config (Config): Its plain config, without distillation.
-        weights (Mapping[str, Tensor]): Its state dict; with ``EMAHook`` the averaged weights, which
-            mmengine stores as 'state_dict' (the raw ones are 'ema_state_dict').
-        meta (dict): Plain data: 'cfg', 'dataset_meta', 'epoch', 'iter', 'metrics',
-            'distillation' and versions; unknown entries are left out.
-        trusted (bool): Whether the config comes from the user, and not from the checkpoint.
-    """
-
-    config: Config
+    config: Config  # the plain one, without distillation
+    # With EMAHook the averaged weights, which mmengine stores as 'state_dict'.
     weights: Mapping[str, torch.Tensor]
+    # Plain data: 'cfg', 'dataset_meta', 'epoch', 'iter', 'metrics', 'distillation' and versions;
+    # unknown entries are left out.
     meta: dict
-    trusted: bool
 
     def build(self) -> nn.Module:
-        """Build the detector with these weights, in eval mode.
-
-        Raises:
-            ConfigError: The detector cannot be built, or the weights do not fit it.
-        """
+        """Build the detector with these weights, in eval mode."""
         try:
             init_default_scope(self.config.get('default_scope') or 'mmdet')
             patch_detectors()
@@ -68,28 +57,19 @@ class Student:
 
 
 def read_student(checkpoint: str, config: Config | None = None) -> Student:
-    """Take the student out of a checkpoint.
+    """Take the student out of a checkpoint of a distilled or plain training.
 
-    Args:
-        checkpoint (str): Checkpoint of a distilled or plain training.
-        config (Config, optional): Config of the run. Defaults to the one in the checkpoint, which
-            is parsed, not run.
+    The config defaults to the file that mmengine wrote beside the checkpoint; the text in the
+    checkpoint is code, and is never run.
 
     Raises:
-        ConfigError: The checkpoint cannot be read, or its config is missing or more than data.
+        ConfigError: The checkpoint cannot be read, or there is no config beside it.
     """
     content = read_checkpoint_safely(checkpoint, 'checkpoint')
     weights = weights_in(content, checkpoint, 'checkpoint')
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
-    trusted = config is not None
-    if not trusted:
-        text = meta.get('cfg')
-        if not isinstance(text, str):
-            raise ConfigError(
-                f'checkpoint {checkpoint} holds no config of its training; give the file: --config.'
-            )
-        config = parse_config(text, f'checkpoint {checkpoint}')
+    config = config or _config_beside(Path(checkpoint), str(meta.get('experiment_name')))
     try:
         student = plain_config(config)
         metrics = recorded_metrics(Path(checkpoint), content, config)
@@ -97,7 +77,7 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
     except (AttributeError, LookupError, TypeError) as error:
         raise ConfigError(
             f'checkpoint {checkpoint}: its config is not of a detector ({explain(error)}); give '
-            f'the file: --config.'
+            f'that of its training: --config.'
         ) from error
     kept = {
         'cfg': student.pretty_text,
@@ -109,18 +89,29 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
         'rdimkd_det_version': __version__,
     }
     kept = {key: plain_data(value) for key, value in kept.items() if value}
-    return Student(student, weights, kept, trusted)
+    return Student(student, weights, kept)
+
+
+def _config_beside(checkpoint: Path, run: str) -> Config:
+    """Read the config that mmengine wrote beside a run's checkpoints.
+
+    It is in the log of this very run, whose name ends with the time of its start; else it is the
+    only config in the folder.
+    """
+    time = re.search(r'\d{8}_\d{6}$', run)  # from the checkpoint, so not to be trusted with a path
+    files = [checkpoint.parent / time[0] / 'vis_data' / 'config.py'] if time else []
+    if not (files and files[0].is_file()):
+        files = sorted(checkpoint.parent.glob('*.py'))
+    if len(files) != 1:
+        raise ConfigError(
+            f'checkpoint {checkpoint}: the config of its training is not beside it; give the file: '
+            f'--config.'
+        )
+    return read_config(str(files[0]), f'checkpoint {checkpoint}')
 
 
 def plain_config(config: Config) -> Config:
-    """Return the student's config without distillation: a plain model, no hook and no import.
-
-    Args:
-        config (Config): Config of a distilled or plain run; it is not modified.
-
-    Raises:
-        ConfigError: The config has no model.
-    """
+    """Return the student's config without distillation: a plain model, no hook and no import."""
     plain = Config(copy.deepcopy(config.to_dict()))
     hand_in_preprocessor(plain)
     if not isinstance(plain.get('model'), Mapping):
@@ -139,66 +130,46 @@ def plain_config(config: Config) -> Config:
 
 
 def write_student(student: Student, out: str) -> tuple[Path, int]:
-    """Write a student as OpenMMLab's ``publish_model`` does, verified, or not at all.
+    """Write a student, verified, or not at all; a .pth as OpenMMLab's ``publish_model`` does.
 
-    Args:
-        student (Student): The student.
-        out (str): File name; the first 8 digits of the SHA-256 are added to its stem.
-
-    Returns:
-        tuple[Path, int]: The file, e.g. 'student-1a2b3c4d.pth' for 'student.pth', and the number
-            of boxes compared, see :func:`verify`.
+    ``out`` is a .pth or .safetensors file; the first 8 digits of the SHA-256 are added to its stem.
+    Returns the file, e.g. 'student-1a2b3c4d.pth', and the number of boxes compared.
 
     Raises:
         ConfigError: The file cannot be written, or what was written differs from the student.
     """
-    buffer = io.BytesIO()
-    # Of a tensor that is a view, torch.save would write the whole storage.
-    weights = {key: value.clone() for key, value in student.weights.items()}
-    torch.save({'meta': student.meta, 'state_dict': weights}, buffer)
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    target = Path(out).with_name(f'{Path(out).name.removesuffix(".pth")}-{digest[:8]}.pth')
+    # Copied: of a view, torch.save would write the whole storage, and safetensors refuses it.
+    weights = {key: value.clone().contiguous() for key, value in student.weights.items()}
+    content = FORMATS[Path(out).suffix].write(weights, student.meta)
+    digest = hashlib.sha256(content).hexdigest()
+    target = Path(out).with_stem(f'{Path(out).stem}-{digest[:8]}')
     with write_errors_explained(target, '--out'), written_whole(target) as file:
-        file.write(buffer.getvalue())
+        file.write(content)
         file.flush()
         try:
-            return target, verify(Path(file.name), student)
+            return target, verify(Path(file.name), target.suffix, student)
         except ConfigError:
             raise
         except Exception as error:  # the config may make MMDetection raise anything
             raise ConfigError(f'the student cannot be verified: {explain(error)}') from error
 
 
-def verify(path: Path, student: Student) -> int:
+def verify(path: Path, suffix: str, student: Student) -> int:
     """Read an exported file again, and compare its weights and predictions with the student's.
 
-    Args:
-        path (Path): The file; its own config builds the detector.
-        student (Student): The student that was written.
-
-    Returns:
-        int: Number of boxes on a test image; they are equal bit for bit, and so are all weights.
-
-    Raises:
-        ConfigError: Weights or predictions differ.
+    Returns the number of boxes on a test image, predicted by the detector of the file's own config;
+    they are equal bit for bit, and so are all weights, or it is a ``ConfigError``.
     """
-    written = _read_again(path, student.trusted)
-    pairs = [(written.weights.get(key), value) for key, value in student.weights.items()]
-    if written.weights.keys() != student.weights.keys() or not all(starmap(_identical, pairs)):
+    weights, text = FORMATS[suffix].read(path)
+    pairs = [(weights.get(key), value) for key, value in student.weights.items()]
+    if weights.keys() != student.weights.keys() or not all(starmap(_identical, pairs)):
         raise ConfigError('the weights that were written are not those of the checkpoint.')
+    written = Student(Config.fromstring(text, '.py'), weights, {})
     expected, found = (predict(_with_every_box(it).build()) for it in (student, written))
     names = expected.keys() | found.keys()
     if not all(_identical(expected.get(name), found.get(name)) for name in names):
         raise ConfigError("the written student's predictions differ from the checkpoint's.")
     return len(found.get('scores', ()))
-
-
-def _read_again(path: Path, trusted: bool) -> Student:
-    config = None
-    if trusted:  # it may hold what an untrusted config must not
-        text = read_checkpoint_safely(str(path), 'student')['meta']['cfg']
-        config = Config.fromstring(text, '.py')
-    return read_student(str(path), config)
 
 
 def _identical(one: object, other: object) -> bool:
@@ -222,14 +193,9 @@ def _with_every_box(student: Student) -> Student:
 
 @torch.no_grad()
 def predict(model: nn.Module, size: tuple[int, int] = (480, 640)) -> dict:
-    """Return predictions for a synthetic image, a smooth pattern with noise, fixed over calls.
+    """Return a detector's ``pred_instances``, by field, for an image of ``size`` (H, W) in pixels.
 
-    Args:
-        model (nn.Module): A detector in eval mode.
-        size (tuple[int, int]): (H, W) of the image, in pixels. Defaults to (480, 640).
-
-    Returns:
-        dict: Fields of ``pred_instances``, e.g. 'bboxes' (n, 4), 'scores' (n,), 'labels' (n,).
+    The image is synthetic, a smooth pattern with noise, fixed over calls.
     """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 6, 8, generator=generator) * 255

@@ -15,8 +15,7 @@ LONGEST = 2**24
 def category_names(path: str) -> list | None:
     """Return the names of the categories in a COCO annotation file, None if they are not found.
 
-    Args:
-        path (str): The file. Errors in it are left to the code that reads all of it.
+    Errors in the file are left to the code that reads all of it.
     """
     try:
         with open(path, 'rb') as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:

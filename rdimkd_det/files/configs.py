@@ -22,12 +22,7 @@ class UnreadableConfigError(ConfigError):
 
 
 def read_config(config: str | dict, who: str) -> Config:
-    """Read a config file.
-
-    Args:
-        config (str | dict): Path, ``'mmdet::...'`` for a file that ships with MMDetection, or the
-            config itself.
-        who (str): Whose config it is, for the message.
+    """Read a config: a path, ``'mmdet::...'`` for a file of MMDetection, or the config itself.
 
     Raises:
         UnreadableConfigError: There is no such file, or it fails.
@@ -46,11 +41,7 @@ def read_config(config: str | dict, who: str) -> Config:
 
 
 def open_config(name: str) -> Config:
-    """Read a config file; any exception that it raises is passed on.
-
-    Args:
-        name (str): Path, or ``'mmdet::...'``.
-    """
+    """Read a config file, a path or ``'mmdet::...'``; any exception that it raises is passed on."""
     # Config.fromfile resolves 'mmdet::' in `_base_` only; get_config resolves it here.
     path = own_config(name) or name
     config = get_config(path) if '::' in path else Config.fromfile(path)
@@ -59,11 +50,7 @@ def open_config(name: str) -> Config:
 
 
 def hand_in_preprocessor(config: Config) -> None:
-    """Give a model the ``data_preprocessor`` at the top of its config, as mmengine's Runner does.
-
-    Args:
-        config (Config): A config; it is changed in place.
-    """
+    """Give a model the ``data_preprocessor`` at its config's top, as mmengine's Runner does."""
     if config.get('data_preprocessor') and isinstance(config.get('model'), Mapping):
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
 
@@ -71,9 +58,7 @@ def hand_in_preprocessor(config: Config) -> None:
 def mappings(node: object) -> Iterator[Mapping]:
     """Yield all mappings in a config entry at any depth, itself included, outer ones first.
 
-    Args:
-        node (object): A config entry. If the caller modifies a mapping that was yielded, the
-            iteration continues with its new values.
+    If the caller modifies a mapping, the iteration continues with its new values.
     """
     if isinstance(node, Mapping):
         yield node
@@ -82,12 +67,24 @@ def mappings(node: object) -> Iterator[Mapping]:
         yield from mappings(child)
 
 
-def leaf_datasets(dataset: object) -> Iterator[Mapping]:
-    """Yield the configs of the datasets below all wrappers, e.g. ``ConcatDataset``.
+def leaves(node: object, place: str = '') -> Iterator[tuple[str, object]]:
+    """Yield the dotted place and the value of all that a config entry holds.
 
-    Args:
-        dataset (object): Config of a dataset; any other value yields nothing.
+    A list is such a value, unless it holds dicts or lists.
     """
+    if isinstance(node, Mapping) and node:
+        items = node.items()
+    elif isinstance(node, (list, tuple)) and any(isinstance(it, (Mapping, list)) for it in node):
+        items = enumerate(node)
+    else:
+        yield place, node
+        return
+    for key, value in items:
+        yield from leaves(value, f'{place}.{key}' if place else str(key))
+
+
+def leaf_datasets(dataset: object) -> Iterator[Mapping]:
+    """Yield the configs of the datasets below all wrappers, e.g. ``ConcatDataset``."""
     if not isinstance(dataset, Mapping):
         return
     wrapped = dataset.get('datasets', [dataset['dataset']] if 'dataset' in dataset else None)
@@ -98,21 +95,15 @@ def leaf_datasets(dataset: object) -> Iterator[Mapping]:
 
 
 def annotation_path(entry: Mapping) -> str | None:
-    """Return the annotation file of a dataset or a metric, with its root; None if it has none.
-
-    Args:
-        entry (Mapping): Config of the dataset or metric.
-    """
+    """Return the annotation file of a dataset or a metric, with its root; None if it has none."""
     file = entry.get('ann_file')
     return os.path.join(str(entry.get('data_root') or ''), file) if isinstance(file, str) else None
 
 
 def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
-    """Return the entries of ``model.teacher`` as (name, entry); the name of a single one is ''.
+    """Return the entries of ``model.teacher`` as (name, entry).
 
-    Args:
-        teacher (object): A dict, or a list of dicts, each with an optional ``name`` (default 't0',
-            't1', ...).
+    The name of a single one is '', those of several are 't0', 't1', ... where an entry has none.
     """
     if isinstance(teacher, Mapping):
         return [('', teacher)]
@@ -121,11 +112,7 @@ def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
 
 
 def counts_iterations(config: Config) -> bool:
-    """Return whether a training run counts iterations instead of epochs.
-
-    Args:
-        config (Config): Config of the run.
-    """
+    """Return whether a training run counts iterations instead of epochs."""
     loop = config.get('train_cfg') or {}
     return type_name(loop) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
 
@@ -152,9 +139,6 @@ def as_json(value: object) -> object:
 
 def read_detector_config(config: str | dict) -> ConfigDict:
     """Return the model config of a teacher; if it is a distilled detector, that of its student.
-
-    Args:
-        config (str | dict): As for :func:`read_config`.
 
     Raises:
         UnreadableConfigError: There is no such file, or it fails.

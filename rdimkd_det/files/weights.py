@@ -20,19 +20,13 @@ def load_strictly(
 ) -> None:
     """Load all weights of a network, or report the ones that do not fit.
 
-    Args:
-        network (nn.Module): Network with the detector's parameter names, or a part of it. On the
-            meta device it takes over the given tensors, otherwise it copies them.
-        weights (Mapping[str, Tensor]): State dict of the whole detector.
-        checkpoint (str): Name of the checkpoint, for the message.
-        config (str): Name of the network, for the message.
-        who (str): Whose checkpoint it is, for the message.
-        assign (bool): Whether the network takes over the given tensors on any device. Defaults to
-            False.
+    The network has the detector's parameter names, and may be a part of it; on the meta device, or
+    with ``assign``, it takes over the given tensors, otherwise it copies them. ``checkpoint``,
+    ``config`` and ``who`` are names for the message.
 
     Raises:
-        ConfigError: Keys are missing, unexpected, or of another shape; the message counts and
-            names them.
+        ConfigError: Keys are missing, unexpected, or of another shape; the message counts and names
+            them.
     """
     own = network.state_dict()
     parts = {key.split('.')[0] for key in own}

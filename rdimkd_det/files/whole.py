@@ -18,12 +18,8 @@ from ..errors import ConfigError
 def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
     """Write a file completely or not at all, even if the power is cut.
 
-    Args:
-        path (Path): The file; its directory must exist.
-        mode (str): 'wb' or 'w' (UTF-8). Defaults to 'wb'.
-
-    Yields:
-        IO: An open file, which becomes ``path`` when the block ends without an error.
+    Yields a file, opened with mode 'wb' or 'w' (UTF-8), which becomes ``path`` when the block ends
+    without an error. The directory must exist.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
@@ -44,14 +40,9 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
 
 @contextmanager
 def write_errors_explained(path: Path, option: str) -> Iterator[None]:
-    """Create the folder of an output file, and explain in one line if writing fails.
+    """Create the folder of an output file, and turn an ``OSError`` into one line.
 
-    Args:
-        path (Path): The file.
-        option (str): Command-line option that names the file, e.g. '--out'.
-
-    Raises:
-        ConfigError: Replaces an ``OSError`` from the block or from creating the folder.
+    ``option`` is what names the file on the command line, e.g. '--out'.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,16 +54,10 @@ def write_errors_explained(path: Path, option: str) -> Iterator[None]:
 
 
 def try_writing(directory: Path) -> None:
-    """Check that a directory is writable by creating a temporary file in it.
+    """Create a temporary file in a directory, or in its nearest parent that exists.
 
-    Permissions do not tell: root may write anywhere, but not into /proc.
-
-    Args:
-        directory (Path): The directory; if it does not exist, its nearest existing parent is
-            checked.
-
-    Raises:
-        OSError: No file can be created.
+    Permissions do not tell: root may write anywhere, but not into /proc. An ``OSError`` is passed
+    on.
     """
     path = directory.absolute()
     existing = next(it for it in (path, *path.parents) if os.path.lexists(it))
@@ -81,12 +66,7 @@ def try_writing(directory: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all.
-
-    Args:
-        path (Path): The file; its directory must exist.
-        text (str): Its content.
-    """
+    """Write a text file completely or not at all; its directory must exist."""
     with written_whole(path, 'w') as file:
         file.write(text)
 
@@ -106,22 +86,13 @@ def read_json(path: Path) -> dict:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a binary file completely or not at all.
-
-    Args:
-        path (Path): The file; its directory must exist.
-        content (bytes): Its content.
-    """
+    """Write a binary file completely or not at all; its directory must exist."""
     with written_whole(path) as file:
         file.write(content)
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, read in chunks since it may be large.
-
-    Args:
-        path (Path): The file.
-    """
+    """Return the SHA-256 of a file in hexadecimal, read in chunks since it may be large."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while chunk := file.read(2**20):

@@ -1,19 +1,17 @@
 """Protects a training run: an interruption loses nothing, and a failure is explained."""
 
-from .disk import disk_failures_explained, raise_when_log_fails
+from .failures import failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
 from .nonfinite import StepSkipper, defer_checks, describe_last_finite
 from .saving import latest_checkpoint, latest_or_none, noted_checkpoint
-from .workers import killed_workers_explained
 
 __all__ = [
     'StepSkipper',
     'TrainingGuard',
     'defer_checks',
     'describe_last_finite',
-    'disk_failures_explained',
+    'failures_explained',
     'guard',
-    'killed_workers_explained',
     'latest_checkpoint',
     'latest_or_none',
     'noted_checkpoint',

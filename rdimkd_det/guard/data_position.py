@@ -18,10 +18,7 @@ class DataPosition:
     Each worker sends its random state along with each batch. A new loader assigns batches to its
     workers in turn, beginning with the first worker, so a restart is only possible where a round
     of all workers begins. The states at the start of the current round are kept, and the batches
-    since then are loaded again and dropped.
-
-    Args:
-        loader (DataLoader): Training data loader, before its first iteration.
+    since then are loaded again and dropped. Make it before the loader's first iteration.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -55,12 +52,7 @@ class DataPosition:
         return {'batches': 0, 'states': list(self._latest) if known else []}
 
     def advance(self, index: int, batch: object) -> None:
-        """Record that a batch has arrived, and take the worker's random state out of it.
-
-        Args:
-            index (int): Index of the batch in the epoch.
-            batch (dict): The batch.
-        """
+        """Record that a batch has arrived, and take the worker's random state out of it."""
         if not self.num_workers or not isinstance(batch, dict) or KEY not in batch:
             return
         self._latest[index % self.num_workers] = batch.pop(KEY)
@@ -70,8 +62,7 @@ class DataPosition:
     def state(self, num_batches: int) -> dict:
         """Return what a new loader needs to continue from here, as plain data.
 
-        Args:
-            num_batches (int): Batches of this epoch that have been trained on; 0 between epochs.
+        ``num_batches`` of this epoch have been trained on; 0 between epochs.
         """
         if not self.num_workers:
             start = {'batches': num_batches, 'states': []}
@@ -80,15 +71,9 @@ class DataPosition:
         return {'num_workers': self.num_workers, 'restarted': self._restarted, **start}
 
     def restore(self, state: dict, num_batches: int, at_position: Callable[[], None]) -> int:
-        """Make the next pass over the loader continue from a position.
+        """Make the loader's next pass continue from a position, where it calls ``at_position``.
 
-        Args:
-            state (dict): From :meth:`state`.
-            num_batches (int): Batches of this epoch that have been trained on.
-            at_position (Callable): Called when the loader has skipped to the position.
-
-        Returns:
-            int: Number of batches that the loader loads again, and that the caller must drop.
+        Returns the number of batches that the loader loads again, and that the caller must drop.
         """
         if self._workers_dropped and not num_batches and not state.get('restarted'):
             return 0  # without the interruption, a hook would have ended these workers here
@@ -97,7 +82,10 @@ class DataPosition:
             self._latest = list(state['states'])
             self._round = {'batches': skip, 'states': state['states']}
             self.loader.worker_init_fn.states = state['states']
-        _skip_once(self.loader, skip, at_position)
+        # DataLoader refuses a new batch_sampler after construction, since an existing iterator
+        # would not see it; here there is no iterator yet.
+        sampler = _Skipping(self.loader.batch_sampler, skip, at_position)
+        object.__setattr__(self.loader, 'batch_sampler', sampler)
         return num_batches - skip
 
     def forget(self) -> None:
@@ -155,10 +143,3 @@ class _Skipping:
                 next(batches, None)
             self._at_position()
         yield from batches
-
-
-def _skip_once(loader: DataLoader, skip: int, at_position: Callable[[], None]) -> None:
-    # DataLoader refuses a new batch_sampler after construction, since an existing iterator would
-    # not see it; here there is no iterator yet.
-    sampler = _Skipping(loader.batch_sampler, skip, at_position)
-    object.__setattr__(loader, 'batch_sampler', sampler)

@@ -31,11 +31,7 @@ AGREE_EVERY = 10
 
 
 def guard(runner: Runner) -> None:
-    """Add a :class:`TrainingGuard` to a runner that has none.
-
-    Args:
-        runner (Runner): A runner whose training is about to begin.
-    """
+    """Add a :class:`TrainingGuard` to a runner that has none."""
     if not any(isinstance(hook, TrainingGuard) for hook in runner.hooks):
         runner.register_hook(TrainingGuard())
 
@@ -62,12 +58,7 @@ class TrainingGuard(Hook):
         self._saved_at: int | None = None  # iteration of `_states`
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Read the resume states from a checkpoint, if the run resumes from it.
-
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): The loaded checkpoint.
-        """
+        """Read the resume states from a checkpoint, if the run resumes from it."""
         # mmengine (0.10.7, OneDL 0.10.12) would run this text as Python when it resumes.
         checkpoint.get('meta', {}).pop('config', None)
         if not runner._resume:
@@ -92,16 +83,14 @@ class TrainingGuard(Hook):
         return len(self._resumed) == get_world_size()
 
     def before_train(self, runner: Runner) -> None:
-        """Set up saving and signals, and restore the position of a resumed run.
-
-        Args:
-            runner (Runner): The runner, with the checkpoint to resume from loaded.
-        """
+        """Set up saving and signals, and restore the position of a resumed run."""
         write_checkpoints_whole()
         self._point = ResumePoint(runner)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
-                self._guard(hook)
+                save = hook._save_checkpoint_with_step
+                hook._save_checkpoint_with_step = partial(self._save, hook, save)
+                hook.file_backend = LateRemoval(hook.file_backend)
         if self._resumed:
             same = self._has_same_processes
             self._point.restore(self._resumed[get_rank() if same else 0], same)
@@ -113,10 +102,6 @@ class TrainingGuard(Hook):
                 runner.max_iters,
             )
         self._stop.listen()
-
-    def _guard(self, hook: CheckpointHook) -> None:
-        hook.file_backend = LateRemoval(hook.file_backend)
-        hook._save_checkpoint_with_step = partial(self._save, hook, hook._save_checkpoint_with_step)
 
     def _save(
         self, hook: CheckpointHook, save: Callable, runner: Runner, step: int, meta: dict
@@ -145,12 +130,7 @@ class TrainingGuard(Hook):
         self._point.start_iteration(batch_idx, data_batch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the resume states in a checkpoint that ``CheckpointHook`` or this hook saves.
-
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): Gets the entry 'resume', one state per process.
-        """
+        """Store the resume states, one per process, in a checkpoint that is saved."""
         if self._saved_at == checkpoint['meta']['iter']:
             checkpoint['resume'] = self._states
 

@@ -26,9 +26,6 @@ def describe_last_finite(work_dir: str | Path) -> str:
 
     A loss that is not finite shows what the previous step did to the weights, and a checkpoint may
     have been written in between.
-
-    Args:
-        work_dir (str | Path): Work directory of the training run.
     """
     newest = latest_or_none(work_dir)
     finite = latest_or_none(work_dir, accept=_is_finite)
@@ -58,11 +55,7 @@ def _tensors(node: object) -> Iterator[Tensor]:
 
 
 def defer_checks(runner: Runner) -> list[FiniteCheck]:
-    """Defer the checks of the distillation losses, and return them; the caller must query them.
-
-    Args:
-        runner (Runner): Runner of a distilled training run.
-    """
+    """Defer the checks of the distillation losses, and return them; the caller must query them."""
     checks = [part.finite for part in distilled_student(runner.model).distill.parts]
     for check in checks:
         check.deferred = True
@@ -89,8 +82,7 @@ def _average_over_ranks(optimizer: Optimizer) -> None:
 class StepSkipper:
     """Skips the optimizer steps whose distillation losses are not finite, and counts them.
 
-    Args:
-        runner (Runner): Runner of a distilled training run; its ``optim_wrapper`` is modified.
+    It replaces ``update_params`` of the runner's ``optim_wrapper``.
     """
 
     def __init__(self, runner: Runner) -> None:

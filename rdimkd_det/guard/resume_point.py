@@ -20,10 +20,7 @@ class ResumePoint:
     """Tracks the position of a training run, and restores it in a new run.
 
     An epoch-based loop can resume in the middle of an epoch. For an iteration-based loop, mmengine
-    itself advances the data.
-
-    Args:
-        runner (Runner): The runner, with its loop built, before the first iteration.
+    itself advances the data. The runner's loop must be built, and not have begun.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -37,11 +34,7 @@ class ResumePoint:
         self._validated = False
 
     def state(self, epoch: int) -> dict:
-        """Return what :meth:`restore` needs, as plain data.
-
-        Args:
-            epoch (int): Number of finished epochs, as in the checkpoint.
-        """
+        """Return what :meth:`restore` needs, as plain data; ``epoch`` counts finished epochs."""
         done = self._place[1] if self._by_epoch and self._place[0] == epoch else 0
         return {
             'now': random_state(),
@@ -65,15 +58,11 @@ class ResumePoint:
         return [augment for augment in augments if hasattr(augment, '_input_size')]
 
     def restore(self, state: dict, same_processes: bool = True) -> None:
-        """Restore a state, so that the run continues from it.
+        """Restore a state, of this version or an earlier one, so that the run continues from it.
 
         A validation that was due there and may have been cut off is run again: mmengine (0.10.7,
-        OneDL 0.10.12) skips it, although it can advance the random state.
-
-        Args:
-            state (dict): From :meth:`state`, of this version or an earlier one.
-            same_processes (bool): Whether the number of processes is unchanged; otherwise only the
-                position is restored, not the random states. Defaults to True.
+        OneDL 0.10.12) skips it, although it can advance the random state. Where the number of
+        processes has changed, only the position is restored, not the random states.
         """
         loop = self._runner.train_loop
         if not self._by_epoch and not hasattr(loop, 'dataloader_iterator'):
@@ -165,12 +154,7 @@ class ResumePoint:
             self._data.start_epoch()
 
     def start_iteration(self, index: int, batch: object) -> None:
-        """Record that a batch has arrived, and take the worker's random state out of it.
-
-        Args:
-            index (int): Index of the batch in the epoch.
-            batch (dict): The batch.
-        """
+        """Record that a batch has arrived, and take the worker's random state out of it."""
         self._validated = False
         if self._by_epoch:
             self._place = (self._runner.epoch, index + 1)

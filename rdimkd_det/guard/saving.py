@@ -5,9 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends.base import BaseStorageBackend
@@ -26,16 +24,7 @@ class WholeFileBackend(LocalBackend):
     """mmengine's backend for the local disk, with files written whole or not at all."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file to a temporary name, flush it to the disk, and rename it.
-
-        Args:
-            obj (bytes): Content.
-            filepath (str | Path): The file; its directory is created if missing.
-
-        Raises:
-            TrainingStoppedError: The disk is full, or the file cannot be written for another
-                reason.
-        """
+        """Write a file to a temporary name, flush it to the disk, and rename it."""
         path = Path(filepath)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +43,7 @@ def write_checkpoints_whole() -> None:
     """
     register_backend('local', WholeFileBackend, force=True, prefixes='')
     # The only file that this module opens is `last_checkpoint`.
-    checkpoint_hook.open = _open_whole
-
-
-def _open_whole(path: str, mode: str) -> AbstractContextManager[IO]:
-    return written_whole(Path(path), mode)
+    checkpoint_hook.open = lambda path, mode: written_whole(Path(path), mode)
 
 
 class LateRemoval:
@@ -66,9 +51,6 @@ class LateRemoval:
 
     mmengine (0.10.7, OneDL 0.10.12) removes the oldest checkpoint before it writes the new one:
     with ``max_keep_ckpts=1`` a full disk or a kill in between leaves none at all.
-
-    Args:
-        backend (BaseStorageBackend): The wrapped backend.
     """
 
     def __init__(self, backend: BaseStorageBackend) -> None:
@@ -94,9 +76,6 @@ def missing_to_resume(checkpoint: Mapping) -> list[str]:
     """Return the entries that mmengine's Runner needs to resume and that a checkpoint lacks.
 
     Exported students, mmengine's ``best_*.pth`` and published weights lack some.
-
-    Args:
-        checkpoint (Mapping): Content of a checkpoint.
     """
     return [key for key in NEEDED_TO_RESUME if key not in checkpoint]
 
@@ -109,16 +88,9 @@ def resumable(checkpoint: Mapping) -> bool:
 def latest_checkpoint(
     work_dir: str | Path, accept: Callable[[Mapping], bool] = resumable
 ) -> tuple[str | None, list[str]]:
-    """Return the newest whole checkpoint of a work directory.
+    """Return the newest whole checkpoint of a work directory that ``accept`` takes, or None.
 
-    Args:
-        work_dir (str | Path): Work directory of a training run.
-        accept (Callable): Takes the content of a checkpoint and returns whether it qualifies.
-            Defaults to :func:`resumable`.
-
-    Returns:
-        tuple[str | None, list[str]]: Path of the checkpoint, None if there is none; and paths of
-        the newer ones that are cut off or damaged.
+    Also returned are the newer ones that are cut off or damaged.
 
     Raises:
         ConfigError: No checkpoint qualifies, and at least one is damaged.
@@ -169,9 +141,7 @@ def latest_or_none(
 def is_intact(path: Path) -> bool:
     """Return whether a checkpoint is complete, according to the checksums in it.
 
-    Args:
-        path (Path): A file of ``torch.save``: a zip archive, or a pickle from before 2020, which
-            has no checksums and counts as complete.
+    A pickle from before 2020 has no checksums and counts as complete.
     """
     try:
         with path.open('rb') as file:

@@ -14,11 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Records that a signal has asked the process to end; a second one ends it at once.
-
-    Attributes:
-        signal (int | None): Number of the signal, None until one arrives.
-    """
+    """Records the signal that has asked the process to end; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -57,7 +53,7 @@ class StopRequest:
         # A terminal sends Ctrl-C to all of its processes. A data loader worker must survive it,
         # since the parent waits for its batch before stopping. Not SIG_IGN, which would outlive an
         # exec.
-        signal.signal(signal.SIGINT, _do_nothing)
+        signal.signal(signal.SIGINT, lambda number, frame: None)
         self._earlier = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -82,10 +78,6 @@ def _caller_of_hooks() -> CodeType | None:
         if called.f_code.co_name == 'call_hook':
             return caller.f_code
     return None
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    pass
 
 
 _mask = threading.local()

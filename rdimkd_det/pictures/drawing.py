@@ -37,12 +37,7 @@ LEGEND = (
 
 
 def write_pictures(views: Sequence[ImageView], out: Path) -> None:
-    """Write one picture of all images, or an HTML page with one per image.
-
-    Args:
-        views (Sequence[ImageView]): The images.
-        out (Path): A .png or .html file.
-    """
+    """Write one .png of all images, or an .html page with a picture per image."""
     if out.suffix == '.png':
         write_bytes(out, render(views))
         return
@@ -56,15 +51,7 @@ def write_pictures(views: Sequence[ImageView], out: Path) -> None:
 
 
 def render(views: Sequence[ImageView], named: bool = True) -> bytes:
-    """Draw images below each other.
-
-    Args:
-        views (Sequence[ImageView]): The images.
-        named (bool): Whether to show the name of each file. Defaults to True.
-
-    Returns:
-        bytes: A PNG.
-    """
+    """Draw images below each other, with the names of their files, as a PNG."""
     columns = 1 + 2 * len(_students(views[0]))
     rows = [1 + len(view.levels) for view in views]
     figure = Figure(figsize=(CELL * columns, CELL * sum(rows)), layout='constrained')

@@ -33,68 +33,46 @@ DEVIATIONS = 2  # standard deviations from the mean to full or to no colour
 
 @dataclass(frozen=True)
 class StudentView:
-    """A student's map at one level, compared with the teacher's.
+    """A student's map at one level, compared with the teacher's."""
 
-    Args:
-        colours (np.ndarray): The map as colours (H, W, 3), in [0, 1].
-        difference (np.ndarray): Root mean square over the directions (H, W) of the difference of
-            the standardised coordinates; 1.4 where student and teacher are unrelated.
-        explained (float | None): Share of the teacher's variance in the subspace that the student
-            explains; None where the teacher's map is constant, as with a single position.
-    """
-
-    colours: np.ndarray
+    colours: np.ndarray  # the map as colours (H, W, 3), in [0, 1]
+    # (H, W), root mean square over the directions of the difference of the standardised
+    # coordinates; 1.4 where student and teacher are unrelated.
     difference: np.ndarray
+    # Share of the teacher's variance in the subspace that the student explains; None where the
+    # teacher's map is constant, as with a single position.
     explained: float | None
 
 
 @dataclass(frozen=True)
 class LevelView:
-    """The maps of one level.
+    """The maps of one level."""
 
-    Args:
-        name (str): Tap and stride.
-        teacher (np.ndarray): The teacher's map as colours (H, W, 3), in [0, 1].
-        students (dict[str, StudentView]): Name of a student to its view; without the plain student
-            where the loss has an adapter.
-    """
-
-    name: str
-    teacher: np.ndarray
-    students: dict[str, StudentView]
+    name: str  # tap and stride
+    teacher: np.ndarray  # its map as colours (H, W, 3), in [0, 1]
+    students: dict[str, StudentView]  # without the plain student where the loss has an adapter
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """Everything that is shown of an image.
-
-    Args:
-        path (Path): The image file.
-        image (np.ndarray): RGB image (H, W, 3), uint8.
-        levels (list[LevelView]): The maps of each level.
-        detections (dict[str, list]): Name of a student, or 'teacher', to (box in pixels, class,
-            score) of each detected object.
-    """
+    """Everything that is shown of an image."""
 
     path: Path
-    image: np.ndarray
+    image: np.ndarray  # RGB (H, W, 3), uint8
     levels: list[LevelView] = field(default_factory=list)
+    # Name of a student, or 'teacher', to (box in pixels, class, score) of each detected object.
     detections: dict[str, list] = field(default_factory=dict)
 
 
 def view_level(
     loss: FeatureLoss, level: int, students: Mapping[str, Tensor], teacher: Tensor
 ) -> LevelView:
-    """View the maps of one image at one level in the subspace of a loss.
+    """View the maps of one image at one level in the subspace of a loss with fitted projections.
 
-    The three colour channels are the first three principal directions of the teacher's map in the
-    subspace, computed on this image. Each is standardised, for the teacher and for each student.
-
-    Args:
-        loss (FeatureLoss): The loss, with fitted projections; without any, whole maps are compared.
-        level (int): Index of the level.
-        students (Mapping[str, Tensor]): Name of a student to its map (1, C_s, H, W).
-        teacher (Tensor): The teacher's map (1, C_t, H, W).
+    Of a loss without any, whole maps are compared. ``students`` has the map (1, C_s, H, W) of each
+    student by name, ``teacher`` is (1, C_t, H, W). The three colour channels are the first three
+    principal directions of the teacher's map in the subspace, computed on this image. Each is
+    standardised, for the teacher and for each student.
     """
     coordinates, views = None, {}
     for name, maps in students.items():
@@ -146,15 +124,8 @@ def _colours(coordinates: Tensor, height: int, width: int) -> np.ndarray:
 class Viewer:
     """Runs images through a teacher, its distilled student and an optional plain student.
 
-    Args:
-        distilled (RdimKDDistiller): The distilled student, in evaluation mode, with its
-            ``dataset_meta``.
-        plain (nn.Module, optional): The same detector, trained without a teacher.
-        pipeline (Compose): The student's test pipeline.
-        score_threshold (float): Detections with a lower score are dropped.
-
-    Raises:
-        ConfigError: The teacher is read from a cache, which has the maps of its own images only.
+    The students are in evaluation mode; detections below ``score_threshold`` are dropped. A teacher
+    that is read from a cache is refused, since that has the maps of its own images only.
     """
 
     def __init__(
@@ -180,14 +151,7 @@ class Viewer:
 
     @torch.no_grad()
     def __call__(self, path: Path) -> ImageView:
-        """View one image.
-
-        Args:
-            path (Path): The image file.
-
-        Raises:
-            ConfigError: The file cannot be read as an image, or the test pipeline fails on it.
-        """
+        """View one image."""
         image = cv2.imread(str(path))
         if image is None:
             raise ConfigError(f'{path} cannot be read as an image.')
@@ -247,11 +211,7 @@ def _crop(maps: Tensor, shares: tuple[float, float]) -> Tensor:
 
 
 def _whole_teacher(part: Distillation, device: torch.device) -> nn.Module | None:
-    """Build the teacher with its head, which training never needs.
-
-    Returns:
-        nn.Module | None: The detector; None if the checkpoint does not fit the head.
-    """
+    """Build the teacher with its head; None if the checkpoint does not fit the head."""
     try:
         return build_detector(part, device)
     except ConfigError:

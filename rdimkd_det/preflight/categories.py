@@ -25,17 +25,11 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Naming:
-    """The class names of a dataset, and the category names of its annotation file.
-
-    Attributes:
-        path (str): The annotation file.
-        classes (tuple[str, ...]): Class names of the dataset.
-        categories (list): Category names, in the order of the file.
-    """
+    """The class names of a dataset, and the category names of its annotation file."""
 
     path: str
     classes: tuple[str, ...]
-    categories: list
+    categories: list  # in the order of the file
 
     @property
     def missing(self) -> list[str]:
@@ -76,12 +70,7 @@ def namings(split: str, dataset: object) -> Iterator[Naming]:
 def check_any_category(split: str, dataset: object) -> None:
     """Check that at least one class of a dataset is a category of an annotation file.
 
-    Args:
-        split (str): 'train', 'val' or 'test', for the message.
-        dataset (object): Config of the dataset.
-
-    Raises:
-        ConfigError: No class is a category of any file, so that all boxes would be dropped.
+    Otherwise all boxes would be dropped.
     """
     found = list(namings(split, dataset))
     if found and not any(naming.labelled for naming in found):

@@ -19,18 +19,9 @@ from ..teacher import Source
 
 
 def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:
-    """Return the class names of a config's dataset, without reading its annotations.
+    """Return the class names of a config's dataset, without reading its annotations, or None.
 
-    Args:
-        cfg (Config): Config of a run.
-        splits (Sequence[str]): Any of 'train', 'val' and 'test'; the first with class names
-            counts. Defaults to 'train' only.
-
-    Returns:
-        tuple[str, ...] | None: None if the dataset has no class names.
-
-    Raises:
-        ConfigError: The class names cannot be read.
+    Of the splits, any of 'train', 'val' and 'test', the first with class names counts.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
@@ -41,15 +32,7 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
 
 
 def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
-    """Return the class names of a dataset without wrappers; None if it has none.
-
-    Args:
-        dataset (Mapping): Config of the dataset.
-        split (str): 'train', 'val' or 'test', for the message.
-
-    Raises:
-        ConfigError: The class names cannot be read.
-    """
+    """Return the class names of a dataset without wrappers; None if it has none."""
     kind = dataset_type(dataset)
     if not hasattr(kind, '_load_metainfo'):
         return None
@@ -70,15 +53,7 @@ def dataset_type(dataset: Mapping) -> type | None:
 
 
 def check_class_names(split: str, dataset: Mapping) -> None:
-    """Check that ``metainfo.classes`` is no single name, which would be split into letters.
-
-    Args:
-        split (str): 'train', 'val' or 'test', for the message.
-        dataset (Mapping): Config of a dataset without wrappers.
-
-    Raises:
-        ConfigError: It is a string, but not a file of names, which mmengine would read.
-    """
+    """Check that ``metainfo.classes`` is no single name, which would be split into letters."""
     metainfo = dataset.get('metainfo')
     names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
     if isinstance(names, str) and '://' not in names and not Path(names).is_file():

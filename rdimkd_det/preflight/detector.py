@@ -16,12 +16,7 @@ from ..inference import trained_detector
 
 
 def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
-    """Build a teacher with its head, and load all of its weights.
-
-    Raises:
-        ConfigError: The teacher is no detector; or the checkpoint does not fit it, and the message
-            counts and names the keys.
-    """
+    """Build a teacher with its head, and load all of its weights strictly."""
     source = part.teacher.source
     if source.model is None:
         raise ConfigError(f'teacher: {source.name} is a module without a detection head.')
@@ -38,12 +33,7 @@ def at_size_of(inputs: Tensor, data_samples: Sequence) -> Sequence:
 
 
 def with_masks(instances: InstanceData, size: tuple[int, int]) -> InstanceData:
-    """Give instances without masks their boxes as masks, which a mask head accepts.
-
-    Args:
-        instances (InstanceData): With ``bboxes`` (n, 4), as tensor.
-        size (tuple[int, int]): Height and width of the image.
-    """
+    """Give instances without masks their boxes as masks, which a mask head accepts."""
     if 'masks' not in instances:
         corners = instances.bboxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].cpu().numpy()
         instances.masks = PolygonMasks([[polygon] for polygon in corners], *size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,19 +45,12 @@ class ChannelMoments:
 
 @dataclass
 class InputScore:
-    """How well an input fits a teacher; lower is better.
-
-    Attributes:
-        name (str): Name of the format.
-        format (InputFormat): The format.
-        divergence (float, optional): :func:`divergence` from the BatchNorm statistics, if any.
-        loss (float, optional): The teacher's own loss on labelled images.
-    """
+    """How well an input fits a teacher; lower is better."""
 
     name: str
     format: InputFormat
-    divergence: float | None
-    loss: float | None
+    divergence: float | None  # from the BatchNorm statistics, if there are any
+    loss: float | None  # the teacher's own, on labelled images
 
 
 def compare_inputs(
@@ -68,18 +60,10 @@ def compare_inputs(
     detector: nn.Module | None = None,
     labels: Mapping[int, int] | None = None,
 ) -> list[InputScore]:
-    """Score the configured input of a teacher, and others that it may have been trained on.
+    """Score the configured input of a teacher, first, and others that it may have been trained on.
 
-    Args:
-        part (Distillation): The teacher, with its weights.
-        student_preprocessor (nn.Module): Makes the student's batches.
-        batches (Sequence[dict]): Batches as the training data loader gives them.
-        detector (nn.Module, optional): The whole teacher, to measure its loss.
-        labels (Mapping[int, int], optional): The data's labels to the teacher's. Without them, no
-            loss is measured.
-
-    Returns:
-        list[InputScore]: One per input; 'as configured' comes first.
+    ``batches`` are as the training data loader gives them. With the whole teacher (``detector``)
+    and ``labels``, the data's labels to the teacher's, its own loss is measured as well.
     """
     own = part.teacher.build_preprocessor()
     data = [training_input(student_preprocessor, batch) for batch in batches]
@@ -135,7 +119,8 @@ def observed_moments(network: nn.Module) -> Iterator[list[tuple[_BatchNorm, Chan
     """Accumulate moments of the inputs of a network's BatchNorm layers while the block runs."""
     moments = [(layer, ChannelMoments()) for layer in batch_norms(network)]
     handles = [
-        layer.register_forward_pre_hook(partial(_record, of_layer)) for layer, of_layer in moments
+        layer.register_forward_pre_hook(lambda _, args, own=own: own.update(args[0]))
+        for layer, own in moments
     ]
     try:
         yield moments
@@ -144,25 +129,15 @@ def observed_moments(network: nn.Module) -> Iterator[list[tuple[_BatchNorm, Chan
             handle.remove()
 
 
-def _record(moments: ChannelMoments, layer: nn.Module, args: tuple) -> None:
-    moments.update(args[0])
-
-
 def divergence(
     statistics: Sequence[tuple[_BatchNorm, tuple[Tensor, Tensor]]],
 ) -> float | None:
-    """Return the distance of observed activations from BatchNorm's running statistics.
+    """Return the distance of observed activations from BatchNorm's running statistics; 0 is none.
 
     Per channel, this is the symmetric Kullback-Leibler divergence D of two Gaussians; log(1 + D) is
     averaged over channels, so that no single channel dominates. The first layers, nearest to the
-    input and least dependent on image content, weigh most.
-
-    Args:
-        statistics (Sequence[tuple]): Layers from the input on, each with the mean (C,) and the
-            variance (C,) of its input.
-
-    Returns:
-        float | None: 0 if they agree; None without layers.
+    input and least dependent on image content, weigh most. ``statistics`` has the layers from the
+    input on, each with the mean (C,) and the variance (C,) of its input; without any, it is None.
     """
     total = weights = 0.0
     for index, (layer, (mean, variance)) in enumerate(statistics):

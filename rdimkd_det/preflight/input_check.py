@@ -26,20 +26,7 @@ def check_teacher_input(
     report: Report,
     topic: str,
 ) -> InputFormat | None:
-    """Report whether another input than the configured one fits the teacher better.
-
-    Args:
-        part (Distillation): The teacher, with its weights.
-        student_preprocessor (nn.Module): Makes the student's batches.
-        batches (Sequence[dict]): Batches as the training data loader gives them.
-        detector (nn.Module, optional): The whole teacher, if its head could be built.
-        labels (Mapping[int, int], optional): The data's labels to the teacher's.
-        report (Report): Receives one finding.
-        topic (str): Topic of the finding.
-
-    Returns:
-        InputFormat | None: The input that fits better, if there is one.
-    """
+    """Report whether another input than the configured one fits better, and return it."""
     unmeasured = ''
     try:
         scores = compare_inputs(part, student_preprocessor, batches, detector, labels)
@@ -59,7 +46,16 @@ def check_teacher_input(
             'run with --eval-teacher, and compare the AP with what its authors give',
         )
     elif better is not None:
-        _report_better(configured, better, part, unmeasured, report, topic)
+        swapped = better.format == configured.format.swapped()
+        what = 'swapped channels' if swapped else f"another normalisation, '{better.name}'"
+        setting = f'bgr_to_rgb={better.format.rgb}' if swapped else better.format.as_config()
+        report.error(
+            topic,
+            f'looks like {what}: {_figures(better)}; as configured: {_figures(configured)}'
+            f'{unmeasured}',
+            f'set {setting} in the data_preprocessor of the teacher config, '
+            f'{part.teacher.source.name}',
+        )
     elif configured.divergence is not None and configured.divergence > FAR:
         report.warning(
             topic,
@@ -75,27 +71,6 @@ def check_teacher_input(
         else:
             report.ok(topic, text)
     return better and better.format
-
-
-def _report_better(
-    configured: InputScore,
-    better: InputScore,
-    part: Distillation,
-    unmeasured: str,
-    report: Report,
-    topic: str,
-) -> None:
-    if better.format == configured.format.swapped():
-        what = 'looks like swapped channels'
-        remedy = f'set bgr_to_rgb={better.format.rgb}'
-    else:
-        what = f"looks like another normalisation, '{better.name}'"
-        remedy = f'set {better.format.as_config()}'
-    report.error(
-        topic,
-        f'{what}: {_figures(better)}; as configured: {_figures(configured)}{unmeasured}',
-        f'{remedy} in the data_preprocessor of the teacher config, {part.teacher.source.name}',
-    )
 
 
 def _figures(score: InputScore) -> str:

@@ -10,15 +10,9 @@ from mmengine.model import ImgDataPreprocessor
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Channel order and normalisation of a network's input.
+    """Channel order and normalisation (in that order of the channels) of a network's input."""
 
-    Attributes:
-        rgb (bool): Whether the channels of MMDetection's BGR images are reversed.
-        mean (tuple[float, ...]): Subtracted, in the order of the network's channels.
-        std (tuple[float, ...]): Divided by.
-    """
-
-    rgb: bool
+    rgb: bool  # whether the channels of MMDetection's BGR images are reversed
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
@@ -68,14 +62,7 @@ WELL_KNOWN = {
 
 
 def candidates(configured: InputFormat) -> dict[str, InputFormat]:
-    """Return the formats that a network may have been trained with, without duplicates.
-
-    Args:
-        configured (InputFormat): Format in the network's config; comes first.
-
-    Returns:
-        dict[str, InputFormat]: Name to format.
-    """
+    """Return the formats that a network may have been trained with, the configured one first."""
     named = {
         'as configured': configured,
         'as configured, channels swapped': configured.swapped(),

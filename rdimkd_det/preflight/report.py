@@ -17,14 +17,7 @@ STYLES = {'ok': 'green', 'warning': 'yellow', 'error': 'bold red'}
 
 @dataclass
 class Finding:
-    """One line of the report.
-
-    Attributes:
-        severity (str): 'ok', 'warning' or 'error'.
-        topic (str): What it is about.
-        text (str): What was found.
-        remedy (str): What to change; '' if nothing.
-    """
+    """One line of the report: 'ok', 'warning' or 'error', and what to change, '' if nothing."""
 
     severity: str
     topic: str
@@ -43,14 +36,7 @@ class Table:
 
 @dataclass
 class Report:
-    """Findings and tables, in the order in which they were made.
-
-    Attributes:
-        title (str): Its first line.
-        findings (list[Finding]): One per topic or problem.
-        tables (list[Table]): Shown below the findings.
-        figures (dict): Measured numbers, for ``--json``.
-    """
+    """Findings, tables below them, and measured ``figures`` for ``--json``."""
 
     title: str
     findings: list[Finding] = field(default_factory=list)

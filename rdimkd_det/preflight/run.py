@@ -25,12 +25,7 @@ from .timing import measure_time
 
 
 def static_report(cfg: Config, model: nn.Module) -> Report:
-    """Report on a distilled model without using images; random states are preserved.
-
-    Args:
-        cfg (Config): The run's config.
-        model (nn.Module): The model built from it.
-    """
+    """Report on a distilled model without using images; random states are preserved."""
     report = Report(f'RdimKD preflight of {cfg.filename or "the config"}')
     with preserved_random_state():
         check_static(cfg, model, report)
@@ -38,27 +33,16 @@ def static_report(cfg: Config, model: nn.Module) -> Report:
 
 
 def data_report(cfg: Config) -> Report:
-    """Report what is suspicious about a run's data, for any model; no findings if nothing is.
-
-    Args:
-        cfg (Config): The run's config.
-    """
+    """Report what is suspicious about a run's data, for any model; no findings if nothing is."""
     report = Report(f'Data of {cfg.filename or "the config"}')
     check_categories(cfg, report)
     return report
 
 
 def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool) -> Report:
-    """Run all of preflight.
+    """Run all of preflight: on ``num_images`` training images, and the teacher's AP if asked for.
 
-    Args:
-        cfg (Config): The run's config.
-        model (nn.Module): The model built from it.
-        num_images (int): Number of training images to measure on; 0 skips these measurements.
-        eval_teacher (bool): Whether to measure the teacher's AP on the validation data.
-
-    Returns:
-        Report: With findings, tables and figures.
+    With 0 images there are no measurements.
     """
     report = static_report(cfg, model)
     model = distilled_student(model).to(get_device())

@@ -72,13 +72,8 @@ class LevelMeasure:
 def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: Report) -> None:
     """Report on each level's loss and gradient beside the task's, and the balancing weight.
 
-    Args:
-        model (RdimKDDistiller): Prepared by :func:`prepare`; its loss weights are 1 afterwards.
-        batches (Sequence[dict]): Batches as the training data loader gives them.
-        report (Report): Receives a table, and findings per tap.
-
-    Raises:
-        FloatingPointError: A loss is not finite; the message names it.
+    The model comes from :func:`prepare`; its loss weights are 1 afterwards. A loss that is not
+    finite is a ``FloatingPointError`` that names it.
     """
     number = f'{len(batches)} batch{"es" * (len(batches) > 1)}'
     table = Table(f"Before training, at the student's maps, median of {number}", GRADIENT_COLUMNS)

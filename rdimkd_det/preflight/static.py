@@ -24,13 +24,7 @@ LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', '
 
 
 def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
-    """Report on a distilled model's weights, classes, input and levels.
-
-    Args:
-        cfg (Config): The run's config.
-        model (nn.Module): The model built from it.
-        report (Report): Receives the findings and a table.
-    """
+    """Report on a distilled model's weights, classes, input and levels."""
     model = distilled_student(model)
     data = data_classes(cfg)
     check_student_classes(model, data, report)

@@ -32,17 +32,11 @@ MUCH_LOWER, LOWER = 0.75, 0.95
 
 @dataclass(frozen=True)
 class TeacherAPs:
-    """AP of a teacher on the student's validation data, from 0 to 1.
+    """AP of a teacher on the student's validation data, from 0 to 1."""
 
-    Attributes:
-        bridge (float): On the student's batches, through the bridge.
-        own (float): Through the teacher's own pipeline.
-        corrected (float, optional): Through a bridge to an input that seems to fit better.
-    """
-
-    bridge: float
-    own: float
-    corrected: float | None = None
+    bridge: float  # on the student's batches, through the bridge
+    own: float  # through the teacher's own pipeline
+    corrected: float | None = None  # through a bridge to an input that seems to fit better
 
 
 def measure_aps(
@@ -56,14 +50,8 @@ def measure_aps(
 ) -> TeacherAPs:
     """Measure a teacher's AP through the bridge, and through its own pipeline.
 
-    Args:
-        cfg (Config): The run's config, with validation data and evaluator.
-        part (Distillation): The teacher, with its bridge.
-        student_preprocessor (nn.Module): Makes the student's batches.
-        detector (nn.Module): The whole teacher.
-        labels (Mapping[int, int]): The teacher's labels to the data's.
-        own_pipeline (list, optional): From :func:`teacher_pipeline`; None for the student's.
-        better (InputFormat, optional): An input that seems to fit the teacher better.
+    ``labels`` maps the teacher's labels to the data's; ``own_pipeline`` is from
+    :func:`teacher_pipeline`, None for the student's; ``better`` is an input that seems to fit.
     """
     own_preprocessor = part.teacher.build_preprocessor().to(student_preprocessor.device)
 
@@ -96,17 +84,7 @@ def judge_aps(
     report: Report,
     topic: str,
 ) -> None:
-    """Report on the measured APs, and on what to change.
-
-    Args:
-        aps (TeacherAPs): What :func:`measure_aps` returned.
-        cfg (Config): The run's config.
-        part (Distillation): The teacher.
-        own_pipeline (list, optional): As given to :func:`measure_aps`.
-        better (InputFormat, optional): As given to :func:`measure_aps`.
-        report (Report): Receives one finding, and the figures.
-        topic (str): Topic of the finding.
-    """
+    """Report on the measured APs, and on what to change; arguments as for :func:`measure_aps`."""
     figures = {name: ap for name, ap in asdict(aps).items() if ap is not None}
     report.figures.setdefault('teacher_ap', {})[topic] = figures
     text = f'{aps.bridge:.3f} through the bridge, {aps.own:.3f} through its own pipeline'
@@ -138,18 +116,10 @@ def average_precision(
     description: str,
     pipeline: list | None = None,
 ) -> float:
-    """Return the AP of a detector on validation data, by the config's own evaluator.
+    """Return the AP (0 to 1) of a detector on validation data, by the config's own evaluator.
 
-    Args:
-        cfg (Config): Config with ``val_dataloader`` and ``val_evaluator``.
-        predict (Callable): Maps a batch of the data loader to data samples with
-            ``pred_instances``.
-        labels (Mapping[int, int]): Predicted labels to the data's; other predictions are dropped.
-        description (str): For the progress bar.
-        pipeline (list, optional): Replaces the dataset's own.
-
-    Returns:
-        float: From 0 to 1.
+    ``predict`` maps a batch of the data loader to data samples with ``pred_instances``; ``labels``
+    maps their labels to the data's, and drops others; ``pipeline`` replaces the dataset's own.
     """
     settings = deepcopy(cfg.val_dataloader)
     if pipeline is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from ..calibration import batch_size
 from ..distiller import RdimKDDistiller
 from ..progress import format_time, with_progress
-from ..stopwatch import peak_memory
+from ..stopwatch import elapsed, peak_memory
 from .report import Report, Table
 
 # Iterations to time with and without distillation each, after one that is not counted.
@@ -30,12 +29,7 @@ def measure_time(
 ) -> None:
     """Report the time and memory that distillation costs; weights are left unchanged.
 
-    Args:
-        cfg (Config): The run's config.
-        model (RdimKDDistiller): A student with fitted projections, in train mode.
-        batches (Sequence[dict]): Batches as the training data loader gives them.
-        loader (DataLoader): The training data loader, for the length of an epoch.
-        report (Report): Receives a table.
+    The model has fitted projections, and is in train mode.
     """
     device = next(model.parameters()).device
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -47,7 +41,8 @@ def measure_time(
     for batch in with_progress(list(islice(cycle(batches), rounds)), 'time'):
         for factor in seconds:
             _set_factor(model, factor)
-            seconds[factor].append(_time_step(model, deepcopy(batch), optimizer))
+            step = partial(model.train_step, deepcopy(batch), optimizer)
+            seconds[factor].append(elapsed(step, device) / 1000)
     memory = {factor: _memory(model, factor, batches, optimizer) for factor in seconds}
     medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
     iterations = run_length(cfg, loader)
@@ -67,17 +62,6 @@ def measure_time(
 def _set_factor(model: RdimKDDistiller, factor: float) -> None:
     for part in model.distill.parts:
         part.set_factor(factor)
-
-
-def _time_step(model: RdimKDDistiller, batch: dict, optimizer: OptimWrapper) -> float:
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    model.train_step(batch, optimizer)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _memory(

@@ -41,17 +41,10 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, **axes) -> str:
-    """Draw several lines in one chart.
+    """Draw several lines, by label, in one chart, as an ``<svg>`` element.
 
-    Args:
-        name (str): Name of the chart, unique within its page.
-        lines (Mapping[str, Line]): Label to a line; its x values are whole numbers.
-        xlabel (str): Label of the x axis.
-        ylabel (str): Label of the y axis.
-        **axes: Further properties of matplotlib's axes, e.g. ``yscale='log'``.
-
-    Returns:
-        str: An ``<svg>`` element.
+    ``name`` is unique within its page. The x values are whole numbers; ``axes`` are further
+    properties of matplotlib's axes, e.g. ``yscale='log'``.
     """
 
     def draw(on) -> None:
@@ -81,14 +74,7 @@ def from_zero(axes: Axes) -> None:
 
 
 def charts(drawings: Sequence[tuple[str, str]]) -> str:
-    """Return charts side by side as HTML.
-
-    Args:
-        drawings (Sequence[tuple[str, str]]): ``<svg>`` elements with their captions.
-
-    Returns:
-        str: HTML.
-    """
+    """Return ``<svg>`` elements, given with their captions, side by side as HTML."""
     figures = [
         f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
         for svg, caption in drawings
@@ -98,15 +84,7 @@ def charts(drawings: Sequence[tuple[str, str]]) -> str:
 
 
 def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
-    """Draw a chart as SVG in the colours of the page.
-
-    Args:
-        name (str): Name of the chart, unique within its page.
-        draw (Callable): Draws on matplotlib's axes.
-
-    Returns:
-        str: An ``<svg>`` element.
-    """
+    """Draw a chart as an ``<svg>`` element in the colours of the page, where its name is unique."""
     with mpl.rc_context({**STYLE, 'svg.hashsalt': name}), warnings.catch_warnings():
         # The browser renders the text with its own fonts, so matplotlib's font may lack glyphs.
         warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)

@@ -34,19 +34,11 @@ def comparison_page(
     facts: Mapping[str, str],
     title: str | None = None,
 ) -> str:
-    """Build the report as one HTML file.
+    """Build the report as one self-contained HTML file.
 
-    Args:
-        runs (Sequence[TrainedRun]): The trainings; the others are compared with the first.
-        evaluations (Mapping[str, Evaluation]): Name of a run to its evaluation, for the runs that
-            have one.
-        examples (Sequence[Example]): Val images to show.
-        remarks (Sequence[str]): What is missing, and why.
-        facts (Mapping[str, str]): How the report was made.
-        title (str, optional): Title of the page. Defaults to the names of the trainings.
-
-    Returns:
-        str: Self-contained HTML.
+    The other runs are compared with the first. ``evaluations`` are by name, for the runs that have
+    one; ``remarks`` say what is missing, and why; ``facts`` how the report was made. The title defaults
+    to the names of the runs.
     """
     names = [run.name for run in runs]
     sections = [
@@ -121,11 +113,7 @@ def classes_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
-    """Draw charts of AP, loss, distillation losses, explained shares and learning rate.
-
-    Returns:
-        list[tuple[str, str]]: ``<svg>`` elements with their captions.
-    """
+    """Draw AP, loss, distillation losses, explained shares and learning rate, with captions."""
     drawings = []
     ap = {run.name: run.history.ap_line for run in runs}
     ap = {name: line for name, line in ap.items() if line[0]}

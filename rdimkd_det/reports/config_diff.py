@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mmengine.config import Config
 
+from ..files.configs import leaves
 from ..inference import student_config
 
 ABSENT = 'not set'
@@ -14,14 +15,7 @@ IGNORED = ('work_dir', 'filename', 'launcher')
 
 
 def differing_settings(configs: Sequence[Config]) -> dict[str, list[str]]:
-    """Return the settings that are not equal in all configs.
-
-    Args:
-        configs (Sequence[Config]): At least one config.
-
-    Returns:
-        dict[str, list[str]]: Dotted key to its value in each config, sorted by key.
-    """
+    """Return the settings that are not equal in all configs: dotted key to its value in each."""
     flat = [flatten(comparable(config)) for config in configs]
     keys = sorted({key for settings in flat for key in settings})
     values = {key: [settings.get(key, ABSENT) for settings in flat] for key in keys}
@@ -43,28 +37,10 @@ def comparable(config: Config) -> dict:
     return content
 
 
-def flatten(node: object, prefix: str = '') -> dict[str, str]:
-    """Flatten nested dicts and lists into their leaves by dotted key.
-
-    Args:
-        node (object): The tree.
-        prefix (str): Key of the tree itself. Defaults to ''.
-
-    Returns:
-        dict[str, str]: Dotted key to the ``repr`` of the leaf.
-    """
-    if isinstance(node, Mapping) and node:
-        items = node.items()
-    elif isinstance(node, (list, tuple)) and any(isinstance(it, (Mapping, list)) for it in node):
-        items = enumerate(node)
-    else:
-        return {prefix: _text(node)}
-    leaves = {}
-    for key, value in items:
-        leaves.update(flatten(value, f'{prefix}.{key}' if prefix else str(key)))
-    return leaves
-
-
-def _text(value: object) -> str:
+def flatten(node: object) -> dict[str, str]:
+    """Flatten nested dicts and lists: dotted key to the ``repr`` of the leaf."""
     # Some config formats turn a tuple into a list.
-    return repr(list(value) if isinstance(value, tuple) else value)
+    return {
+        place: repr(list(value) if isinstance(value, tuple) else value)
+        for place, value in leaves(node)
+    }

@@ -14,36 +14,22 @@ IOU_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Detection:
-    """A detected object, or a ground-truth object.
-
-    Args:
-        box (Box): Its box.
-        name (str): Its class.
-        score (float): Confidence in [0, 1]; 1 for a ground-truth object.
-        right (bool): Whether :func:`match` assigned it to a true object. Defaults to False.
-    """
+    """A detected object, or a ground-truth object."""
 
     box: Box
-    name: str
-    score: float
-    right: bool = False
+    name: str  # of its class
+    score: float  # in [0, 1]; 1 for a ground-truth object
+    right: bool = False  # whether :func:`match` assigned it to a true object
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image with its true objects and the detections of several detectors.
-
-    Args:
-        path (Path): The image file.
-        size (tuple[int, int]): Width and height in pixels.
-        truths (list[Detection]): The ground-truth objects.
-        found (dict[str, list[Detection]]): Name of a detector to its detections.
-    """
+    """An image with its true objects and the detections of several detectors."""
 
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, int]  # width and height in pixels
     truths: list[Detection]
-    found: dict[str, list[Detection]]
+    found: dict[str, list[Detection]]  # by the name of the detector
 
     def num_right(self, name: str) -> int:
         """Return the number of true objects that a detector found."""
@@ -62,15 +48,7 @@ class Example:
 
 
 def most_different(examples: Sequence[Example], count: int) -> list[Example]:
-    """Return the images on which the detectors differ most, in either direction.
-
-    Args:
-        examples (Sequence[Example]): The images to choose from.
-        count (int): Most images to return.
-
-    Returns:
-        list[Example]: Sorted by difference in F1, the greatest first; ties keep their order.
-    """
+    """Return the images on which the F1 of the detectors differs most, in either direction."""
     return sorted(examples, key=lambda example: -example.difference)[:count]
 
 
@@ -78,14 +56,7 @@ def match(detections: Sequence[Detection], truths: Sequence[Detection]) -> list[
     """Match detections to ground-truth objects of the same class, the best score first.
 
     Each detection takes the object with the highest IoU among those still free, if that IoU is at
-    least ``IOU_THRESHOLD``.
-
-    Args:
-        detections (Sequence[Detection]): Detections of one image.
-        truths (Sequence[Detection]): Its ground-truth objects.
-
-    Returns:
-        list[Detection]: The detections, the best score first, with ``right`` set.
+    least ``IOU_THRESHOLD``; then it is ``right``.
     """
     left = list(truths)
     judged = []

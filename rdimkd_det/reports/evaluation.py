@@ -39,27 +39,16 @@ SIZES = {'small': 's', 'medium': 'm', 'large': 'l'}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of a checkpoint on its val data.
+    """Results of a checkpoint on its val data; sizes and classes without objects are left out."""
 
-    Args:
-        scores (dict[str, float]): 'AP', 'AP50', 'AP75', 'small', 'medium' and 'large' in [0, 1];
-            scores of sizes without objects are left out.
-        classes (dict[str, float]): Class to its AP; classes without objects are left out.
-        detections (dict[str, list]): Image id to [x1, y1, x2, y2, label, score] of each detection
-            with a score of ``SCORE_THRESHOLD`` or more.
-    """
-
-    scores: dict[str, float]
-    classes: dict[str, float]
+    scores: dict[str, float]  # 'AP', 'AP50', 'AP75', 'small', 'medium' and 'large' in [0, 1]
+    classes: dict[str, float]  # AP by class
+    # Image id to [x1, y1, x2, y2, label, score] of each detection of SCORE_THRESHOLD or more.
     detections: dict[str, list]
 
 
 def evaluate(run: TrainedRun, console: Console) -> Evaluation:
     """Evaluate a run's last checkpoint, or read the result cached in its work directory.
-
-    Args:
-        run (TrainedRun): The run.
-        console (Console): Where to show a progress bar.
 
     Raises:
         ConfigError: The run has no checkpoint, no CocoMetric, or val data that cannot be used.
@@ -85,15 +74,7 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
 def find_examples(
     runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluation]
 ) -> list[Example]:
-    """Return the val images of runs, with the detections of each; none if their val data differ.
-
-    Args:
-        runs (Sequence[TrainedRun]): The runs.
-        evaluations (Mapping[str, Evaluation]): Name of each to its evaluation.
-
-    Raises:
-        ConfigError: The val data cannot be read.
-    """
+    """Return the val images of runs, with the detections of each; none if their val data differ."""
     found = [_examples_of(run, evaluations[run.name]) for run in runs]
     images = [[(it.path.name, it.size, it.truths) for it in examples] for examples in found]
     if any(of_run != images[0] for of_run in images):

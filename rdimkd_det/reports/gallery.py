@@ -24,14 +24,9 @@ SHOWN_BY_BROWSERS = ('image/png', 'image/jpeg', 'image/webp')
 
 
 def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
-    """Show each image with the ground truth and with each detector's detections.
+    """Show each image with the ground truth and with each detector's detections, as HTML.
 
-    Args:
-        examples (Sequence[Example]): The images.
-        names (Mapping[str, str]): Key of a detector in ``Example.found`` to its display name.
-
-    Returns:
-        str: HTML.
+    ``names`` maps the key of a detector in ``Example.found`` to its display name.
     """
     figures = []
     for example in examples:
@@ -53,14 +48,9 @@ def gallery(examples: Sequence[Example], names: Mapping[str, str]) -> str:
 
 
 def legend(examples: Sequence[Example], detectors: str) -> str:
-    """Explain a gallery of the images chosen by :func:`~.detections.most_different`.
+    """Explain, as plain text, a gallery of images chosen by :func:`~.detections.most_different`.
 
-    Args:
-        examples (Sequence[Example]): The images.
-        detectors (str): What the detectors are called, e.g. 'the runs'.
-
-    Returns:
-        str: Plain text.
+    ``detectors`` is what these are called, e.g. 'the runs'.
     """
     measure = f'by the F1 of their detections with a score of {SCORE_THRESHOLD} or more'
     if any(example.difference for example in examples):
@@ -72,15 +62,7 @@ def legend(examples: Sequence[Example], detectors: str) -> str:
 
 
 def draw_example(example: Example, key: str | None = None) -> str:
-    """Draw an image with the ground truth, or with a detector's detections.
-
-    Args:
-        example (Example): The image.
-        key (str, optional): The detector; None for the ground truth. Defaults to None.
-
-    Returns:
-        str: An ``<svg>`` element.
-    """
+    """Draw an image with the ground truth, or the detections of detector ``key``, as ``<svg>``."""
     scale = min(1.0, CANVAS / example.size[0])
     width, height = (side * scale for side in example.size)
     if key is None:

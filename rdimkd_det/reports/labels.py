@@ -9,19 +9,12 @@ from .detections import Box
 
 
 class Label(NamedTuple):
-    """Position of a label.
+    """Position of a label."""
 
-    Args:
-        x (float): Its left edge, or its right edge if ``at_right``.
-        y (float): Its top edge.
-        at_right (bool): Whether it is aligned with the right edge of its box instead of the left.
-        above (bool): Whether it stands above its box instead of inside or below.
-    """
-
-    x: float
-    y: float
-    at_right: bool
-    above: bool
+    x: float  # its left edge, or its right edge if ``at_right``
+    y: float  # its top edge
+    at_right: bool  # aligned with the right edge of its box instead of the left
+    above: bool  # above its box instead of inside or below
 
 
 def place_labels(
@@ -29,15 +22,8 @@ def place_labels(
 ) -> list[Label]:
     """Place the label of each box above, below or inside it, away from earlier labels.
 
-    Args:
-        boxes (Sequence[Box]): The boxes, the most important first.
-        widths (Sequence[float]): Width of each label.
-        height (float): Height of all labels.
-        canvas (tuple[float, float]): Width and height of the canvas; labels stay inside if they
-            fit.
-
-    Returns:
-        list[Label]: One per box; where there is no room left, labels overlap.
+    The most important box comes first. Labels stay inside ``canvas`` (width, height) if they fit;
+    where there is no room left, they overlap.
     """
     taken, labels = [], []
     for box, width in zip(boxes, widths):

@@ -82,15 +82,7 @@ img { max-width: 100%; height: auto; border-radius: 4px; }
 
 
 def page(title: str, sections: list[str]) -> str:
-    """Build a page from sections.
-
-    Args:
-        title (str): Plain text.
-        sections (list[str]): HTML.
-
-    Returns:
-        str: The complete HTML document.
-    """
+    """Build a complete HTML document of a plain title and sections of HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -119,16 +111,10 @@ def definitions(entries: dict[str, object]) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()
 ) -> str:
-    """Return a table that scrolls sideways where the page is too narrow.
+    """Return a table of plain text that scrolls sideways where the page is too narrow.
 
-    Args:
-        columns (Sequence[str]): Column headings, plain text.
-        rows (Sequence[Sequence[str]]): Cells, plain text; a cell that begins with + or the minus
-            sign U+2212 is a change, and coloured.
-        classes (Sequence[str]): CSS class of each row. Defaults to none.
-
-    Returns:
-        str: HTML.
+    A cell that begins with + or the minus sign U+2212 is a change, and coloured. ``classes`` are
+    the CSS classes of the rows.
     """
     head = ''.join(f'<th>{escape(column)}</th>' for column in columns)
     body = ''

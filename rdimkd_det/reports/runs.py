@@ -18,12 +18,7 @@ from ..guard import latest_or_none
 class TrainedRun:
     """A training, finished or not.
 
-    Args:
-        name (str): Its name, unique among the runs of a report.
-        work_dir (Path): Its work directory.
-        config (Config): The config that it was trained with.
-        history (History): What was logged.
-        checkpoint (Path | None): The newest intact checkpoint; None if there is none.
+    ``name`` is unique among the runs of a report; ``checkpoint`` is the newest intact one.
     """
 
     name: str
@@ -39,17 +34,7 @@ class TrainedRun:
 
 
 def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
-    """Read work directories, and give each run a unique name.
-
-    Args:
-        work_dirs (Sequence[Path]): mmengine's work directories.
-
-    Returns:
-        list[TrainedRun]: The runs, in the same order.
-
-    Raises:
-        ConfigError: A work directory does not exist, holds no training, or is given twice.
-    """
+    """Read mmengine's work directories, in the same order, and give each run a unique name."""
     if len({path.resolve() for path in work_dirs}) < len(work_dirs):
         raise ConfigError('a work directory is given twice.')
     names = [path.resolve().name for path in work_dirs]
@@ -63,7 +48,8 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
     if not work_dir.is_dir():
         raise ConfigError(f'work directory {work_dir} does not exist.')
     history = read_history(work_dir)
-    configs = [path for part in history.parts if (path := _config_path(work_dir, part)).is_file()]
+    configs = [work_dir / part / 'vis_data' / 'config.py' for part in history.parts]
+    configs = [path for path in configs if path.is_file()]
     if not configs:
         raise ConfigError(
             f'{work_dir} holds no training: mmengine logs one in <time>/vis_data/scalars.json and '
@@ -74,13 +60,5 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
         last[key] = first.get(key)
     if (due := due_validations(last)) is not None:
         history = read_history(work_dir, due=due)
-    return TrainedRun(name, work_dir, last, history, _newest(work_dir))
-
-
-def _newest(work_dir: Path) -> Path | None:
-    path = latest_or_none(work_dir, accept=lambda _: True)  # weights alone are enough
-    return path and Path(path)
-
-
-def _config_path(work_dir: Path, part: str) -> Path:
-    return work_dir / part / 'vis_data' / 'config.py'
+    newest = latest_or_none(work_dir, accept=lambda _: True)  # weights alone are enough
+    return TrainedRun(name, work_dir, last, history, newest and Path(newest))

@@ -1,4 +1,4 @@
-"""Explains in one line that a training run ended because a disk is full or fails."""
+"""Explains in one line that a training run ended because of a disk, or a lost worker process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ..errors import TrainingStoppedError
+from ..errors import TrainingStoppedError, last_line
 from .saving import describe_last_good
 
 FAILURES = {
@@ -20,14 +20,10 @@ FAILURES = {
 
 
 @contextmanager
-def disk_failures_explained(work_dir: str) -> Iterator[None]:
-    """Explain the error of a full or failing disk, and name the last good checkpoint.
+def failures_explained(work_dir: str) -> Iterator[None]:
+    """Turn the error of a disk or of a lost worker process into a ``TrainingStoppedError``.
 
-    Args:
-        work_dir (str): Work directory of the training run.
-
-    Raises:
-        TrainingStoppedError: Replaces an ``OSError`` with such a cause.
+    It says what to do, and names the last good checkpoint.
     """
     try:
         yield
@@ -39,15 +35,20 @@ def disk_failures_explained(work_dir: str) -> Iterator[None]:
             f'{FAILURES[error.errno]} ({error.strerror}{file}), work directory {work_dir}. '
             f'{describe_last_good(work_dir)} Fix this, then continue with --resume.'
         ) from error
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error) or isinstance(error, TrainingStoppedError):
+            raise
+        raise TrainingStoppedError(
+            f'{last_line(error).rstrip(".")}: it was killed or crashed, usually because '
+            f'memory ran out; lower train_dataloader.num_workers or batch_size. '
+            f'{describe_last_good(work_dir)} Continue with --resume.'
+        ) from error
 
 
 def raise_when_log_fails(logger: logging.Logger) -> None:
     """Make a logger raise the error if its log file is on a full or failing disk.
 
     By default, Python's logging prints a traceback for each lost line and continues.
-
-    Args:
-        logger (Logger): The logger of a runner.
     """
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):

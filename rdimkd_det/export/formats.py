@@ -1,0 +1,61 @@
+"""The file formats of an exported student: PyTorch's, and safetensors."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..files.checkpoints import read_checkpoint_safely, weights_in
+
+
+class Format(NamedTuple):
+    """How to make a file's bytes of weights and metadata, and to read its weights and config."""
+
+    write: Callable[[dict[str, Tensor], dict], bytes]
+    read: Callable[[Path], tuple[Mapping[str, Tensor], str]]
+
+
+def _write_pth(weights: dict[str, Tensor], meta: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({'meta': meta, 'state_dict': weights}, buffer)
+    return buffer.getvalue()
+
+
+def _read_pth(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    content = read_checkpoint_safely(str(path), 'student')
+    return weights_in(content, str(path), 'student'), content['meta']['cfg']
+
+
+def _write_safetensors(weights: dict[str, Tensor], meta: dict) -> bytes:
+    """Write the entries of ``meta`` as metadata: text as it is, anything else as JSON."""
+    texts = {key: it if isinstance(it, str) else json.dumps(it) for key, it in meta.items()}
+    return _safetensors().torch.save(weights, {'format': 'pt', **texts})
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    package = _safetensors()
+    with package.safe_open(path, framework='pt') as file:
+        return package.torch.load_file(path), file.metadata()['cfg']
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ConfigError(
+            '--out: a .safetensors file needs a package: pip install safetensors.'
+        ) from error
+    return safetensors
+
+
+FORMATS = {
+    '.pth': Format(_write_pth, _read_pth),
+    '.safetensors': Format(_write_safetensors, _read_safetensors),
+}
