@@ -10,10 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from documents import blocks
 from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from runs import (
+    REPOSITORY,
     assert_equal,
     call_tool,
     distilled,
@@ -223,6 +225,20 @@ def test_export__safetensors(work_dir, tmp_path, capsys):
     assert header['cfg'] == student.meta['cfg']
     for key in ('dataset_meta', 'metrics', 'distillation', 'epoch'):
         assert json.loads(header[key]) == student.meta[key]
+
+
+def test_export__safetensors_as_the_docs_load_them(work_dir, tmp_path):
+    pytest.importorskip('safetensors')
+    student = read_student(str(work_dir / 'epoch_2.pth'))
+    path, _ = write_student(student, str(tmp_path / 's.safetensors'))
+    (code,) = [it.text for it in blocks(REPOSITORY / 'docs/export.md') if 'load_file' in it.text]
+    names = {}
+    exec(code.replace('fcos_r18-1a2b3c4d.safetensors', str(path)), names)
+    assert names['model'].dataset_meta['classes'] == ['red', 'green', 'blue']
+    expected, found = predict(student.build()), predict(names['model'])
+    assert expected.keys() == found.keys() and len(found['scores'])
+    for key, value in expected.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(found[key]))
 
 
 def test_export__safetensors_not_installed(work_dir, tmp_path, capsys, monkeypatch):
