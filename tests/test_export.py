@@ -26,6 +26,7 @@ from runs import (
     write_data,
     write_teacher,
 )
+from safetensors import torch as safetensors
 
 from rdimkd_det import ConfigError
 from rdimkd_det.export.student import plain_config, predict, read_student, write_student
@@ -209,14 +210,13 @@ def test_export__of_a_plain_training(tmp_path, capsys):
 
 
 def test_export__safetensors(work_dir, tmp_path, capsys):
-    torch_file = pytest.importorskip('safetensors.torch')
     lines = export(capsys, work_dir / 'epoch_2.pth', '--out', tmp_path / 'student.safetensors')
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(r'student-[0-9a-f]{8}\.safetensors', path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     assert 'bit for bit' in lines[1] and lines[2] == 'on a test image: 5 boxes are the same'
     student = read_student(str(work_dir / 'epoch_2.pth'))
-    found = torch_file.load_file(path)
+    found = safetensors.load_file(path)
     assert found.keys() == student.weights.keys()
     assert_equal({key: found[key] for key in student.weights}, dict(student.weights))
     header = path.read_bytes()
@@ -228,7 +228,6 @@ def test_export__safetensors(work_dir, tmp_path, capsys):
 
 
 def test_export__safetensors_as_the_docs_load_them(work_dir, tmp_path):
-    pytest.importorskip('safetensors')
     student = read_student(str(work_dir / 'epoch_2.pth'))
     path, _ = write_student(student, str(tmp_path / 's.safetensors'))
     (code,) = [it.text for it in blocks(REPOSITORY / 'docs/export.md') if 'load_file' in it.text]
@@ -241,14 +240,7 @@ def test_export__safetensors_as_the_docs_load_them(work_dir, tmp_path):
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(found[key]))
 
 
-def test_export__safetensors_not_installed(work_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'safetensors', None)
-    line = refused(capsys, work_dir / 'epoch_2.pth', '--out', tmp_path / 's.safetensors')
-    assert 'pip install safetensors' in line and not list(tmp_path.iterdir())
-
-
 def test_write_student__other_weights_in_safetensors_are_found(work_dir, tmp_path, monkeypatch):
-    safetensors = pytest.importorskip('safetensors.torch')
     save = safetensors.save
 
     def save_others(weights, metadata):

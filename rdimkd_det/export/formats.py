@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors import torch as safetensors
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 
 
@@ -36,23 +37,12 @@ def _read_pth(path: Path) -> tuple[Mapping[str, Tensor], str]:
 def _write_safetensors(weights: dict[str, Tensor], meta: dict) -> bytes:
     """Write the entries of ``meta`` as metadata: text as it is, anything else as JSON."""
     texts = {key: it if isinstance(it, str) else json.dumps(it) for key, it in meta.items()}
-    return _safetensors().torch.save(weights, {'format': 'pt', **texts})
+    return safetensors.save(weights, {'format': 'pt', **texts})
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], str]:
-    package = _safetensors()
-    with package.safe_open(path, framework='pt') as file:
-        return package.torch.load_file(path), file.metadata()['cfg']
-
-
-def _safetensors():
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ConfigError(
-            '--out: a .safetensors file needs a package: pip install safetensors.'
-        ) from error
-    return safetensors
+    with safe_open(path, framework='pt') as file:
+        return safetensors.load_file(path), file.metadata()['cfg']
 
 
 FORMATS = {

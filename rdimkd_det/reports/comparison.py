@@ -37,8 +37,8 @@ def comparison_page(
     """Build the report as one self-contained HTML file.
 
     The other runs are compared with the first. ``evaluations`` are by name, for the runs that have
-    one; ``remarks`` say what is missing, and why; ``facts`` how the report was made. The title defaults
-    to the names of the runs.
+    one; ``remarks`` say what is missing, and why; ``facts`` how the report was made. The title
+    defaults to the names of the runs.
     """
     names = [run.name for run in runs]
     sections = [
