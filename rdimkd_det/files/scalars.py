@@ -16,18 +16,13 @@ AP_KEYS = {'ap': 'coco/bbox_mAP', 'ap50': 'coco/bbox_mAP_50', 'ap75': 'coco/bbox
 
 @dataclass
 class History:
-    """Scalars of one training, as if it had never been interrupted.
+    """Scalars of one training, as if it had never been interrupted."""
 
-    Args:
-        train (dict[int, dict]): Iteration to the scalars logged there.
-        val (dict[int, dict]): Epoch, or iteration in an iteration-based training, to the metrics of
-            its validation; 'iter' is the last iteration known to precede the validation.
-        parts (list[str]): Names of the folders that logged a loss, the oldest first; a test in the
-            work directory logs none.
-    """
-
-    train: dict[int, dict] = field(default_factory=dict)
+    train: dict[int, dict] = field(default_factory=dict)  # iteration to the scalars logged there
+    # Epoch, or iteration in an iteration-based training, to the metrics of its validation; 'iter'
+    # is the last iteration known to precede the validation.
     val: dict[int, dict] = field(default_factory=dict)
+    # Folders that logged a loss, the oldest first; a test in the work directory logs none.
     parts: list[str] = field(default_factory=list)
 
     @property
@@ -36,14 +31,9 @@ class History:
         return max(self.train, default=0)
 
     def metrics(self, epoch: int | None = None) -> dict[str, float] | None:
-        """Return AP, AP50 and AP75 in [0, 1].
+        """Return 'ap', 'ap50' and 'ap75' in [0, 1] of an epoch or iteration, or the last validated.
 
-        Args:
-            epoch (int, optional): Epoch or iteration. Defaults to the last validated one.
-
-        Returns:
-            dict[str, float] | None: The keys 'ap', 'ap50' and 'ap75', as far as CocoMetric had
-            objects to measure them on; None if there was no validation.
+        Those are left out that CocoMetric had no objects to measure on; None: no validation.
         """
         epoch = max(self.val, default=None) if epoch is None else epoch
         if epoch not in self.val:
@@ -77,13 +67,9 @@ class History:
         return self.seconds(self.iterations) / self.iterations if self.train else None
 
     def seconds(self, iterations: int) -> float:
-        """Return the training time, without validation and repeated iterations.
+        """Return the time of a training of so many iterations, as logged per iteration.
 
-        Args:
-            iterations (int): Iterations of the whole training.
-
-        Returns:
-            float: Seconds, summed from the logged seconds per iteration.
+        Validation and repeated iterations are not counted.
         """
         total, previous, pace = 0.0, 0, 0.0
         for step, pace in zip(*self.series('time')):
@@ -97,15 +83,9 @@ def read_history(
 ) -> History:
     """Merge the scalars of all parts of a training; for a repeated iteration, the last part counts.
 
-    Args:
-        work_dir (Path): mmengine's work directory, with one folder per start.
-        skip (Container[str]): Names of folders to leave out. Defaults to ().
-        due (Sequence[int], optional): Result of :func:`due_validations`. mmengine does not log the
-            iteration of a validation of an iteration-based training; without this, it counts as
-            made at the last iteration that was logged before it. Defaults to None.
-
-    Returns:
-        History: Empty if nothing has been logged.
+    ``skip`` names parts to leave out, ``due`` is the result of :func:`due_validations`. mmengine
+    does not log the iteration of a validation of an iteration-based training; without ``due``, it
+    counts as made at the last iteration that was logged before it.
     """
     history = History()
     for part in list_parts(work_dir):
@@ -118,12 +98,7 @@ def read_history(
 def due_validations(config: Config) -> list[int] | None:
     """Return the iterations at which an iteration-based training validates.
 
-    Args:
-        config (Config): Config of the training.
-
-    Returns:
-        list[int] | None: None if the training counts epochs, or if the config does not say it
-        plainly.
+    None if the training counts epochs, or if the config does not say it plainly.
     """
     loop = config.get('train_cfg') or {}
     if not counts_iterations(config) or loop.get('dynamic_intervals'):
