@@ -9,10 +9,9 @@ from torch import Tensor
 from rdimkd_det import functional
 from rdimkd_det.losses import RdimKDLoss
 from rdimkd_det.projections import Projection, RandomProjection
-from rdimkd_det.registry import register
 
 
-@register(MODELS)
+@MODELS.register_module()
 class RedrawnProjection(RandomProjection):
     """RdimKD-R with a new basis at each training step; in expectation, this is plain L2.
 
@@ -38,7 +37,7 @@ class RedrawnProjection(RandomProjection):
         self.set_basis(RandomProjection(dim, self.num_channels, self.level, seed).basis)
 
 
-@register(MODELS)
+@MODELS.register_module()
 class RedrawingLoss(RdimKDLoss):
     """``RdimKDLoss`` that redraws its projections before each training step."""
 
@@ -50,7 +49,7 @@ class RedrawingLoss(RdimKDLoss):
         return super().distances(student_feats, teacher_feats)
 
 
-@register(MODELS)
+@MODELS.register_module()
 class SeveralRandomProjections(Projection):
     """RdimKD-R with several bases side by side: the loss is the mean of their losses.
 
@@ -69,7 +68,7 @@ class SeveralRandomProjections(Projection):
         self.set_basis(torch.cat(bases, dim=1))
 
 
-@register(MODELS)
+@MODELS.register_module()
 class PartlyWhitenedLoss(RdimKDLoss):
     """Standardised RdimKD that weights each direction by a power of the teacher's variance there.
 

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..features import Level
 from ..files.checkpoints import fingerprint
 from ..files.configs import UnreadableConfigError
-from ..losses import RdimKDLoss
+from ..losses import FeatureLoss
 from .facts import check_facts
 from .images import entry_key, image_pipeline
 from .reading import BatchReading
@@ -123,13 +123,13 @@ class CachedTeacher:
         check_facts(self.cache, self._given_facts())
         self.build()
 
-    def provide_bases(self, tap: str, indices: Sequence[int], loss: RdimKDLoss) -> None:
+    def provide_bases(self, tap: str, indices: Sequence[int], loss: FeatureLoss) -> None:
         """Give a loss the bases that the cached maps were projected on.
 
         Args:
             tap (str): Path of the teacher's module.
             indices (Sequence[int]): Indices of its levels, in the order of the loss.
-            loss (RdimKDLoss): Receives the bases.
+            loss (FeatureLoss): Receives the bases.
 
         Raises:
             ConfigError: A level is not in the cache, or already has another basis.
