@@ -1,7 +1,8 @@
-# STACK=openmmlab (default) or onedl; PYTHON selects the interpreter; ARGS go to what is run.
+# STACK=openmmlab (default) or onedl; OPS=torch (default) or compiled; PYTHON selects the interpreter; ARGS go to what is run.
 STACK ?= openmmlab
+OPS ?= torch
 PYTHON ?= python3
-VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
+VENV := .venv$(if $(filter onedl,$(STACK)),-onedl)$(if $(filter compiled,$(OPS)),-compiled)
 PY := $(VENV)/bin/python
 
 .PHONY: help setup demo results test smoke lint format
@@ -13,10 +14,12 @@ help:
 	@echo 'make lint    ruff; make format fixes what it can'
 	@echo 'make setup   only make the environment, $(VENV)'
 	@echo 'STACK=onedl  with each: the OneDL distribution, in .venv-onedl'
+	@echo 'OPS=compiled with each: mmcv with its operators compiled, in .venv-compiled or'
+	@echo '             .venv-onedl-compiled; needs a C++ compiler and about 6 minutes'
 	@echo 'PYTHON=python3.x  the Python to make the environment with'
 
 setup:
-	@$(PYTHON) tools/bootstrap.py $(VENV) $(STACK)
+	@$(PYTHON) tools/bootstrap.py $(VENV) $(STACK) $(OPS)
 
 demo: setup
 	@$(PY) tools/demo.py $(ARGS)

@@ -9,11 +9,24 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'rdimkd_det/version.py').read_text()).group(1)
 
+# These work in the repository only: bootstrap.py and make_api_docs.py serve its Makefile, and the
+# others run what is in experiments/.
+OF_THE_REPOSITORY = (
+    'bootstrap.py',
+    'demo.py',
+    'make_api_docs.py',
+    'make_digits.py',
+    'run_experiments.py',
+)
 DEMO = ['matplotlib', 'rich', 'scikit-learn']
 ONNX = ['onnx', 'onnxruntime']
+# mmengine 0.10.7 imports pkg_resources at run time, which setuptools 81 removes.
+OPENMMLAB = ['torch', 'setuptools<81', 'mmengine==0.10.7', 'mmdet==3.3.0']
 EXTRAS = {
-    # mmengine 0.10.7 imports pkg_resources at run time, which setuptools 81 removes.
-    'openmmlab': ['torch', 'setuptools<81', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
+    # mmcv-lite is mmcv without its compiled operators: rdimkd_det.host.ops stands in for them.
+    'openmmlab': [*OPENMMLAB, 'mmcv-lite==2.1.0'],
+    'openmmlab-compiled': [*OPENMMLAB, 'mmcv==2.1.0'],
+    # Built in isolation, pip's default, onedl-mmcv leaves its operators out.
     'onedl': [
         'torch',
         'onedl-mmengine==0.10.12',
@@ -52,7 +65,7 @@ class BuildWithConfigs(build_py):
     def extra_files(self):
         paths = [
             *ROOT.glob('configs/**/*.py'),
-            *ROOT.glob('tools/*.*'),
+            *(it for it in ROOT.glob('tools/*.*') if it.name not in OF_THE_REPOSITORY),
             ROOT / 'configs/metafile.yml',
             ROOT / 'model-index.yml',
         ]
@@ -68,8 +81,8 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['rdimkd_det', 'rdimkd_det.*']),
     python_requires='>=3.9',
-    # Nothing: an existing MMDetection environment keeps its packages.
-    install_requires=[],
+    # An existing MMDetection environment keeps its packages.
+    install_requires=['safetensors'],
     extras_require=EXTRAS,
     cmdclass={'build_py': BuildWithConfigs},
 )

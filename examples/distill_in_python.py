@@ -9,6 +9,7 @@ such a teacher is too weak to help.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,9 +24,9 @@ from torch.utils.data import DataLoader
 
 from rdimkd_det import ConfigError, RdimKDDistiller, fit_projections
 from rdimkd_det.commands import cli
-from rdimkd_det.datasets.digits import DigitsOptions, make_digits
 
-CONFIGS = Path(__file__).parents[1] / 'configs' / 'digits'
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / 'configs' / 'digits'
 
 
 def main() -> None:
@@ -49,7 +50,10 @@ def main() -> None:
     torch.manual_seed(0)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not args.data.exists():
-        make_digits(args.data, DigitsOptions())
+        sys.path.insert(0, str(REPOSITORY))
+        from experiments.digits.making import make_digits
+
+        make_digits(args.data)
     loader = training_loader(args.data)
     args.out.parent.mkdir(parents=True, exist_ok=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .compat import cuda_autocast_dtype
 from .errors import ConfigError
-from .features import record_outputs
+from .features import OUTPUT, SIZE_ERRORS, record_outputs
 from .names import check_names, type_name
 
 DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -108,14 +108,18 @@ def training_dtype(cfg: Mapping) -> torch.dtype | None:
     return dtype if dtype in DTYPES.values() else None
 
 
-def build_acceleration(options: Mapping) -> Acceleration:
+def build_acceleration(options: Mapping, others: Iterable[str] = ()) -> Acceleration:
     """Build the options from a config entry.
+
+    Args:
+        options (Mapping): Options of a teacher.
+        others (Iterable[str]): Names of its other options, for the message. Defaults to none.
 
     Raises:
         ConfigError: An option is unknown (the message suggests the closest name) or invalid.
     """
     known = [field.name for field in fields(Acceleration)]
-    check_names('model.teacher', options, ('config', 'checkpoint', 'cache', *known))
+    check_names('model.teacher', options, (*others, *known))
     return Acceleration(**options)
 
 
@@ -136,9 +140,11 @@ def accelerate(
     steps += [_channels_last] if options.channels_last else []
     network = _apply_harmless(steps, build, taps) if steps else build()
     network.requires_grad_(False).eval()  # folding creates new parameters and modules
+    # Dynamic shapes: one or two compilations for all input sizes instead of one per size.
+    if options.compile and OUTPUT in taps:
+        return torch.compile(network, dynamic=True)
     if options.compile:
         for name, child in list(network.named_children()):
-            # Dynamic shapes: one or two compilations for all input sizes instead of one per size.
             setattr(network, name, torch.compile(child, dynamic=True))
     return network
 
@@ -175,7 +181,9 @@ def _maps_of_noise(
             step(network)
         with torch.autocast('cpu', enabled=False), record_outputs(network, taps) as outputs:
             network(image)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+    except ConfigError:  # a missing tap
+        raise
+    except (AttributeError, TypeError, *SIZE_ERRORS):
         return None
     return [maps for tap in taps for maps in outputs[tap]]
 

@@ -24,7 +24,8 @@ def check_distribution() -> str:
         str: 'openmmlab' or 'onedl'.
 
     Raises:
-        ImportError: Neither is completely installed, or packages of both are.
+        ImportError: Neither is completely installed, or packages of both are, or mmcv and
+            mmcv-lite.
     """
     openmmlab = [name for name in OPENMMLAB if _installed(name)]
     onedl = [name for name in ONEDL if _installed(name)]
@@ -33,6 +34,11 @@ def check_distribution() -> str:
             f'rdimkd_det: packages of two MMDetection distributions are installed over each other: '
             f'{", ".join(openmmlab)} (OpenMMLab) and {", ".join(onedl)} (OneDL). Uninstall both, '
             f'then install one: pip install "rdimkd_det[openmmlab]" or "rdimkd_det[onedl]".'
+        )
+    if _has_version('mmcv') and _has_version('mmcv-lite'):
+        raise ImportError(
+            'rdimkd_det: mmcv and mmcv-lite are installed over each other. Uninstall both, then '
+            'install one: pip install mmcv-lite==2.1.0, or mmcv, which is compiled.'
         )
     for name, found, wanted in (('openmmlab', openmmlab, OPENMMLAB), ('onedl', onedl, ONEDL)):
         if len(found) == len(wanted):
@@ -46,13 +52,15 @@ def check_distribution() -> str:
 
 def _installed(package: str) -> bool:
     """Check for a package; mmcv-lite, which is mmcv without compiled operators, counts as mmcv."""
-    for name in (package, f'{package}-lite'):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            continue
-        return True
-    return False
+    return _has_version(package) or _has_version(f'{package}-lite')
+
+
+def _has_version(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def allow_config_prefix() -> None:

@@ -8,9 +8,6 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .acceleration import build_acceleration
-from .cache.facts import projection_facts
-from .cache.teacher import CachedTeacher
 from .errors import ConfigError
 from .features import Level, crop_to_common, match_levels, probe_levels
 from .files.configs import teacher_entries
@@ -22,7 +19,7 @@ from .monitoring import Monitor
 from .names import type_name
 from .several_teachers import OneOrMoreTeachers, SeveralTeachers
 from .tap_loss import build_tap_loss, check_losses
-from .teacher import Teacher
+from .teacher.build import build_teacher
 
 
 class Distillation(OneOrMoreTeachers, nn.Module):
@@ -30,9 +27,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
 
     Args:
         student (nn.Module): The student detector; it is probed, and no reference is kept.
-        teacher (dict): ``config`` and ``checkpoint`` of the teacher, and options of
-            :class:`rdimkd_det.acceleration.Acceleration`; or ``cache``, a directory written by
-            ``tools/cache_teacher.py``.
+        teacher (dict): Entry of the teacher, see :class:`rdimkd_det.RdimKDDistiller`.
         losses (dict): Maps the path of a student module, e.g. 'neck', to the config of a loss. The
             teacher is tapped at the same path unless the entry has a ``teacher_module``.
         name (str): Name of the teacher among several, used as a prefix in the names of its losses.
@@ -49,11 +44,9 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         check_losses(losses)
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
-        self.teacher_taps = {tap: loss.pop('teacher_module', tap) for tap, loss in losses.items()}
-        self.teacher = _build_teacher(teacher, self.teacher_taps, losses)
         student_levels = probe_levels(student, list(losses))
+        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
         teacher_levels = self.teacher.probe()
-        self.bridge = self.teacher.build_bridge(student.data_preprocessor)
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()
         for tap, loss in losses.items():
@@ -139,7 +132,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         Returns:
             dict[str, list[Tensor]]: Tap of the student to the teacher's maps, one per level.
         """
-        outputs = self.teacher(self.bridge(inputs, data_samples))
+        outputs = self.teacher(inputs, data_samples)
         if wait:
             self.teacher.wait(outputs)
         return {
@@ -207,7 +200,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
 
     def describe(self) -> list[str]:
         """Describe the teacher and its input, then each level: stride, channels, d, variance."""
-        lines = [f'teacher {self.teacher.checkpoint}, its input by {self.bridge}']
+        lines = [f'teacher {self.teacher.describe()}']
         for tap, loss in self.items():
             for level, (student, teacher) in enumerate(self.level_pairs[tap]):
                 adapter = ' (1x1 adapter)' if loss.has_adapter(level) else ''
@@ -246,19 +239,3 @@ def build_distillation(
 
 def _key(tap: str) -> str:
     return tap.replace('.', '_')  # nn.ModuleDict takes no dots
-
-
-def _build_teacher(teacher: dict, taps: dict[str, str], losses: dict) -> Teacher | CachedTeacher:
-    if not isinstance(teacher, Mapping) or not teacher.keys() & {'config', 'cache'}:
-        raise ConfigError(
-            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...), or, with the maps '
-            f'that tools/cache_teacher.py stored, dict(cache=...); got {teacher!r}.'
-        )
-    options = dict(teacher)
-    config, checkpoint, cache = (
-        options.pop(name, None) for name in ('config', 'checkpoint', 'cache')
-    )
-    acceleration = build_acceleration(options)
-    if cache is None:
-        return Teacher(config, checkpoint, list(taps.values()), acceleration)
-    return CachedTeacher(cache, config, checkpoint, projection_facts(losses, taps))

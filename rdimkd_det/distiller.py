@@ -38,7 +38,9 @@ class RdimKDDistiller:
     Args:
         student (dict | nn.Module): Config of the student detector, or the built detector.
         teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
-            ``checkpoint`` (path or URL) of the teacher, and options of
+            ``checkpoint`` (path or URL) of the teacher; or the options of a
+            :class:`rdimkd_det.teacher.ModuleSource`, any torch module; or ``cache``, a directory
+            written by ``tools/cache_teacher.py``. And options of
             :class:`rdimkd_det.acceleration.Acceleration`. Each of several teachers may also have a
             ``name``, which appears in the names of its losses, and its own ``losses``.
         losses (dict): Maps the path of a student module, e.g. 'neck', to the config of its loss,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from math import ceil, lcm, log2
 
 import torch
@@ -15,10 +16,15 @@ from .errors import ConfigError
 from .names import explain
 
 # The first is cheap and large enough to distinguish strides up to 256. SSD's extra layers have no
-# padding and reduce a small image to nothing, so larger sizes follow.
-PROBE_SIZES = (256, 384, 512)
+# padding and reduce a small image to nothing, so larger sizes follow, and the usual sizes of
+# vision transformers that take one size only.
+PROBE_SIZES = (256, 384, 512, 224, 640, 1024)
 # Every neck accepts images whose sides are multiples of it.
 SAFE_DIVISOR = 32
+# The tap that stands for the output of a whole network.
+OUTPUT = '(output)'
+# What a network raises that does not take images of a size.
+SIZE_ERRORS = (AssertionError, RuntimeError, ValueError)
 
 
 class ProbeError(ConfigError):
@@ -40,6 +46,11 @@ class Level:
     stride: int
     channels: int
     image: int = field(default=PROBE_SIZES[0], compare=False)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network; the CPU if it has neither parameters nor buffers."""
+    return next(chain(network.parameters(), network.buffers()), torch.empty(0)).device
 
 
 @contextmanager
@@ -73,27 +84,35 @@ def _record(outputs: dict, tap: str, module: nn.Module, args: tuple, output: obj
 
 
 def as_feature_maps(output: object) -> list[Tensor]:
-    """Return the 4-D tensors in a module's output, which is a tensor, a sequence or a dict."""
+    """Return the 4-D tensors in a module's output.
+
+    Args:
+        output (object): A tensor, a sequence or dict, or an object with such ``feature_maps``.
+    """
+    output = getattr(output, 'feature_maps', output)
     if isinstance(output, Tensor):
         output = [output]
     elif isinstance(output, Mapping):
         output = output.values()
-    return [maps for maps in output if isinstance(maps, Tensor) and maps.dim() == 4]
+    listed = output if isinstance(output, Iterable) else ()
+    return [maps for maps in listed if isinstance(maps, Tensor) and maps.dim() == 4]
 
 
 def find_module(network: nn.Module, tap: str) -> nn.Module:
-    """Return the module at a path.
+    """Return the module at a path; the network itself for :data:`OUTPUT`.
 
     Raises:
         ConfigError: The network has no module at this path; the message lists its children.
     """
+    if tap == OUTPUT:
+        return network
     try:
         module = network.get_submodule(tap)
     except AttributeError:
         module = None
     if module is None or module is network:
         available = [name for name, child in network.named_children() if child is not None]
-        name = getattr(network, 'display_name', type(network).__name__)
+        name = _name(network)
         raise ConfigError(
             f"tap '{tap}': {name} has no such module; it has "
             f'{", ".join(repr(name) for name in available)}.'
@@ -127,10 +146,7 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
             module.training = training
     for tap in taps:
         if not outputs.get(tap):
-            raise ConfigError(
-                f"tap '{tap}' gives no feature maps (N, C, H, W) when {type(network).__name__} "
-                f"extracts features; tap 'neck' or 'backbone'."
-            )
+            raise ConfigError(_without_maps(network, tap, size))
     return {
         tap: [
             Level(index, round(size / maps.shape[2]), maps.shape[1], size)
@@ -165,22 +181,48 @@ def _outputs_of_blank(
     network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = PROBE_SIZES
 ) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
                 image = torch.zeros(1, 3, size, size, device=device)
-                getattr(network, 'extract_feat', network)(image)
+                _extract(network, taps)(image)
                 return size, outputs
-        except NotImplementedError:  # an operator missing on the device fails for every size
+        except (ConfigError, NotImplementedError):  # a missing tap or operator fails at every size
             raise
-        except RuntimeError as error:
+        except SIZE_ERRORS as error:
             reason = error
-    name = getattr(network, 'display_name', type(network).__name__)
+    name = _name(network)
     raise ProbeError(
         f'{name}: no features can be extracted from blank images of '
         f'{", ".join(map(str, sizes))} pixels: {explain(reason)}'
     ) from reason
+
+
+def _name(network: nn.Module) -> str:
+    return getattr(network, 'display_name', type(network).__name__)
+
+
+def _extract(network: nn.Module, taps: Sequence[str]) -> Callable[[Tensor], object]:
+    """Return what runs a network up to its features: of a detector, its ``extract_feat``."""
+    return network if OUTPUT in taps else getattr(network, 'extract_feat', network)
+
+
+def _without_maps(network: nn.Module, tap: str, size: int) -> str:
+    name = _name(network)
+    if tap != OUTPUT:
+        return (
+            f"tap '{tap}' gives no feature maps (N, C, H, W) when {name} extracts features; tap "
+            f"'neck' or 'backbone'."
+        )
+    output = network(torch.zeros(1, 3, size, size, device=device_of(network)))
+    parts = output.values() if isinstance(output, Mapping) else output
+    parts = [parts] if isinstance(parts, Tensor) or not isinstance(parts, Iterable) else parts
+    given = [str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
+    return (
+        f'{name} returns no feature maps (N, C, H, W), but {", ".join(given) or "nothing"}; let it '
+        f"return maps, or name a module inside of it: teacher_module='...' in its loss."
+    )
 
 
 def match_levels(

@@ -12,15 +12,20 @@ from .features import find_module
 from .files.checkpoints import load_checkpoint_safely
 
 
-def weights_to_inherit(checkpoint: str) -> dict[str, Tensor]:
+def weights_to_inherit(checkpoint: str | None) -> dict[str, Tensor]:
     """Load the teacher's state dict, including the head.
 
     Args:
-        checkpoint (str): Path or URL of the teacher's checkpoint, also for a cached teacher.
+        checkpoint (str | None): Path or URL of the teacher's checkpoint, also for a cached teacher.
 
     Raises:
-        ConfigError: The checkpoint is missing or cannot be read.
+        ConfigError: There is none, or it is missing or cannot be read.
     """
+    if checkpoint is None:
+        raise ConfigError(
+            "inherit takes the teacher's weights from its checkpoint, and this teacher, a module, "
+            'has none; give teacher.checkpoint, or drop inherit.'
+        )
     try:
         return load_checkpoint_safely(checkpoint, who='teacher')
     except ConfigError as error:

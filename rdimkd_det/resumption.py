@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from .distillation import Distillation, SeveralTeachers
 from .errors import ConfigError
-from .files.checkpoints import fingerprint
 
 # Key of the facts in a checkpoint's 'meta'.
 KEY = 'distillation'
@@ -26,7 +25,7 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
     """
     facts = {}
     for part in distill.parts:
-        of_teacher = fingerprint(part.teacher.checkpoint)
+        of_teacher = part.teacher.fingerprint()
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher
         for tap, loss in part.items():

@@ -13,7 +13,7 @@ from .errors import ConfigError
 from .files.configs import read_config
 from .files.whole import write_text
 from .projections import PROJECTIONS
-from .teacher import Teacher
+from .teacher import DetectorSource, Teacher
 
 CUSTOM_IMPORTS = {'imports': ['rdimkd_det'], 'allow_failed_imports': False}
 
@@ -109,7 +109,7 @@ def projection_config(
     if projection == 'identity':
         return {'type': PROJECTIONS[projection]}
     if dim is None:
-        levels = Teacher(teacher, checkpoint, [tap]).probe()[tap]
+        levels = Teacher(DetectorSource(teacher, checkpoint), [tap]).probe()[tap]
         dim = max(1, min(level.channels for level in levels) // 2)
     return {'type': PROJECTIONS[projection], 'dim': dim}
 

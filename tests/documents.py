@@ -13,8 +13,8 @@ DOCUMENTS = sorted([REPOSITORY / 'README.md', *REPOSITORY.glob('docs/*.md')])
 SHELLS = ('bash', 'sh', 'shell', 'console')
 # Lines of unlabelled blocks and text in backticks are commands if they begin like this.
 COMMAND = re.compile(
-    r'(\$ |(\w+=\S+ )*(python3? (tools|examples)/|tools/\w+\.sh |make \w|pip install |mim |wget '
-    r'|\.ci/run))'
+    r'(\$ |(\w+=\S+ )*(python3? (tools/|examples/|-m experiments)|tools/\w+\.sh |make \w|'
+    r'pip install |mim |wget |\.ci/run))'
 )
 
 

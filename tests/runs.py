@@ -236,12 +236,23 @@ def assert_equal(first: dict, second: dict) -> None:
 def call_tool(name: str, *args: object) -> None:
     """Run tools/<name> in this process; its exceptions, SystemExit included, propagate."""
     tool = REPOSITORY / 'tools' / name
-    variables = dict(os.environ)
-    with (
-        mock.patch.object(sys, 'argv', [str(tool), *map(str, args)]),
-        mock.patch.dict(os.environ, variables),
-    ):
+    with _called_as(tool, args):
         runpy.run_path(str(tool), run_name='__main__')
+
+
+def call_module(name: str, *args: object) -> None:
+    """Run ``python -m <name>`` in this process, like :func:`call_tool`."""
+    with _called_as(REPOSITORY / f'{name.replace(".", "/")}.py', args):
+        runpy.run_module(name, run_name='__main__')
+
+
+@contextlib.contextmanager
+def _called_as(file: Path, args: tuple):
+    with (
+        mock.patch.object(sys, 'argv', [str(file), *map(str, args)]),
+        mock.patch.dict(os.environ, dict(os.environ)),
+    ):
+        yield
 
 
 def run_tool(

@@ -6,8 +6,10 @@ from unittest import mock
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
+from safetensors.torch import save_file
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -18,7 +20,7 @@ from rdimkd_det.acceleration import (
     build_acceleration,
     training_dtype,
 )
-from rdimkd_det.teacher import Teacher
+from rdimkd_det.teacher import DetectorSource, Teacher
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 FAMILIES = {
@@ -53,7 +55,7 @@ def trained(files):
 
 
 def maps(files, images, **options):
-    return Teacher(*files, ['neck'], build_acceleration(options))(images)['neck']
+    return Teacher(DetectorSource(*files), ['neck'], build_acceleration(options))(images)['neck']
 
 
 def assert_agree(found, expected, tolerance):
@@ -94,7 +96,7 @@ def test_option__agrees(files, options, tolerance):
 
 def test_fuse__no_batch_norm_is_left(files):
     def norms(**options):
-        teacher = Teacher(*files, ['neck'], Acceleration(**options))
+        teacher = Teacher(DetectorSource(*files), ['neck'], Acceleration(**options))
         teacher.build()
         modules = list(teacher._network.modules())
         assert not any(module.training for module in modules)
@@ -106,9 +108,9 @@ def test_fuse__no_batch_norm_is_left(files):
 
 def test_precision__as_autocast_but_cast_once(files):
     images = torch.randn(1, 3, 64, 96)
-    teacher = Teacher(*files, ['neck'], Acceleration(precision='bf16', fuse=False))
+    teacher = Teacher(DetectorSource(*files), ['neck'], Acceleration(precision='bf16', fuse=False))
     found = teacher(images)['neck']
-    network = Teacher(*files, ['neck'], Acceleration(precision='fp32', fuse=False))
+    network = Teacher(DetectorSource(*files), ['neck'], Acceleration(precision='fp32', fuse=False))
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         network.build()
         expected = network._network(images)
@@ -141,7 +143,7 @@ def test_training_dtype__literal(optim_wrapper, expected):
 
 
 def test_precision__of_the_training_also_outside_of_its_autocast(files):
-    teacher = Teacher(*files, ['neck'])
+    teacher = Teacher(DetectorSource(*files), ['neck'])
     assert teacher._precision(torch.device('cuda')) is None
     teacher.prepare(Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))))
     assert teacher._precision(torch.device('cpu')) is None
@@ -235,7 +237,7 @@ def test_compile__many_sizes_are_few_compilations(tmp_path, small_config, teache
     """Uses a backend that compiles fast; the number of compilations does not depend on it."""
     files = trained(teacher_files(tmp_path, small_config(FCOS, depth=18)))
     with mock.patch('torch.compile', partial(torch.compile, backend='aot_eager')):
-        teacher = Teacher(*files, ['neck'], Acceleration(compile=True))
+        teacher = Teacher(DetectorSource(*files), ['neck'], Acceleration(compile=True))
         for num, height, width in [(2, 512, 640), (2, 640, 512), (1, 512, 640)]:
             teacher(torch.randn(num, 3, height, width))
         compiled = counters['stats']['unique_graphs']
@@ -247,15 +249,41 @@ def test_compile__many_sizes_are_few_compilations(tmp_path, small_config, teache
 
 def test_compile__hides_inner_taps(files):
     with pytest.raises(ConfigError, match=r"'neck.fpn_convs' is tapped, .* set compile=False"):
-        Teacher(*files, ['neck.fpn_convs'], Acceleration(compile=True))
+        Teacher(DetectorSource(*files), ['neck.fpn_convs'], Acceleration(compile=True))
+
+
+class TakesOneSize(nn.Module):
+    """Like a vision transformer with fixed position embeddings."""
+
+    def __init__(self, size=224):
+        super().__init__()
+        self.size, self.patches = size, nn.Conv2d(3, 8, 16, 16)
+        self.positions = nn.Parameter(torch.randn(1, 8, size // 16, size // 16))
+
+    def forward(self, images):
+        assert images.shape[2:] == (self.size, self.size), f'takes {self.size} pixels only'
+        return (self.patches(images) + self.positions,)
+
+
+@pytest.mark.parametrize('size', [224, 512])
+def test_network_of_one_image_size__is_probed_and_runs_as_it_is(tmp_path, size):
+    MODELS.register_module(module=TakesOneSize, force=True)
+    network = TakesOneSize(size)
+    torch.save({f'backbone.{k}': v for k, v in network.state_dict().items()}, tmp_path / 'w.pth')
+    config = {'model': {'type': 'FCOS', 'backbone': {'type': 'TakesOneSize', 'size': size}}}
+    teacher = Teacher(DetectorSource(config, tmp_path / 'w.pth'), ['backbone'])
+    [level] = teacher.probe()['backbone']
+    assert (level.stride, level.channels, level.image) == (16, 8, size)
+    images = torch.randn(1, 3, size, size)
+    torch.testing.assert_close(teacher(images)['backbone'][0], network(images)[0].detach())
 
 
 @pytest.mark.parametrize(
     'options, message',
     [
         ({'presicion': 'fp16'}, "has no option 'presicion'; did you mean 'precision'"),
-        ({'checkpint': 'x'}, "has no option 'checkpint'; did you mean 'checkpoint'"),
-        ({'zzz': 1}, "has no option 'zzz'; it has config, checkpoint, cache, fuse, channels_last"),
+        ({'cach': 'x'}, "has no option 'cach'; did you mean 'cache'"),
+        ({'zzz': 1}, "has no option 'zzz'; it has config, cache, fuse, channels_last"),
         ({'precision': 'half'}, "precision must be 'auto', .* got 'half'"),
         ({'fuse': 'no'}, "fuse must be True or False, got 'no'"),
         ({'share_weights': True}, 'share_weights=True needs fuse=False and channels_last=False'),
@@ -267,12 +295,19 @@ def test_compile__hides_inner_taps(files):
 )
 def test_build_acceleration__wrong_option(options, message):
     with pytest.raises(ConfigError, match=message):
-        build_acceleration(options)
+        build_acceleration(options, others=('config', 'cache'))
 
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux tells what is mapped')
-def test_share_weights__are_mapped_from_the_file(files):
-    teacher = Teacher(*files, ['neck'], Acceleration(False, False, share_weights=True))
+@pytest.mark.parametrize('kind', ['pth', 'safetensors'])
+def test_share_weights__are_mapped_from_the_file(files, kind):
+    if kind == 'safetensors':
+        weights = torch.load(files[1], weights_only=True)['state_dict']
+        files = files[0], files[1].replace('.pth', '.safetensors')
+        save_file(weights, files[1])
+    teacher = Teacher(
+        DetectorSource(*files), ['neck'], Acceleration(False, False, share_weights=True)
+    )
     teacher.build()
     areas = [line.split() for line in Path('/proc/self/maps').read_text().splitlines()]
     ranges = [area[0].split('-') for area in areas if area[-1] == files[1]]
@@ -285,10 +320,12 @@ def test_share_weights__needs_the_zip_format(files):
     torch.save(
         torch.load(files[1], weights_only=True), files[1], _use_new_zipfile_serialization=False
     )
-    teacher = Teacher(*files, ['neck'], Acceleration(False, False, share_weights=True))
+    teacher = Teacher(
+        DetectorSource(*files), ['neck'], Acceleration(False, False, share_weights=True)
+    )
     with pytest.raises(ConfigError, match='share_weights=True needs a file on this machine'):
         teacher.build()
-    Teacher(*files, ['neck']).build()
+    Teacher(DetectorSource(*files), ['neck']).build()
 
 
 @pytest.mark.cuda
@@ -297,7 +334,7 @@ def test_share_weights__needs_the_zip_format(files):
 def test_cuda__half_precision_in_autocast(files, own_stream):
     images = torch.randn(2, 3, 160, 224, device='cuda')
     expected = maps(files, images, **PLAIN)
-    teacher = Teacher(*files, ['neck'], Acceleration(own_stream=own_stream))
+    teacher = Teacher(DetectorSource(*files), ['neck'], Acceleration(own_stream=own_stream))
     for _ in range(2):
         with torch.autocast('cuda', torch.float16):
             found = teacher(images)

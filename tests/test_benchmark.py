@@ -1,10 +1,9 @@
-"""The benchmark, its stopwatch, and the rival losses."""
+"""The benchmark and its stopwatch."""
 
 import json
 import time
 
 import pytest
-import reference
 import torch
 from mmcv.ops import DeformConv2dPack
 from mmengine.config import Config
@@ -12,7 +11,6 @@ from runs import REPOSITORY, call_tool, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
 from rdimkd_det import monitoring
-from rdimkd_det.benchmark.losses import loss_maps
 from rdimkd_det.benchmark.operations import count, count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
@@ -21,14 +19,6 @@ from rdimkd_det.stopwatch import describe_device, measure, peak_memory
 
 CPU = torch.device('cpu')
 FLAGSHIP = REPOSITORY / 'configs/rdimkd_fcos_r50_r18.py'
-
-
-@pytest.fixture
-def rivals(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / 'tools')
-    import rivals
-
-    return rivals
 
 
 def spend(seconds):
@@ -71,33 +61,14 @@ def test_describe_device__versions():
     assert {'cudnn', 'cudnn.benchmark', 'matmul.allow_tf32'} <= machine.keys()
 
 
-def test_rivals__reference(rivals):
-    student, teacher = torch.randn(2, 2, 6, 5, 7)
-    expected = reference.plain_loss(student, teacher, torch.eye(6))
-    assert rivals.L2([6])([student], [teacher]).item() == pytest.approx(expected, rel=1e-5)
-    expected = reference.correlation_loss(student, teacher) / 2
-    assert rivals.PKD([6])([student], [teacher]).item() == pytest.approx(expected, rel=2e-2)
-    adapted = rivals.L2WithAdapter([6])
-    weight, bias = (p.detach().numpy() for p in adapted.adapters[0].parameters())
-    moved = reference.adapt(student, weight[:, :, 0, 0], bias)
-    expected = reference.plain_loss(moved, teacher, torch.eye(6))
-    assert adapted([student], [teacher]).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_rivals__mgd_hides_positions(rivals):
-    mask = rivals.MGD([4]).mask(torch.ones(2, 4, 40, 50))
-    assert torch.equal(mask[:, :1].expand_as(mask), mask)
-    assert mask.mean().item() == pytest.approx(0.35, abs=0.03)
-
-
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
     return write_step_config(tmp_path_factory.mktemp('config'))
 
 
-def test_tool__measures_everything(tmp_path, rivals, config, capsys):
+def test_tool__measures_everything(tmp_path, config, capsys):
     arguments = ['--shape', 64, 96, '--batch', 2, '--rounds', 2, '--json', tmp_path / 'b.json']
-    call_tool('benchmark.py', config, *arguments, '--compare', 'pkd', 'standardize', 'mgd')
+    call_tool('benchmark.py', config, *arguments)
     report = json.loads((tmp_path / 'b.json').read_text())
     steps = {name: cost['median'] for name, cost in report['steps'].items()}
     teachers = {name: median for name, median in steps.items() if name.startswith('teacher: ')}
@@ -108,10 +79,8 @@ def test_tool__measures_everything(tmp_path, rivals, config, capsys):
     expected = steps['student step'] + min(teachers.values()) + steps['read both maps']
     assert report['floor'] == pytest.approx(expected)
     assert report['distilled_to_floor'] == pytest.approx(steps['distilled step'] / expected)
-    for layout in ('as handed over', 'contiguous'):
-        assert list(report['losses'][layout]) == ['pkd', 'standardize', 'mgd']
     assert report['steps']['student step']['memory'] > 10**6
-    assert report['command'].endswith('mgd') and report['machine']['mmdet'] and report['date']
+    assert report['command'].endswith('b.json') and report['machine']['mmdet'] and report['date']
     assert 'distilled step' in capsys.readouterr().out
 
 
@@ -141,15 +110,6 @@ def test_random_batch__masks_where_the_detector_has_a_mask_head(config):
     assert 'masks' not in small_subject(config).samples[0].gt_instances
     objects = random_batch(1, (40, 60), masks=True)['data_samples'][0].gt_instances
     assert objects.masks.masks.shape == (4, 40, 60)
-
-
-def test_loss_maps__in_the_layout_of_the_teacher(config):
-    subject = small_subject(config)
-    student, teacher = loss_maps(subject, 'as handed over')
-    assert student[0].is_contiguous() and student[0].shape == teacher[0].shape == (2, 24, 8, 12)
-    assert teacher[0].is_contiguous(memory_format=torch.channels_last)
-    _, teacher = loss_maps(subject, 'contiguous')
-    assert teacher[0].is_contiguous()
 
 
 # Operations
@@ -210,7 +170,7 @@ def test_count__deformable_convolution():
 
 
 @pytest.mark.slow
-def test_tool__documented_command_needs_no_network(rivals, tmp_path):
+def test_tool__documented_command_needs_no_network(tmp_path):
     arguments = ['--shape', 64, 96, '--random-weights', '--only', 'operations']
     call_tool('benchmark.py', FLAGSHIP, *arguments, '--json', tmp_path / 'b.json')
     report = json.loads((tmp_path / 'b.json').read_text())
@@ -218,7 +178,7 @@ def test_tool__documented_command_needs_no_network(rivals, tmp_path):
     assert report['weights']['teacher'] == pytest.approx(109e6, rel=0.01)  # ResNet-50 and FPN
 
 
-def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
+def test_tool__random_weights_need_no_checkpoint(config, capsys):
     options = ['--cfg-options', 'model.teacher.checkpoint=none.pth']
     arguments = ['--shape', 64, 64, '--only', 'operations']
     call_tool('benchmark.py', config, *arguments, '--random-weights', *options)
@@ -242,16 +202,17 @@ def test_tool__random_weights_need_no_checkpoint(rivals, config, capsys):
         ([FLAGSHIP, '--cfg-options', 'optim_wrapper.optimizer.type=SDG'], "unknown type 'SDG'"),
         ([FLAGSHIP, '--cfg-options', 'optim_wrapper=None'], 'no optim_wrapper with an optimizer'),
         ([FLAGSHIP, '--cfg-options', 'model.teacher.cache=c'], 'model.teacher.cache is set'),
+        ([FLAGSHIP, '--only', 'losses'], 'python -m experiments.compare_losses'),
     ],
 )
-def test_tool__wrong_use(rivals, capsys, arguments, message):
+def test_tool__wrong_use(capsys, arguments, message):
     with pytest.raises(SystemExit, match='2'):
         call_tool('benchmark.py', *arguments)
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
 
 
-def test_tool__a_step_that_fails(rivals, config, capsys):
+def test_tool__a_step_that_fails(config, capsys):
     """One position a channel is too few for BatchNorm."""
     with pytest.raises(SystemExit, match='2'):
         call_tool('benchmark.py', config, '--shape', 1, 1, '--random-weights', '--only', 'steps')
@@ -260,11 +221,8 @@ def test_tool__a_step_that_fails(rivals, config, capsys):
     assert error.count('\n') == 1
 
 
-def test_tool__nothing_to_measure(rivals, config, capsys):
+def test_tool__nothing_to_measure(config, capsys):
     with pytest.raises(SystemExit, match='2'):
         call_tool('benchmark.py', config, '--cfg-options', 'model.losses.neck.loss_weight=0')
     error = capsys.readouterr().err
     assert 'each loss_weight in model.losses is 0' in error and error.count('\n') == 1
-    with pytest.raises(SystemExit, match='2'):
-        call_tool('benchmark.py', config, '--compare')
-    assert 'expected at least one argument' in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_fit__principal_directions_of_the_teachers_features(distilled, random_ba
     fit_projections(model, iter(batches))  # one pass is enough
     # The teacher once more, by its own preprocessor and outside of the package.
     teacher = model.distill.teacher
-    preprocess = MODELS.build(teacher.model.data_preprocessor)
+    preprocess = MODELS.build(teacher.source.model.data_preprocessor)
     with torch.no_grad():
         inputs = [
             preprocess(random_batch(size=sizes, seed=seed), True)['inputs'] for seed in range(3)

@@ -7,17 +7,19 @@ from unittest import mock
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
 
 from rdimkd_det import ConfigError
-from rdimkd_det.cache.facts import checkpoint_facts
 from rdimkd_det.files import checkpoints
 from rdimkd_det.files.checkpoints import (
     checkpoints_kept,
+    fingerprint,
     forget_kept_checkpoints,
     hub_path,
     load_checkpoint_safely,
 )
 from rdimkd_det.files.whole import sha256_of
+from rdimkd_det.teacher.source import checkpoint_facts
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
 
@@ -102,6 +104,34 @@ def test_load__a_web_page(tmp_path):
     path.write_text('<html>404: not found</html>')
     with pytest.raises(ConfigError, match=r'w.pth is no checkpoint, or is damaged'):
         load(path)
+
+
+def test_safetensors__is_read_as_such(tmp_path):
+    save_file(WEIGHTS, tmp_path / 'w.safetensors', {'format': 'pt'})
+    for mapped in (False, True):
+        weights = load_checkpoint_safely(str(tmp_path / 'w.safetensors'), 'teacher', mapped)
+        assert weights.keys() == WEIGHTS.keys()
+        assert all(torch.equal(weights[key], WEIGHTS[key]) for key in WEIGHTS)
+    path = str(tmp_path / 'w.safetensors')
+    before = fingerprint(path)
+    save_file({**WEIGHTS, 'neck.steps': torch.tensor(4)}, path)
+    assert len(before) == 16 and fingerprint(path) != before
+
+
+@pytest.mark.parametrize('mapped', [False, True])
+def test_safetensors__missing_damaged_or_a_pickle(tmp_path, mapped):
+    def refused(message):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_checkpoint_safely(str(path), 'teacher', mapped)
+        assert '\n' not in str(caught.value)
+
+    path = tmp_path / 'w.safetensors'
+    refused('w.safetensors does not exist')
+    save_file(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:-8])
+    refused('w.safetensors cannot be read, it is damaged')
+    save(path, WEIGHTS)
+    refused('w.safetensors cannot be read, it is damaged')
 
 
 @pytest.mark.parametrize('content', [{'meta': {}}, {'state_dict': {}}, [1, 2], torch.ones(2)])

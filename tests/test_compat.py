@@ -30,7 +30,12 @@ def installed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'names, expected', [(compat.OPENMMLAB, 'openmmlab'), (compat.ONEDL, 'onedl')]
+    'names, expected',
+    [
+        (compat.OPENMMLAB, 'openmmlab'),
+        (('mmengine', 'mmcv-lite', 'mmdet'), 'openmmlab'),
+        (compat.ONEDL, 'onedl'),
+    ],
 )
 def test_distribution__one(installed, names, expected):
     installed(*names)
@@ -45,8 +50,10 @@ def test_distribution__one(installed, names, expected):
         (compat.ONEDL[1:], 'not installed: onedl-mmengine missing'),
         (compat.OPENMMLAB + compat.ONEDL, 'two MMDetection distributions .* over each other'),
         (('mmengine', *compat.ONEDL), r'mmengine \(OpenMMLab\) and onedl-mmengine, onedl-mmcv'),
+        (('mmcv-lite', *compat.ONEDL), r'mmcv \(OpenMMLab\) and onedl-mmengine'),
+        ((*compat.OPENMMLAB, 'mmcv-lite'), r'mmcv and mmcv-lite .* over each other\. Uninstall'),
     ],
-    ids=['none', 'part of openmmlab', 'part of onedl', 'both', 'mixed'],
+    ids=['none', 'part of openmmlab', 'part of onedl', 'both', 'mixed', 'lite', 'mmcv twice'],
 )
 def test_distribution__not_one(installed, names, message):
     installed(*names)

@@ -90,7 +90,7 @@ def test_flagship__levels_and_projection():
     projections = model.distill.losses['neck'].projections
     assert [(type(p), p.dim) for p in projections] == [(PCAProjection, 128)] * 5
     # A caffe-BGR teacher under a torchvision-RGB student.
-    assert model.distill.bridge.flip_channels
+    assert model.distill.teacher.bridge.flip_channels
     assert config.model.teacher.checkpoint.startswith('https://download.openmmlab.com/')
 
 

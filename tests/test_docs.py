@@ -19,6 +19,7 @@ from mmengine.config import Config
 from runs import (
     CLASSES,
     REPOSITORY,
+    call_module,
     call_tool,
     distilled,
     fcos,
@@ -29,7 +30,8 @@ from runs import (
 )
 
 import rdimkd_det
-from rdimkd_det.datasets.digits import DigitsOptions, make_digits
+from experiments.digits.images import DigitsOptions
+from experiments.digits.making import make_digits
 from rdimkd_det.tap_loss import check_losses
 
 ALL_COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
@@ -86,11 +88,12 @@ def parse(tool: str, words: list[str], is_synopsis: bool) -> None:
         mock.patch.object(argparse.ArgumentParser, 'parse_args', stop),
         pytest.raises(ParsedError),
     ):
-        call_tool(tool, *words)
+        call = call_tool if tool.endswith('.py') else call_module
+        call(tool, *words)
 
 
 @pytest.mark.parametrize('command', ALL_COMMANDS, ids=str)
-def test_command__is_understood(command, launched, monkeypatch):
+def test_command__is_understood(command, launched):
     program, *words = command.words
     if program == 'make':
         done = subprocess.run(
@@ -104,11 +107,13 @@ def test_command__is_understood(command, launched, monkeypatch):
         script = next(place for place, word in enumerate(told) if word.endswith('.py'))
         parse(Path(told[script]).name, told[script + 1 :], command.is_synopsis)
     elif program.startswith('python'):
-        monkeypatch.syspath_prepend(REPOSITORY / 'tools')  # as Python does for a script there
-        parse(f'../{words[0]}', words[1:], command.is_synopsis)
+        if words[0] == '-m':
+            parse(words[1], words[2:], command.is_synopsis)
+        else:
+            parse(f'../{words[0]}', words[1:], command.is_synopsis)
     elif program in ('pip', 'mim'):
         text = (REPOSITORY / 'setup.py').read_text()
-        for extra in re.findall(r'\[(\w+)\]', ' '.join(words)):
+        for extra in re.findall(r'\[([\w-]+)\]', ' '.join(words)):
             assert f"'{extra}':" in text
     elif program == '.ci/run':
         assert os.access(REPOSITORY / program, os.X_OK)
@@ -308,6 +313,62 @@ def test_performance__figures_are_those_of_the_run(run, costs):
             assert f' {cost["median"]:.1f} |' in text, name
 
 
+GPU_STEPS = {
+    'plain student step': 'student step',
+    'distilled step': 'distilled step',
+    'distilled step, monitored (one in 50)': 'distilled step, monitored',
+    'teacher, as configured': 'teacher: as configured',
+    'teacher, fp32, unfused': 'teacher: fp32, unfused',
+    'distillation loss, forward and backward': 'distillation loss, and backward',
+    'reading both maps once': 'read both maps',
+}
+GPU_LOSSES = {
+    'L2': 'l2',
+    'L2 with a 1x1 adapter': 'l2-adapter',
+    'PKD': 'pkd',
+    'RdimKD, `normalize=None`': 'plain',
+    "RdimKD, `'standardize'`": 'standardize',
+    'reading both maps': 'read both maps',
+}
+
+
+def gpu_report(name: str) -> dict:
+    """Return a report of tools/check_gpu.py; {} while no GPU has made it."""
+    path = REPOSITORY / f'docs/results/performance/gpu/{name}.json'
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def gpu_row(label: str, cost: dict | None, unit: dict | None) -> str:
+    if cost is None:
+        return f'| {label} | - | - | - |'
+    of_unit, memory = cost['median'] / unit['median'], cost['memory'] / 2**20
+    return f'| {label} | {cost["median"]:.2f} | {of_unit:.3f} | {memory:.0f} |'
+
+
+@pytest.mark.parametrize(
+    'name, rows, costs, unit',
+    [
+        ('step', GPU_STEPS, lambda it: it.get('steps', {}), 'student step'),
+        ('losses', GPU_LOSSES, lambda it: it.get('losses', {}).get('contiguous', {}), 'pkd'),
+    ],
+)
+def test_performance__figures_of_a_gpu_are_those_of_its_check(name, rows, costs, unit):
+    text = (REPOSITORY / 'docs/performance.md').read_text()
+    measured = costs(gpu_report(name))
+    for label, key in rows.items():
+        assert gpu_row(label, measured.get(key), measured.get(unit)) in text
+
+
+def test_performance__floor_and_seconds_of_a_gpu_are_those_of_its_check():
+    text, report = (REPOSITORY / 'docs/performance.md').read_text(), gpu_report('step')
+    floor, ratio, seconds = '-', '-', '-'
+    if report:
+        floor, ratio = f'{report["floor"]:.2f}', f'{report["distilled_to_floor"]:.3f}'
+        seconds = f'{report["steps"]["distilled step"]["median"] / 1000:.3f}'
+    assert f'| floor; distilled step / floor | {floor} | {ratio} | |' in text
+    assert f'| Distilled step, s | {seconds} | {seconds} | {seconds} |' in text
+
+
 def test_recipes__costs_are_those_that_were_counted():
     text = (REPOSITORY / 'docs/recipes.md').read_text()
     told = re.findall(r'^\| \[(\w.+?)\]\(.+\| (\S+) \| (\S+) \|$', text, re.MULTILINE)
@@ -377,12 +438,12 @@ def test_map__has_every_module():
     page = (REPOSITORY / 'docs/contributing.md').read_text()
     on_map = set()
     for line in page.splitlines():
-        if line.startswith('**`rdimkd_det/'):
+        if line.startswith(('**`rdimkd_det/', '**`experiments/')):
             folder = line.split('`')[1]
         elif line.startswith('| `'):
             on_map.add(f'{folder}{line.split("`")[1]}.py')
-    package = REPOSITORY / 'rdimkd_det'
-    modules = {str(p.relative_to(REPOSITORY)) for p in package.rglob('*.py')}
+    packages = [REPOSITORY / 'rdimkd_det', REPOSITORY / 'experiments']
+    modules = {str(p.relative_to(REPOSITORY)) for it in packages for p in it.rglob('*.py')}
     assert on_map == {name for name in modules if not name.endswith('__init__.py')}
 
 

@@ -144,6 +144,28 @@ def test_export__result_as_mmengine_logs_it(work_dir):
         assert sorted(read_student(str(path)).meta['metrics']) == names
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])  # how the validations are logged
+def test_export__result_of_an_iteration_based_training(tmp_path, by_epoch):
+    """mmengine logs its validations without their iteration, unless it is told otherwise."""
+    config = run_config(write_data(tmp_path / 'data'), tmp_path / 'work', fcos())
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=5, val_interval=2)
+    config.train_dataloader.sampler = dict(type='InfiniteSampler')
+    config.log_processor = dict(by_epoch=False)
+    config.default_hooks.logger.log_metric_by_epoch = by_epoch
+    config.default_hooks.logger.interval = 3
+    config.default_hooks.checkpoint.update(by_epoch=False, interval=1)
+    train(config)
+    (log,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    logged = [line['coco/bbox_mAP_50'] for line in lines if 'coco/bbox_mAP_50' in line]
+    assert len(logged) == 3
+    found = {}
+    for iteration in range(1, 6):
+        meta = read_student(str(tmp_path / 'work' / f'iter_{iteration}.pth')).meta
+        found[iteration] = meta.get('metrics', {}).get('coco/bbox_mAP_50')
+    assert found == {1: None, 2: logged[0], 3: None, 4: logged[1], 5: logged[2]}
+
+
 def test_export__without_log_claims_no_result(work_dir, tmp_path):
     shutil.copy(work_dir / 'epoch_2.pth', tmp_path)
     assert 'metrics' not in read_student(str(tmp_path / 'epoch_2.pth')).meta

@@ -61,6 +61,7 @@ def test_wheel_and_sdist__have_everything(built):
     others = [Path('configs/metafile.yml'), Path('model-index.yml')]
     for path in map(str, [*configs, *tools, *others]):
         assert f'rdimkd_det/.mim/{path}' in wheel and path in sdist
+    assert not [name for name in wheel if 'experiments' in name or name.endswith('/demo.py')]
     for path in (REPOSITORY / 'rdimkd_det').rglob('*.py'):
         name = str(path.relative_to(REPOSITORY))
         assert name in sdist and (name in wheel or '.mim' in name)

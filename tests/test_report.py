@@ -17,18 +17,18 @@ from rich.console import Console
 from runs import call_tool, distilled, fcos, hidden, run_config, train, write_data, write_teacher
 
 from rdimkd_det import ConfigError
+from rdimkd_det.files.scalars import History
+from rdimkd_det.files.whole import read_json
 from rdimkd_det.reports import evaluation
 from rdimkd_det.reports.charts import draw_lines
 from rdimkd_det.reports.comparison import classes_table, comparison_page, scores_table
 from rdimkd_det.reports.config_diff import differing_settings, flatten
-from rdimkd_det.reports.detections import Detection, Example, match, most_different
+from rdimkd_det.reports.detections import Detection, Example, iou, match, most_different
 from rdimkd_det.reports.evaluation import Evaluation
 from rdimkd_det.reports.gallery import draw_example, embed, gallery, legend
 from rdimkd_det.reports.labels import place_labels
 from rdimkd_det.reports.page import page, table
 from rdimkd_det.reports.runs import TrainedRun, read_runs
-from rdimkd_det.trainings.history import History
-from rdimkd_det.trainings.state import read_json
 
 CONSOLE = Console(quiet=True)
 
@@ -337,7 +337,30 @@ class TestComparison:
         assert '&lt;b&gt;' in html
 
 
+class TestDetections:
+    def test_match__one_right_detection_per_object_and_class(self):
+        truths = [Detection((0, 0, 10, 10), '3', 1.0)]
+        found = [
+            Detection((0, 0, 10, 9), '3', 0.5),
+            Detection((0, 0, 10, 10), '3', 0.9),
+            Detection((0, 0, 10, 10), '8', 0.8),
+            Detection((0, 6, 10, 16), '3', 0.7),
+        ]
+        judged = match(found, truths)
+        assert [(it.score, it.right) for it in judged] == [
+            (0.9, True), (0.8, False), (0.7, False), (0.5, False)
+        ]  # fmt: skip
+
+    def test_iou__literal_values(self):
+        assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+        assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
+        assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
+
+
 class TestPage:
+    def test_page__escapes_the_title(self):
+        assert '<h1>a &lt; b</h1>' in page('a < b', [])
+
     @pytest.mark.slow
     @needs_chromium
     @pytest.mark.parametrize('columns, shadow', [(2, False), (30, True)])

@@ -67,7 +67,7 @@ def test_data_preprocessor__at_the_top_of_a_config(teacher, tmp_path, runner_typ
     runner = RUNNERS.build(cfg) if runner_type else Runner.from_cfg(cfg)
     model = runner.model if isinstance(runner.model, nn.Module) else MODELS.build(runner.model)
     assert model.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
-    assert not model.distill.bridge.same_values
+    assert not model.distill.teacher.bridge.same_values
 
 
 def test_data_preprocessor__at_the_top_of_a_config_is_the_trained_detectors_too(teacher, tmp_path):

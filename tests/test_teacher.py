@@ -1,17 +1,19 @@
 import copy
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from torch import nn
 
 from rdimkd_det import ConfigError
 from rdimkd_det.files.configs import UnreadableConfigError, read_detector_config
 from rdimkd_det.files.weights import load_strictly
-from rdimkd_det.teacher import Teacher
+from rdimkd_det.teacher import DetectorSource, Teacher
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 RETINANET = 'retinanet/retinanet_r18_fpn_1x_coco.py'
@@ -38,7 +40,7 @@ def full_detector(files):
 
 def test_call__maps_of_the_whole_detector(files):
     images = torch.randn(2, 3, 70, 100)
-    feats = Teacher(*files, taps=['neck', 'backbone'])(images)
+    feats = Teacher(DetectorSource(*files), taps=['neck', 'backbone'])(images)
     detector = full_detector(files)
     with torch.no_grad():
         expected = {'backbone': detector.backbone(images), 'neck': detector.extract_feat(images)}
@@ -51,12 +53,12 @@ def test_call__maps_of_the_whole_detector(files):
 
 def test_call__gradient_mode_is_the_callers(files):
     images = torch.randn(1, 3, 64, 64, requires_grad=True)
-    assert not Teacher(*files, taps=['neck'])(images)['neck'][0].requires_grad
+    assert not Teacher(DetectorSource(*files), taps=['neck'])(images)['neck'][0].requires_grad
     assert torch.is_grad_enabled()
 
 
 def test_build__on_first_use_frozen_and_without_head(files):
-    teacher = Teacher(*files, taps=['neck'])
+    teacher = Teacher(DetectorSource(*files), taps=['neck'])
     assert not teacher.built
     teacher(torch.randn(1, 3, 64, 64))
     network = teacher._network
@@ -68,13 +70,13 @@ def test_build__on_first_use_frozen_and_without_head(files):
 
 
 def test_build__backbone_tap_builds_no_neck(files):
-    teacher = Teacher(*files, taps=['backbone'])
+    teacher = Teacher(DetectorSource(*files), taps=['backbone'])
     teacher.build()
     assert [name for name, _ in teacher._network.named_children()] == ['backbone']
 
 
 def test_teacher__is_a_guest(files):
-    teacher = Teacher(*files, taps=['neck'])
+    teacher = Teacher(DetectorSource(*files), taps=['neck'])
     teacher.build()
     assert not isinstance(teacher, nn.Module)
     assert copy.deepcopy(teacher) is teacher
@@ -111,7 +113,7 @@ def test_teacher__drop_path_is_off(tmp_path, small_config, teacher_files):
 def test_teacher__takes_no_random_numbers(files):
     random.seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    teacher = Teacher(*files, taps=['neck'])
+    teacher = Teacher(DetectorSource(*files), taps=['neck'])
     teacher.build_preprocessor()
     teacher.probe()
     teacher(torch.zeros(1, 3, 64, 64))
@@ -122,7 +124,9 @@ def test_teacher__takes_no_random_numbers(files):
 
 @pytest.mark.parametrize('name', [FCOS, SWIN])
 def test_probe__needs_no_weights(small_config, name):
-    teacher = Teacher({'model': small_config(name).model}, 'none.pth', taps=['neck'])
+    teacher = Teacher(
+        DetectorSource({'model': small_config(name).model}, 'none.pth'), taps=['neck']
+    )
     levels = teacher.probe()['neck']
     assert [level.stride for level in levels] == [8, 16, 32, 64, 128]
     assert {level.channels for level in levels} == {32} and not teacher.built
@@ -148,7 +152,9 @@ def test_load__tensors_that_are_in_no_checkpoint(tmp_path):
     weights = {f'backbone.{key}': value for key, value in plain.state_dict().items()}
     torch.save(weights, tmp_path / 'w.pth')
     images = torch.randn(1, 3, 6, 5)
-    found = Teacher(config, str(tmp_path / 'w.pth'), ['backbone'])(images)['backbone'][0]
+    found = Teacher(DetectorSource(config, str(tmp_path / 'w.pth')), ['backbone'])(images)[
+        'backbone'
+    ][0]
     torch.testing.assert_close(found, plain(images)[0].detach())
 
 
@@ -156,7 +162,7 @@ def test_load__other_architecture(tmp_path, files, small_config, teacher_files):
     (tmp_path / 'r50').mkdir()
     _, other = teacher_files(tmp_path / 'r50', small_config(FCOS, depth=50))
     with pytest.raises(ConfigError) as caught:
-        Teacher(files[0], other, taps=['neck']).build()
+        Teacher(DetectorSource(files[0], other), taps=['neck']).build()
     own = full_detector(files).state_dict()
     theirs = torch.load(other, weights_only=True)['state_dict']
     own, theirs = (
@@ -175,17 +181,17 @@ def test_load__other_architecture(tmp_path, files, small_config, teacher_files):
 
 def test_load__one_key_missing(files):
     edit(files[1], lambda weights: weights.pop('neck.fpn_convs.1.conv.bias'))
-    teacher = Teacher(*files, taps=['neck'])
+    teacher = Teacher(DetectorSource(*files), taps=['neck'])
     with pytest.raises(ConfigError, match=r'1 missing \(neck.fpn_convs.1.conv.bias\); 0 unexp'):
         teacher.build()
     assert not teacher.built
-    Teacher(*files, taps=['backbone']).build()  # which does not run the neck
+    Teacher(DetectorSource(*files), taps=['backbone']).build()  # which does not run the neck
 
 
 def test_load__one_key_unexpected(files):
     edit(files[1], lambda weights: weights.update({'neck.extra': torch.ones(1)}))
     with pytest.raises(ConfigError, match=r'0 missing; 1 unexpected \(neck.extra\); 0 of anoth'):
-        Teacher(*files, taps=['neck']).build()
+        Teacher(DetectorSource(*files), taps=['neck']).build()
 
 
 def test_load__one_shape_differs(files):
@@ -194,7 +200,7 @@ def test_load__one_shape_differs(files):
     )
     shapes = r'1 of another shape \(backbone.conv1.weight \(4, 3, 7, 7\) for \(8, 3, 7, 7\)\)'
     with pytest.raises(ConfigError, match=shapes):
-        Teacher(*files, taps=['neck']).build()
+        Teacher(DetectorSource(*files), taps=['neck']).build()
 
 
 def test_load__head_and_old_counters_do_not_count(files):
@@ -204,7 +210,7 @@ def test_load__head_and_old_counters_do_not_count(files):
                 del weights[key]
 
     edit(files[1], change)
-    Teacher(*files, taps=['neck']).build()
+    Teacher(DetectorSource(*files), taps=['neck']).build()
 
 
 def test_load_strictly__few_names_of_many():
@@ -215,10 +221,14 @@ def test_load_strictly__few_names_of_many():
 
 def test_preprocessor__is_the_configs_own(small_config):
     config = small_config(FCOS, depth=18)
-    built = Teacher({'model': config.model}, 'none.pth', taps=['neck']).build_preprocessor()
+    built = Teacher(
+        DetectorSource({'model': config.model}, 'none.pth'), taps=['neck']
+    ).build_preprocessor()
     assert built.mean.flatten().tolist() == pytest.approx(config.model.data_preprocessor.mean)
     del config.model.data_preprocessor
-    built = Teacher({'model': config.model}, 'none.pth', taps=['neck']).build_preprocessor()
+    built = Teacher(
+        DetectorSource({'model': config.model}, 'none.pth'), taps=['neck']
+    ).build_preprocessor()
     assert type(built).__name__ == 'BaseDataPreprocessor'  # which InputBridge refuses
 
 
@@ -233,7 +243,9 @@ def test_preprocessor__is_the_configs_own(small_config):
 )
 def test_preprocessor__pads_to_what_the_network_takes(small_config, name, wanted, divisor):
     model = small_config(name, data_preprocessor=dict(pad_size_divisor=wanted)).model
-    built = Teacher({'model': model}, 'none.pth', taps=['neck']).build_preprocessor()
+    built = Teacher(
+        DetectorSource({'model': model}, 'none.pth'), taps=['neck']
+    ).build_preprocessor()
     assert built.pad_size_divisor == divisor
 
 
@@ -245,12 +257,12 @@ def test_preprocessor__of_a_class_with_another_divisor(small_config):
     model = small_config(FCOS, depth=18).model
     model.data_preprocessor.update(type=PadsTo64)
     del model.data_preprocessor['pad_size_divisor']
-    teacher = Teacher({'model': model}, 'none.pth', taps=['neck'])
+    teacher = Teacher(DetectorSource({'model': model}, 'none.pth'), taps=['neck'])
     assert teacher.build_preprocessor().pad_size_divisor == 64
 
 
 def test_checkpoint__missing_only_when_training_starts(files):
-    teacher = Teacher(files[0], 'none.pth', taps=['neck'])
+    teacher = Teacher(DetectorSource(files[0], 'none.pth'), taps=['neck'])
     teacher.probe()
     with pytest.raises(ConfigError, match=r'teacher: checkpoint none.pth does not exist'):
         teacher.build()
@@ -258,14 +270,22 @@ def test_checkpoint__missing_only_when_training_starts(files):
 
 def test_checkpoint__not_a_name(files):
     with pytest.raises(ConfigError, match=r'needs a checkpoint.*got None'):
-        Teacher(files[0], None, taps=['neck'])
+        DetectorSource(files[0], None)
 
 
 def test_config__not_there():
     with pytest.raises(UnreadableConfigError, match=r'config none.py cannot be read'):
-        Teacher('none.py', 'w.pth', taps=['neck'])
+        DetectorSource('none.py', 'w.pth')
     with pytest.raises(UnreadableConfigError, match=r'config mmdet::fcos/none.py cannot be read'):
-        Teacher('mmdet::fcos/none.py', 'w.pth', taps=['neck'])
+        DetectorSource('mmdet::fcos/none.py', 'w.pth')
+
+
+def test_config__a_path_is_named(files, tmp_path):
+    assert DetectorSource(Path(files[0]), Path(files[1])).name == files[0]
+    assert DetectorSource(Config.fromfile(files[0]), 'w.pth').name == '(given as a dict)'
+    (tmp_path / 'empty.py').write_text('')
+    with pytest.raises(ConfigError, match=r'config .*/empty.py holds no detector'):
+        DetectorSource(tmp_path / 'empty.py', 'w.pth')
 
 
 @pytest.mark.parametrize('config', [{}, {'model': {'type': 'FCOS'}}, {'model': None}])

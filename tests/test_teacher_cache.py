@@ -20,9 +20,9 @@ from runs import assert_equal, hidden, load, train, trained_losses
 
 from rdimkd_det import ConfigError
 from rdimkd_det.cache.images import image_pipeline
-from rdimkd_det.cache.making import without_cache
 from rdimkd_det.cache.reading import place
 from rdimkd_det.cache.store import TeacherCache
+from rdimkd_det.files.configs import without_cache
 from rdimkd_det.teacher import FeatureExtractor
 
 HALF = 2**-11  # the relative error of rounding to half precision

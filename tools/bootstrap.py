@@ -1,8 +1,11 @@
-"""Make the environment of the Makefile: `python tools/bootstrap.py VENV {openmmlab,onedl}`.
+"""Make the Makefile's environment: `tools/bootstrap.py VENV {openmmlab,onedl} {torch,compiled}`.
 
-Needs only the standard library. Does nothing if the environment is complete, and continues where an
+The operators of mmcv are rdimkd_det's, written with torch, or mmcv's own, which are compiled. Needs
+only the standard library. Does nothing if the environment is complete, and continues where an
 interrupted run stopped. Prints one line and exits with status 2 if something is missing.
 """
+
+from __future__ import annotations
 
 import csv
 import fcntl
@@ -18,26 +21,43 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MMCV = {'openmmlab': 'mmcv', 'onedl': 'onedl-mmcv'}
+MMCV = {
+    ('openmmlab', 'torch'): 'mmcv-lite',
+    ('openmmlab', 'compiled'): 'mmcv',
+    ('onedl', 'torch'): 'onedl-mmcv',
+    ('onedl', 'compiled'): 'onedl-mmcv',
+}
 # The Python versions that the pinned packages have wheels for.
 OLDEST = {'openmmlab': (3, 9), 'onedl': (3, 10)}
 NEWEST = (3, 13)
-SELF_CHECK = (
-    'import cv2, torch, mmcv.ops, mmdet, rdimkd_det; '
-    "print('torch', torch.__version__, 'mmcv', mmcv.__version__, 'mmdet', mmdet.__version__)"
-)
+# rdimkd_det supplies the operators when it is imported; compiled ones work before that.
+IMPORTS = {
+    'torch': 'import cv2, torch, rdimkd_det, mmcv.ops, mmdet; ',
+    'compiled': 'import cv2, torch, mmcv.ops, mmdet, rdimkd_det; ',
+}
+PRINT = "print('torch', torch.__version__, 'mmcv', mmcv.__version__, 'mmdet', mmdet.__version__)"
+FIRST_TIME = {'torch': '1 to 4 minutes on 2 cores', 'compiled': '8 minutes on 2 cores'}
+COMPILING = '6 minutes on 2 cores'
+# setuptools takes these in place of Python's own flags. Without debug information, a file takes two
+# thirds of the time; -O1 saves another tenth, a precompiled header nothing.
+CFLAGS = '-O2 -g0 -DNDEBUG -fwrapv'
 # Patterns in an installer's log, and what they mean; the first match counts.
 DIAGNOSES = (
     (r'No space left', 'the disk is full: up to 10 GB are needed'),
     (r'[Kk]illed', 'the machine ended it: if memory ran out, try MAX_JOBS=1 make setup'),
     (
+        r"No module named 'mmcv\._ext'",
+        "pip's cache holds a wheel of mmcv without operators: call pip cache remove '*mmcv*', "
+        'then make again',
+    ),
+    (
         r'CUDA_HOME environment variable is not set|CUDA was not found|detected CUDA version',
-        "install the CUDA toolkit of torch's version, or build without: "
-        'CUDA_VISIBLE_DEVICES= make setup',
+        "install the CUDA toolkit of torch's version, or leave out OPS=compiled",
     ),
     (r'.*: (fatal )?error: .*', None),
     (
-        r'Retrying|timed out|IncompleteRead|DO NOT MATCH THE HASHES|No matching distribution',
+        r'Retrying|timed out|IncompleteRead|DO NOT MATCH THE HASHES|No matching distribution|'
+        r'located at .* is invalid',
         "the package index gave no complete answer: check the network and pip's settings, then "
         'call make again',
     ),
@@ -45,12 +65,16 @@ DIAGNOSES = (
 
 
 def main() -> None:
-    venv, stack = ROOT / sys.argv[1], sys.argv[2]
-    if stack not in MMCV:
+    venv, stack, operators = ROOT / sys.argv[1], *sys.argv[2:]
+    if stack not in OLDEST:
         fail(f'STACK must be openmmlab or onedl, got {stack}.')
-    if is_ready(venv, stack):
+    if operators not in IMPORTS:
+        fail(f'OPS must be torch or compiled, got {operators}.')
+    if is_ready(venv, stack, operators):
         return
-    check_machine(stack)
+    check_python(stack)
+    if operators == 'compiled' and (problem := missing_compiler()):
+        fail(problem)
     # The installers inherit the lock, so it is held until the last of them has ended.
     with open(f'{venv}.lock', 'w') as lock:
         try:
@@ -59,18 +83,18 @@ def main() -> None:
             say(f'waiting for another setup of {venv.name} to end ...')
             fcntl.flock(lock, fcntl.LOCK_EX)
         os.set_inheritable(lock.fileno(), True)
-        if not is_ready(venv, stack):
-            install(venv, stack)
+        if not is_ready(venv, stack, operators):
+            install(venv, stack, operators)
 
 
-def is_ready(venv: Path, stack: str) -> bool:
-    stamp = venv / 'rdimkd_det.stamp'
-    return stamp.is_file() and stamp.read_text() == fingerprint(stack) and has_python(venv)
+def is_ready(venv: Path, stack: str, operators: str) -> bool:
+    stamp, wanted = venv / 'rdimkd_det.stamp', fingerprint(stack, operators)
+    return stamp.is_file() and stamp.read_text() == wanted and has_python(venv)
 
 
-def fingerprint(stack: str) -> str:
+def fingerprint(stack: str, operators: str) -> str:
     """Return a hash of everything that decides what is installed."""
-    digest = hashlib.sha256(f'{stack} {ROOT}'.encode())
+    digest = hashlib.sha256(f'{stack} {operators} {ROOT}'.encode())
     constraints = ROOT / 'requirements' / 'constraints.txt'
     for path in (constraints, constraints_of(stack), ROOT / 'setup.py', Path(__file__)):
         digest.update(path.read_bytes())
@@ -89,54 +113,75 @@ def has_python(venv: Path) -> bool:
     return config.is_file() and version in config.read_text()
 
 
-def check_machine(stack: str) -> None:
+def check_python(stack: str) -> None:
     if not OLDEST[stack] <= sys.version_info[:2] <= NEWEST:
         oldest, newest = ('.'.join(map(str, version)) for version in (OLDEST[stack], NEWEST))
         fail(
             f'{sys.executable} is Python {sys.version.split()[0]}: install Python {oldest} to '
             f'{newest} and call make PYTHON=python3.x.'
         )
+
+
+def missing_compiler() -> str | None:
+    """Return what compiled operators need and this machine lacks, as one line, or None."""
     compiler = os.environ.get('CXX', 'c++').split()[0]
     if shutil.which(compiler) is None:
-        fail(f'no C++ compiler ({compiler}): install one, e.g. apt-get install build-essential.')
+        return (
+            f'no C++ compiler ({compiler}): install one, e.g. apt-get install build-essential, or '
+            f'leave out OPS=compiled.'
+        )
     if not Path(sysconfig.get_path('include'), 'Python.h').is_file():
-        fail("Python's headers (Python.h) are missing: install them, e.g. python3-dev.")
+        return (
+            "Python's headers (Python.h) are missing: install them, e.g. python3-dev, or leave out "
+            'OPS=compiled.'
+        )
+    return None
 
 
-def install(venv: Path, stack: str) -> None:
-    start = time.monotonic()
+def install(venv: Path, stack: str, operators: str) -> None:
+    start, mmcv = time.monotonic(), MMCV[stack, operators]
     stamp, python, log = venv / 'rdimkd_det.stamp', venv / 'bin' / 'python', venv / 'setup.log'
     if stamp.is_file():
         say(f'{venv.name} is out of date: updating it.')
         stamp.unlink()
     else:
-        say(
-            f'making {venv.name}. The first time takes about 18 minutes on 2 cores: '
-            f"{MMCV[stack]}'s ops are compiled, and pip keeps the result."
-        )
+        say(f'making {venv.name} (about {FIRST_TIME[operators]} the first time) ...')
         forget_incomplete(venv)
     create(venv)
     log.write_text('')
     pip = [python, '-m', 'pip', 'install', '--disable-pip-version-check']
     pip += ['-c', constraints_of(stack)]
 
-    # torch and the build tools first: mmcv's setup.py imports them.
+    # torch and the build tools first: the setup.py of a compiled mmcv imports them.
     step('PyTorch and build tools', [*pip, 'setuptools', 'wheel', 'ninja', 'torch'], log)
-    packages = f'{ROOT}[{stack},dev]'
-    step(
-        f'MMDetection; compiles {MMCV[stack]} (about 14 minutes on 2 cores) if pip has no wheel',
-        [*pip, '--no-build-isolation', '-e', packages],
-        log,
-    )
+    what = 'MMDetection'
+    remove_other_operators(venv, operators, log)
+    if operators == 'compiled':
+        what += f'; compiles {mmcv} (about {COMPILING}) if pip has no wheel'
+    elif stack == 'onedl':
+        # It leaves its operators out where it is built without torch, i.e. in isolation. pip's
+        # cache cannot tell such a wheel from a compiled one, so this one stays out of it.
+        pure = [*pip, '--no-cache-dir', '--no-deps', mmcv]
+        step(f'{mmcv} without its operators', pure, log)
+    extra = 'openmmlab-compiled' if mmcv == 'mmcv' else stack
+    step(what, [*pip, '--no-build-isolation', '-e', f'{ROOT}[{extra},dev]'], log)
     # opencv-python links libGL and X11, which servers and containers lack. The headless package has
     # the same files without windows, so it is always installed over opencv-python.
     headless = 'opencv-python-headless'
     if not all(map(is_whole, infos(venv, headless) or [venv])):
         step('OpenCV without windows', [*pip, '--force-reinstall', '--no-deps', headless], log)
-    step('self-check', [python, '-W', 'ignore', '-c', SELF_CHECK], log)
-    stamp.write_text(fingerprint(stack))
+    step('self-check', [python, '-W', 'ignore', '-c', IMPORTS[operators] + PRINT], log)
+    stamp.write_text(fingerprint(stack, operators))
     versions = log.read_text().splitlines()[-1]
     say(f'{venv.name} is ready after {minutes(start)}: {versions}')
+
+
+def remove_other_operators(venv: Path, operators: str, log: Path) -> None:
+    """Remove an mmcv that is compiled and should not be, e.g. by an older setup, or vice versa."""
+    [mmcv, *_] = [*venv.glob('lib/python3*/site-packages/mmcv'), None]
+    if mmcv and any(mmcv.glob('_ext.*')) != (operators == 'compiled'):
+        uninstall = [venv / 'bin' / 'python', '-m', 'pip', 'uninstall', '-y', *{*MMCV.values()}]
+        step('removing mmcv with other operators', uninstall, log)
 
 
 def create(venv: Path) -> None:
@@ -184,7 +229,7 @@ def step(what: str, command: list, log: Path) -> None:
     threading.Thread(target=sign_of_life, args=(done,), daemon=True).start()
     seen = log.stat().st_size
     # mmcv would start four compilers on any machine.
-    environment = {'MAX_JOBS': str(os.cpu_count() or 1), **os.environ}
+    environment = {'MAX_JOBS': str(os.cpu_count() or 1), 'CFLAGS': CFLAGS, **os.environ}
     with log.open('a') as output:
         status = subprocess.call(
             list(map(str, command)),

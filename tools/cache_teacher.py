@@ -21,16 +21,15 @@ from torch.distributed import init_process_group
 from rdimkd_det import ConfigError, DistillHook
 from rdimkd_det.cache.facts import check_facts, projection_facts
 from rdimkd_det.cache.images import image_pipeline
-from rdimkd_det.cache.making import (
+from rdimkd_det.cache.store import TeacherCache
+from rdimkd_det.cache_making import (
     cache_images,
     check_room,
     fill_cache,
     part_facts,
     prepare_cache,
     use_bases,
-    without_cache,
 )
-from rdimkd_det.cache.store import TeacherCache
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.commands.hook_options import distill_hooks
@@ -38,7 +37,7 @@ from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.commands.options import OptionsAction
 from rdimkd_det.distillation import Distillation
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
-from rdimkd_det.files.configs import teacher_entries
+from rdimkd_det.files.configs import teacher_entries, without_cache
 from rdimkd_det.progress import counting_bar, with_progress
 
 

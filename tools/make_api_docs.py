@@ -40,9 +40,10 @@ def main() -> None:
 def pages(root: Path) -> dict[Path, str]:
     """Return the files that this tool writes, with their content."""
     contributing = root / 'docs' / 'contributing.md'
+    maps = [code_map(root / name) for name in (PACKAGE, 'experiments')]
     return {
         root / 'docs' / 'api.md': api_page(),
-        contributing: with_map(read(contributing), code_map(root / PACKAGE)),
+        contributing: with_map(read(contributing), '\n\n'.join(maps)),
     }
 
 

@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from rdimkd_det import ConfigError
-from rdimkd_det.cache.making import without_cache
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_model
+from rdimkd_det.files.configs import without_cache
 from rdimkd_det.inference import trained_detector, trained_student
 from rdimkd_det.pictures.drawing import write_pictures
 from rdimkd_det.pictures.views import Viewer

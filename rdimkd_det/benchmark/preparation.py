@@ -46,7 +46,13 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
     if cfg.model.teacher.get('cache') is not None:
         raise ConfigError(
             'model.teacher.cache is set, and the benchmark measures the live teacher; add '
-            '--cfg-options model.teacher.cache=None, or run benchmarks/teacher_cache.py.'
+            '--cfg-options model.teacher.cache=None, or, in a clone of the repository, run '
+            'python -m experiments.teacher_cache.'
+        )
+    if cfg.model.teacher.get('module') is not None:
+        raise ConfigError(
+            'model.teacher is a module, and the benchmark also measures a teacher with its head; '
+            'give the config of a detector.'
         )
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     student = cfg.model.get('student') or {}

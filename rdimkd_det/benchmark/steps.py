@@ -57,12 +57,12 @@ def teacher_variants(device: torch.device) -> dict[str, Acceleration]:
 
 
 def _other_teachers(subject: Subject) -> dict[str, Callable]:
-    distill, inputs, samples = subject.model.distill, subject.inputs, subject.samples
-    options, taps = subject.cfg.model.teacher, distill.teacher.taps
+    teacher, inputs, samples = subject.model.distill.teacher, subject.inputs, subject.samples
+    preprocessor = subject.model.data_preprocessor
 
     def piece(acceleration: Acceleration) -> Callable:
-        teacher = Teacher(options.config, options.checkpoint, taps, acceleration)
-        return lambda: teacher(distill.bridge(inputs, samples))
+        variant = Teacher(teacher.source, teacher.taps, acceleration, preprocessor)
+        return lambda: variant(inputs, samples)
 
     variants = teacher_variants(subject.device)
     return {f'{TEACHER}{name}': piece(variant) for name, variant in variants.items()}
@@ -79,7 +79,7 @@ def _whole_teacher(subject: Subject) -> Callable:
 
     @torch.no_grad()
     def piece() -> None:
-        teacher.loss(subject.model.distill.bridge(inputs, samples), samples)
+        teacher.loss(subject.model.distill.teacher.bridge(inputs, samples), samples)
 
     return piece
 

@@ -24,9 +24,6 @@ def print_report(report: Mapping) -> None:
               f'{report["distilled_to_plain"]:.3f} of the student step; floor: student step + '
               f'{report["fastest_teacher"]} + reading both maps once = '
               f'{report["floor"]:.1f} ms')  # fmt: skip
-    for layout, costs in report.get('losses', {}).items():
-        title = f"losses alone, forward and backward, d = {report['dim']}, teacher's maps {layout}"
-        print_costs(f'{title}: {what}', costs, of='pkd')
     if 'operations' in report:
         print_operations(f'operations: {report["batch"]} x {height} x {width}', report)
 

@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
-from urllib.parse import urlparse
 
 from ..errors import ConfigError
-from ..files.checkpoints import local_path
-from ..files.whole import sha256_of
+from ..files.configs import as_json
 from ..names import type_name
-from .images import as_json
 from .store import TeacherCache
-
-
-def model_facts(model: Mapping) -> dict:
-    """Return the parts of a teacher's config that determine its feature maps.
-
-    Args:
-        model (Mapping): Model config of the teacher.
-
-    Returns:
-        dict: Name of the fact to its value, in JSON types.
-    """
-    return {
-        f"{part} of the teacher's config": as_json(_without_initialization(model.get(part)))
-        for part in ('backbone', 'neck', 'data_preprocessor')
-    }
 
 
 def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, str]) -> dict:
@@ -57,17 +38,6 @@ def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, s
         projection['type'] = type_name(projection)
         facts[f"projection at '{teacher_taps[tap]}'"] = as_json(projection)
     return facts
-
-
-def checkpoint_facts(checkpoint: str) -> dict:
-    """Return a checkpoint's file name and its SHA-256 (None if the file is not on this machine).
-
-    Args:
-        checkpoint (str): Path or URL.
-    """
-    name = Path(urlparse(checkpoint).path).name
-    path = local_path(checkpoint)
-    return {'checkpoint': name, 'weights': sha256_of(path) if path.is_file() else None}
 
 
 def check_facts(cache: TeacherCache, given: Mapping) -> None:
@@ -101,14 +71,3 @@ def _first_difference(one: object, other: object) -> tuple[object, object]:
     if not (isinstance(one, list) and isinstance(other, list)):
         return one, other
     return next((a, b) for a, b in zip_longest(one, other, fillvalue='nothing') if a != b)
-
-
-def _without_initialization(entry: object) -> object:
-    """Drop the options for initial weights, which the checkpoint replaces."""
-    if not isinstance(entry, Mapping):
-        return entry
-    return {
-        key: _without_initialization(value)
-        for key, value in entry.items()
-        if key not in ('init_cfg', 'pretrained')
-    }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
 from ..errors import ConfigError
+from ..files.configs import as_json
 from ..names import PACKAGES, type_name
 
 # Allow-lists: any other transform may draw random numbers or mix images. Another package's Resize
@@ -104,11 +104,6 @@ def unaugmented(pipeline: list, flip: bool) -> list[dict]:
         if type_name(step) == 'RandomFlip':
             step['prob'] = float(flip)
     return kept
-
-
-def as_json(value: object) -> object:
-    """Convert a config entry to JSON types, as if it had been saved and loaded."""
-    return json.loads(json.dumps(value, default=lambda kind: getattr(kind, '__name__', str(kind))))
 
 
 def _transforms(pipeline: list) -> dict:

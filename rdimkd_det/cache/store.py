@@ -1,8 +1,7 @@
 """``TeacherCache``: the teacher's projected maps of every training image, on disk.
 
-A directory holds ``cache.json`` (what was cached), ``bases.npz`` (a :class:`LevelArrays` per
-level), and shards: ``00007.npy``, one row of half-precision numbers, and ``00007.json``, its index.
-The index of a shard is written last: a shard exists if its index does.
+A directory holds ``cache.json`` (what was cached), ``bases.safetensors`` (a :class:`LevelArrays`
+per level), and shards, e.g. ``00007.safetensors``.
 """
 
 from __future__ import annotations
@@ -10,19 +9,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ..errors import ConfigError
-from ..files.whole import write_text, written_whole
+from ..files.whole import write_bytes, write_text
+from .shards import DamagedShardError, Entry, read_index, read_row, split_levels, write_shard
 
-FORMAT = 1
+FORMAT = 2
 
 
 class LevelArrays(NamedTuple):
@@ -37,33 +37,6 @@ class LevelArrays(NamedTuple):
     basis: np.ndarray
     variance_kept: np.ndarray
     padding: np.ndarray
-
-
-class Entry(NamedTuple):
-    """The location of one image's maps.
-
-    Attributes:
-        shard (int): Number of the shard.
-        offset (int): Position of the first byte in the shard's file.
-        crc32 (int): Checksum of all bytes of the entry.
-        image_shape (tuple[int, int]): (H, W) of the image without padding.
-        map_shapes (tuple): (d, h, w) of each level.
-    """
-
-    shard: int
-    offset: int
-    crc32: int
-    image_shape: tuple[int, int]
-    map_shapes: tuple[tuple[int, int, int], ...]
-
-    @property
-    def count(self) -> int:
-        """int: Number of values in the entry."""
-        return sum(d * h * w for d, h, w in self.map_shapes)
-
-
-class DamagedShardError(ConfigError):
-    """A shard does not hold what was written."""
 
 
 class TeacherCache:
@@ -92,16 +65,21 @@ class TeacherCache:
             self.about = json.loads(text)
             if self.about['format'] != FORMAT:
                 raise ConfigError(
-                    f'teacher cache {directory}: format {self.about["format"]} is not {FORMAT}, '
-                    f'which this version reads; rebuild it with tools/cache_teacher.py.'
+                    f'teacher cache {directory}: its format is {self.about["format"]}, and this '
+                    f'version reads {FORMAT}; delete the directory and make the cache again: '
+                    f'python tools/cache_teacher.py CONFIG --out {directory}'
                 )
-            bases = self.directory / 'bases.npz'
-            if _digest(bases.read_bytes()) != self.about['bases']:
-                raise ValueError('bases.npz is not what cache.json says')
-            self.arrays = _read_arrays(bases, len(self.about['levels']))
+            content = (self.directory / 'bases.safetensors').read_bytes()
+            if _digest(content) != self.about['bases']:
+                raise ValueError('bases.safetensors is not what cache.json says')
+            tensors = load(content)
+            self.arrays = [
+                LevelArrays(*(tensors[f'{number}.{field}'] for field in LevelArrays._fields))
+                for number in range(len(self.about['levels']))
+            ]
         except ConfigError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(
                 f'teacher cache {directory} is damaged ({error}); delete it and rebuild it.'
             ) from error
@@ -124,18 +102,14 @@ class TeacherCache:
         """
         with _writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            named = {
-                f'{number}.{field}': value
+            tensors = {
+                f'{number}.{field}': np.ascontiguousarray(value)
                 for number, of_level in enumerate(arrays)
                 for field, value in of_level._asdict().items()
             }
-            with written_whole(directory / 'bases.npz') as file:
-                np.savez(file, **named)
-            about = {
-                'format': FORMAT,
-                **about,
-                'bases': _digest((directory / 'bases.npz').read_bytes()),
-            }
+            content = save(tensors)
+            write_bytes(directory / 'bases.safetensors', content)
+            about = {'format': FORMAT, **about, 'bases': _digest(content)}
             write_text(directory / 'cache.json', json.dumps(about, indent=1))
         return cls(directory)
 
@@ -161,18 +135,8 @@ class TeacherCache:
             entries (Mapping[str, tuple]): Key of an image to its (H, W) and its maps (d, h, w), one
                 per level, float16.
         """
-        offset, index, rows = 0, {}, []
-        for key, (image_shape, maps) in entries.items():
-            row = np.concatenate([level.ravel() for level in maps])
-            shapes = [level.shape for level in maps]
-            index[key] = (offset, zlib.crc32(row), image_shape, shapes)
-            offset += len(row)
-            rows.append(row)
         with _writing(self.directory):
-            with written_whole(self._path(number, 'npy')) as file:
-                np.save(file, np.concatenate(rows), allow_pickle=False)
-            content = {'bases': self.about['bases'], 'count': offset, 'entries': index}
-            write_text(self._path(number, 'json'), json.dumps(content, separators=(',', ':')))
+            write_shard(self._path(number), self.about['bases'], entries)
 
     def load_index(self) -> None:
         """Load the index, unless it is loaded already.
@@ -183,7 +147,7 @@ class TeacherCache:
         if self.entries is not None:
             return
         indexes = [self._read_index(number) for number in range(self.num_shards)]
-        missing = [self._path(n, 'npy').name for n, index in enumerate(indexes) if not index]
+        missing = [self._path(n).name for n, index in enumerate(indexes) if not index]
         if missing:
             raise ConfigError(
                 f'teacher cache {self.directory} is incomplete: {len(missing)} of '
@@ -191,15 +155,6 @@ class TeacherCache:
                 f'tools/cache_teacher.py again to continue.'
             )
         self.entries = {key: entry for index in indexes for key, entry in index.items()}
-
-    def unload_index(self) -> None:
-        """Free the memory of the index."""
-        self.entries = None
-
-    @property
-    def index_loaded(self) -> bool:
-        """bool: Whether the index is in memory."""
-        return self.entries is not None
 
     def find(self, key: str, image_shape: tuple[int, int]) -> Entry:
         """Return the location of one image's maps.
@@ -234,7 +189,7 @@ class TeacherCache:
             DamagedShardError: The shard is damaged; the message names it.
         """
         entry = self.find(key, image_shape)
-        row = self._read_row(entry, check=key not in self._verified)
+        row = read_row(self._path(entry.shard), key, entry, check=key not in self._verified)
         self._verified.add(key)
         return split_levels(row, entry.map_shapes)
 
@@ -249,75 +204,19 @@ class TeacherCache:
         """
         index = self._read_index(number)
         if not index:
-            return f'shard {self._path(number, "npy")} is missing or cut short'
+            return f'shard {self._path(number)} is missing or cut short'
         try:
-            for entry in index.values():
-                self._read_row(entry, check=True)
+            for key, entry in index.items():
+                read_row(self._path(number), key, entry, check=True)
         except DamagedShardError as error:
             return str(error)
         return None
 
-    def _read_row(self, entry: Entry, check: bool) -> np.ndarray:
-        path = self._path(entry.shard, 'npy')
-        row = np.empty(entry.count, np.float16)
-        try:
-            # Twice as fast as np.load(mmap_mode='r'), which parses the header each time. Keeping
-            # the file open would save nothing more.
-            with path.open('rb') as file:
-                file.seek(entry.offset)
-                num_bytes = file.readinto(row)
-        except OSError as error:
-            raise self._damaged(path, str(error)) from error
-        if num_bytes != row.nbytes or (check and zlib.crc32(row) != entry.crc32):
-            raise self._damaged(path, 'a checksum differs')
-        return row
-
-    def _damaged(self, path: Path, reason: str) -> DamagedShardError:
-        return DamagedShardError(
-            f'teacher cache: shard {path} is damaged ({reason}); delete it and run '
-            f'tools/cache_teacher.py again, which rebuilds it'
-        )
-
     def _read_index(self, number: int) -> dict[str, Entry]:
-        """Return the entries of a shard; {} if it is missing, cut short, or of another cache."""
-        try:
-            content = json.loads(self._path(number, 'json').read_text(encoding='utf-8'))
-            size = self._path(number, 'npy').stat().st_size
-        except (FileNotFoundError, ValueError):
-            return {}
-        header = size - 2 * content['count']
-        whole = header > 0 and header % np.lib.format.ARRAY_ALIGN == 0
-        if content['bases'] != self.about['bases'] or not whole:
-            return {}
-        index = {}
-        for key, (offset, crc32, image_shape, shapes) in content['entries'].items():
-            shapes = tuple(map(tuple, shapes))
-            shapes = self._shapes.setdefault(shapes, shapes)  # one object per distinct value
-            start = header + 2 * offset
-            index[key] = Entry(number, start, crc32, tuple(image_shape), shapes)
-        return index
+        return read_index(self._path(number), number, self.about['bases'], self._shapes)
 
-    def _path(self, number: int, suffix: str) -> Path:
-        return self.directory / f'{number:05d}.{suffix}'
-
-
-def split_levels(row: np.ndarray, shapes: Sequence[tuple]) -> list[np.ndarray]:
-    """Split the row of values of an image into one map per level.
-
-    Args:
-        row (np.ndarray): All values of an image, level after level.
-        shapes (Sequence[tuple]): (d, h, w) of each level.
-    """
-    ends = np.cumsum([d * h * w for d, h, w in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(row, ends), shapes)]
-
-
-def _read_arrays(path: Path, num_levels: int) -> list[LevelArrays]:
-    with np.load(path, allow_pickle=False) as file:
-        return [
-            LevelArrays(*(file[f'{number}.{field}'] for field in LevelArrays._fields))
-            for number in range(num_levels)
-        ]
+    def _path(self, number: int) -> Path:
+        return self.directory / f'{number:05d}.safetensors'
 
 
 def _digest(content: bytes) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..features import Level
-from ..files.configs import UnreadableConfigError, read_detector_config
-from ..losses import RdimKDLoss
-from .facts import check_facts, checkpoint_facts, model_facts
+from ..files.checkpoints import fingerprint
+from ..files.configs import UnreadableConfigError
+from ..losses import FeatureLoss
+from .facts import check_facts
 from .images import entry_key, image_pipeline
 from .reading import BatchReading
 from .store import TeacherCache
@@ -29,38 +29,29 @@ class CachedTeacher:
     The teacher is neither built nor loaded, and its checkpoint need not exist.
 
     Args:
-        directory (str): Directory of the cache.
-        config (str | dict, optional): The teacher's config, compared with the cached one.
-        checkpoint (str, optional): Path or URL of the teacher's weights, compared by hash if the
-            file exists, otherwise by name.
+        cache (TeacherCache): The cache.
+        checkpoint (str, optional): Path or URL of the teacher's weights, if given in the config.
+        given_facts (Callable): Returns the facts that the config tells about the teacher, which are
+            compared with the cached ones.
         projections (Mapping): From :func:`rdimkd_det.cache.facts.projection_facts`.
 
     Raises:
-        UnreadableConfigError: There is no cache.
-        ConfigError: The cache is damaged, or holds other projections.
+        ConfigError: The cache holds other projections.
     """
 
     projected = True
 
     def __init__(
         self,
-        directory: str,
-        config: str | dict | None,
+        cache: TeacherCache,
         checkpoint: str | None,
+        given_facts: Callable[[], dict],
         projections: Mapping,
     ) -> None:
-        try:
-            self.cache = TeacherCache(directory)
-        except OSError as error:
-            raise UnreadableConfigError(
-                f'teacher cache {directory} is not there ({error.strerror}); make it with '
-                f'tools/cache_teacher.py CONFIG --out {directory}, or train with the live teacher, '
-                f'without cache=...'
-            ) from error
-        self.config = config
-        self.given_checkpoint = checkpoint
-        self.checkpoint = str(checkpoint or self.cache.about['facts']['checkpoint'])
-        check_facts(self.cache, projections)
+        self.cache = cache
+        self.checkpoint = checkpoint or cache.about['facts']['checkpoint']
+        self._given_facts = given_facts
+        check_facts(cache, projections)
         self._threads = _reading_threads()
         self._reading: BatchReading | None = None
 
@@ -78,7 +69,7 @@ class CachedTeacher:
     @property
     def built(self) -> bool:
         """bool: Whether the cache's index is in memory."""
-        return self.cache.index_loaded
+        return self.cache.entries is not None
 
     @property
     def num_bytes(self) -> int:
@@ -95,7 +86,7 @@ class CachedTeacher:
 
     def release(self) -> None:
         """Free the index; the next call loads it again."""
-        self.cache.unload_index()
+        self.cache.entries = None
 
     def probe(self) -> dict[str, list[Level]]:
         """Return the strides and channels at the taps, as recorded in the cache."""
@@ -104,9 +95,15 @@ class CachedTeacher:
             for tap, levels in self.cache.about['taps'].items()
         }
 
-    def build_bridge(self, preprocessor: nn.Module) -> KeyBridge:
-        """Build what turns a batch of the student into the input of this teacher."""
-        return KeyBridge(self.cache)
+    def describe(self) -> str:
+        """Return what the teacher is, and where its maps come from."""
+        about = self.cache.about
+        name = self.checkpoint or about['facts']['module of the teacher']['type']
+        return f'{name}, its maps from cache {self.cache.directory}, {about["num_entries"]} entries'
+
+    def fingerprint(self) -> str | None:
+        """Return what identifies the weights in a resumed training, if their file is there."""
+        return None if self.checkpoint is None else fingerprint(str(self.checkpoint))
 
     def check(self, cfg: Config) -> None:
         """Check a config; the same as :meth:`prepare`."""
@@ -123,19 +120,16 @@ class CachedTeacher:
                 the first difference), or shards are missing.
         """
         check_facts(self.cache, image_pipeline(cfg))
-        if self.config is not None:
-            check_facts(self.cache, model_facts(read_detector_config(self.config)))
-        if self.given_checkpoint is not None:
-            check_facts(self.cache, checkpoint_facts(self.checkpoint))
+        check_facts(self.cache, self._given_facts())
         self.build()
 
-    def provide_bases(self, tap: str, indices: Sequence[int], loss: RdimKDLoss) -> None:
+    def provide_bases(self, tap: str, indices: Sequence[int], loss: FeatureLoss) -> None:
         """Give a loss the bases that the cached maps were projected on.
 
         Args:
             tap (str): Path of the teacher's module.
             indices (Sequence[int]): Indices of its levels, in the order of the loss.
-            loss (RdimKDLoss): Receives the bases.
+            loss (FeatureLoss): Receives the bases.
 
         Raises:
             ConfigError: A level is not in the cache, or already has another basis.
@@ -160,17 +154,22 @@ class CachedTeacher:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def __call__(self, batch: CachedBatch) -> dict[str, dict[int, Tensor]]:
+    def __call__(self, inputs: Tensor, data_samples: Sequence) -> dict[str, dict[int, Tensor]]:
         """Start to read the projected maps of a batch while the student runs; see :meth:`wait`.
 
         Args:
-            batch (CachedBatch): Keys of the images.
+            inputs (Tensor): Batch (N, 3, H, W); only its device is used.
+            data_samples (Sequence[DetDataSample]): Data samples of the images.
 
         Returns:
             dict[str, dict[int, Tensor]]: Tap to level index to maps (N, d, H, W), float32, sized
             for the largest image; filled once :meth:`wait` returns.
         """
-        self._reading = BatchReading(self.cache, batch.images, batch.device, self._threads)
+        images = [
+            (entry_key(sample.metainfo), tuple(sample.metainfo['img_shape'][:2]))
+            for sample in data_samples
+        ]
+        self._reading = BatchReading(self.cache, images, inputs.device, self._threads)
         outputs: dict[str, dict[int, Tensor]] = {}
         for (tap, index), maps in zip(self.cache.about['levels'], self._reading.levels):
             outputs.setdefault(tap, {})[index] = maps
@@ -188,46 +187,21 @@ class CachedTeacher:
             reading.finish()
 
 
-class CachedBatch(NamedTuple):
-    """The input of a cached teacher: the images of a batch, by key.
+def open_cache(directory: str) -> TeacherCache:
+    """Open a cache for a training.
 
-    Attributes:
-        images (list[tuple[str, tuple[int, int]]]): Key and (H, W) of each image.
-        device (torch.device): Device of the maps.
+    Raises:
+        UnreadableConfigError: There is none.
+        ConfigError: It is damaged.
     """
-
-    images: list[tuple[str, tuple[int, int]]]
-    device: torch.device
-
-
-class KeyBridge:
-    """Takes the place of an ``InputBridge``: turns a batch of the student into image keys.
-
-    Args:
-        cache (TeacherCache): The cache, shown by ``repr``.
-    """
-
-    def __init__(self, cache: TeacherCache) -> None:
-        self.cache = cache
-
-    def __deepcopy__(self, memo: dict) -> KeyBridge:
-        return self
-
-    def __call__(self, inputs: Tensor, data_samples: Sequence) -> CachedBatch:
-        """Return the keys and sizes of the images of a batch.
-
-        Args:
-            inputs (Tensor): Batch (N, 3, H, W); only its device is used.
-            data_samples (Sequence[DetDataSample]): Data samples of the images.
-        """
-        images = [
-            (entry_key(sample.metainfo), tuple(sample.metainfo['img_shape'][:2]))
-            for sample in data_samples
-        ]
-        return CachedBatch(images, inputs.device)
-
-    def __repr__(self) -> str:
-        return f'cache {self.cache.directory}, {self.cache.about["num_entries"]} entries'
+    try:
+        return TeacherCache(directory)
+    except OSError as error:
+        raise UnreadableConfigError(
+            f'teacher cache {directory} is not there ({error.strerror}); make it with '
+            f'tools/cache_teacher.py CONFIG --out {directory}, or train with the live teacher, '
+            f'without cache=...'
+        ) from error
 
 
 def _reading_threads() -> ThreadPoolExecutor:

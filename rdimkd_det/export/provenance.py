@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from ..files.configs import counts_iterations, teacher_entries
+from ..files.scalars import due_validations, read_history
 from ..names import type_name
 
 
@@ -30,13 +29,14 @@ def distillation_of(config: Config) -> dict:
 
 def _names(teacher: Mapping) -> dict:
     # A local path means nothing on other machines; a URL and `mmdet::...` do.
-    config, checkpoint = teacher.get('config'), str(teacher.get('checkpoint'))
-    if not isinstance(config, str):
-        config = 'given as a dict'
-    return {
-        'config': config if '::' in config else Path(config).name,
-        'checkpoint': checkpoint if '://' in checkpoint else Path(checkpoint).name,
-    }
+    paths = {key: teacher[key] for key in ('config', 'checkpoint') if teacher.get(key) is not None}
+    return {key: _name(path) for key, path in paths.items()}
+
+
+def _name(path: object) -> str:
+    if isinstance(path, Mapping):
+        return 'given as a dict'
+    return path if '::' in path or '://' in path else Path(path).name
 
 
 def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict[str, float]:
@@ -62,15 +62,8 @@ def recorded_metrics(checkpoint: Path, content: Mapping, config: Config) -> dict
             if name.startswith('val/') and '/' in name[4:] and isinstance(values, HistoryBuffer)
         }
     time = _validated_at(content, config)
-    if time is None:
-        return {}
-    found = {}
-    for log in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
-        for entry in _entries(log):
-            metrics = {name: value for name, value in entry.items() if '/' in name}
-            if metrics and entry.get('step') == time:
-                found = metrics
-    return found
+    history = read_history(checkpoint.parent, due=due_validations(config))
+    return {name: it for name, it in history.val.get(time, {}).items() if '/' in name}
 
 
 def _validated_at(content: Mapping, config: Config) -> int | None:
@@ -85,12 +78,6 @@ def _validated_at(content: Mapping, config: Config) -> int | None:
     epoch, iteration, max_epochs, max_iters = known
     # All epochs have one length: at the end of one, the same share of both counts is done.
     return epoch if iteration * max_epochs == epoch * max_iters else None
-
-
-def _entries(log: Path) -> Iterator[dict]:
-    for line in log.read_text().splitlines():
-        with suppress(ValueError):  # a killed training leaves half a line
-            yield json.loads(line)
 
 
 def plain_data(value: object) -> object:

@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine import fileio
 from mmengine.runner import checkpoint as host
+from safetensors import torch as safetensors
 
 from ..compat import allow_checkpoint_types
 from ..errors import ConfigError
@@ -100,7 +101,7 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
     Args:
         path (str): A path; an http(s) URL or one of mmengine's names, e.g. 'torchvision://resnet50'
             (downloaded once, and checked against the hash in its file name); or another URL that
-            ``mmengine.fileio`` reads.
+            ``mmengine.fileio`` reads. A name that ends with '.safetensors' is read as such.
         who (str): Whose checkpoint it is, for messages.
         mapped (bool): See :func:`load_checkpoint_safely`. Defaults to False.
 
@@ -169,13 +170,20 @@ def _read(path: str, who: str, mapped: bool) -> object:
     allow_checkpoint_types()
     if path.startswith(('http://', 'https://')):
         path = download(path)
-    elif '://' in path:
-        return torch.load(io.BytesIO(fileio.get(path)), map_location='cpu', weights_only=True)
+    is_safe = path.endswith('.safetensors')
+    if '://' in path:
+        content = fileio.get(path)
+        if is_safe:
+            return safetensors.load(content)
+        return torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
     path = os.path.expanduser(path)
+    if is_safe:
+        # Mapped only on request: the file could be written anew during a training.
+        return safetensors.load_file(path) if mapped else safetensors.load(Path(path).read_bytes())
     if mapped and not zipfile.is_zipfile(path):
         raise ConfigError(
             f'{who}: share_weights=True needs a file on this machine in the format of torch.save, '
-            f'and {path} is none (or in the format of before 2020); save it again.'
+            f'or of safetensors, and {path} is none (or of before 2020); save it again.'
         )
     options = {'mmap': True} if mapped else {}
     return torch.load(path, map_location='cpu', weights_only=True, **options)
@@ -212,9 +220,9 @@ def download(url: str) -> str:
 
 
 def fingerprint(checkpoint: str) -> str | None:
-    """Return a hash of the checksums of a checkpoint's parts, which identifies its content.
+    """Return a hash that identifies the content of a checkpoint.
 
-    Only the file's table of contents is read.
+    Of a file of torch.save only the checksums in its table of contents are read.
 
     Args:
         checkpoint (str): Path or URL.
@@ -223,8 +231,11 @@ def fingerprint(checkpoint: str) -> str | None:
         str | None: 16 hexadecimal digits; None if the file is not on this machine, or is in the
         format before torch 1.6, which has no checksums.
     """
+    path = local_path(checkpoint)
     try:
-        with zipfile.ZipFile(local_path(checkpoint)) as file:
+        if path.suffix == '.safetensors':
+            return sha256_of(path)[:16]
+        with zipfile.ZipFile(path) as file:
             parts = [(part.filename, part.file_size, part.CRC) for part in file.infolist()]
     except (OSError, zipfile.BadZipFile):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,6 +130,26 @@ def counts_iterations(config: Config) -> bool:
     return type_name(loop) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
 
 
+def without_cache(cfg: Config) -> Config:
+    """Return a copy of a config in which every teacher is live, not cached."""
+    cfg = copy.deepcopy(cfg)
+    model = cfg.get('model')
+    if isinstance(model, Mapping):
+        for _, teacher in teacher_entries(model.get('teacher')):
+            teacher.pop('cache', None)
+    return cfg
+
+
+def config_name(config: str | dict) -> str:
+    """Return what messages call a config that was given as a path, or as a dict."""
+    return str(config) if isinstance(config, (str, Path)) else '(given as a dict)'
+
+
+def as_json(value: object) -> object:
+    """Convert a config entry to JSON types, as if it had been saved and loaded."""
+    return json.loads(json.dumps(value, default=lambda kind: getattr(kind, '__name__', str(kind))))
+
+
 def read_detector_config(config: str | dict) -> ConfigDict:
     """Return the model config of a teacher; if it is a distilled detector, that of its student.
 
@@ -144,8 +165,9 @@ def read_detector_config(config: str | dict) -> ConfigDict:
     if isinstance(model, Mapping) and 'student' in model:
         model = model['student']
     if not isinstance(model, Mapping) or 'backbone' not in model:
-        name = config if isinstance(config, str) else 'the teacher config'
-        raise ConfigError(f'teacher: {name} holds no detector: model.backbone is missing.')
+        raise ConfigError(
+            f'teacher: config {config_name(config)} holds no detector: model.backbone is missing.'
+        )
     return _in_its_scope(ConfigDict(copy.deepcopy(dict(model))), content.get('default_scope'))
 
 

@@ -11,7 +11,12 @@ from ..errors import ConfigError
 
 
 def load_strictly(
-    network: nn.Module, weights: Mapping[str, Tensor], checkpoint: str, config: str, who: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    checkpoint: str,
+    config: str,
+    who: str,
+    assign: bool = False,
 ) -> None:
     """Load all weights of a network, or report the ones that do not fit.
 
@@ -22,6 +27,8 @@ def load_strictly(
         checkpoint (str): Name of the checkpoint, for the message.
         config (str): Name of the network, for the message.
         who (str): Whose checkpoint it is, for the message.
+        assign (bool): Whether the network takes over the given tensors on any device. Defaults to
+            False.
 
     Raises:
         ConfigError: Keys are missing, unexpected, or of another shape; the message counts and
@@ -36,7 +43,7 @@ def load_strictly(
         if key.endswith('num_batches_tracked')
         and key.replace('num_batches_tracked', 'running_mean') in weights
     }
-    if not _load(network, {**weights, **counters}, parts):
+    if not _load(network, {**weights, **counters}, parts, assign):
         weights = {key: v for key, v in weights.items() if key.split('.')[0] in parts} | counters
         missing = sorted(own.keys() - weights.keys())
         unexpected = sorted(weights.keys() - own.keys())
@@ -55,7 +62,9 @@ def load_strictly(
         )
 
 
-def _load(network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[str]) -> bool:
+def _load(
+    network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[str], assign: bool
+) -> bool:
     """Load weights, and return whether they fit.
 
     Only loading tells, since mmdet's RPN and semi-supervised detectors rename keys as they load.
@@ -63,7 +72,7 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], parts: Collection[s
     module saved, e.g. position ids, since they are not learned.
     """
     own, options = network.state_dict(), {}
-    if any(value.is_meta for value in own.values()):
+    if assign or any(value.is_meta for value in own.values()):
         options = {'assign': True}
         weights = {key: v.to(own[key].dtype) if key in own else v for key, v in weights.items()}
     try:

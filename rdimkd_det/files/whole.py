@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -88,6 +89,20 @@ def write_text(path: Path, text: str) -> None:
     """
     with written_whole(path, 'w') as file:
         file.write(text)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a dict as JSON, completely or not at all."""
+    write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def read_json(path: Path) -> dict:
+    """Read a dict from JSON; an empty dict if the file is missing or not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -175,7 +175,7 @@ class Viewer:
         self.pipeline = pipeline
         self.score_threshold = score_threshold
         self.classes = distilled.dataset_meta.get('classes', ())
-        self.teacher_classes = teacher_classes(first.teacher.config, first.teacher.checkpoint) or ()
+        self.teacher_classes = teacher_classes(first.teacher.source) or ()
         self.teacher = _whole_teacher(first, next(distilled.parameters()).device)
 
     @torch.no_grad()
@@ -203,7 +203,7 @@ class Viewer:
         inputs, samples = batch['inputs'], batch['data_samples']
         parts = self.distilled.distill.parts
         if self.teacher is not None:
-            seen = parts[0].bridge(inputs, samples)
+            seen = parts[0].teacher.bridge(inputs, samples)
             (found,) = self.teacher.predict(seen, at_size_of(seen, samples))
             view.detections['teacher'] = self._detections(found, self.teacher_classes)
         outputs = {}

@@ -15,6 +15,7 @@ from ..files.checkpoints import read_checkpoint_safely
 from ..files.configs import leaf_datasets, read_config
 from ..names import explain
 from ..registry import find_type
+from ..teacher import Source
 
 
 def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:
@@ -87,16 +88,18 @@ def check_class_names(split: str, dataset: Mapping) -> None:
         )
 
 
-def teacher_classes(config: str | dict, checkpoint: str) -> tuple[str, ...] | None:
+def teacher_classes(source: Source) -> tuple[str, ...] | None:
     """Return the class names in a teacher's checkpoint, otherwise those of its config's dataset."""
-    content = read_checkpoint_safely(checkpoint, who='teacher')
+    if source.model is None:
+        return None
+    content = read_checkpoint_safely(source.checkpoint, who='teacher')
     meta = content.get('meta') if isinstance(content, Mapping) else None
     if isinstance(meta, Mapping):
         classes = _names(meta.get('dataset_meta') or {}) or _names(meta)
         if classes:
             return classes
     try:
-        return data_classes(read_config(config, 'teacher'), ('train', 'val', 'test'))
+        return data_classes(read_config(source.config, 'teacher'), ('train', 'val', 'test'))
     except ConfigError:  # the teacher's data need not be there
         return None
 

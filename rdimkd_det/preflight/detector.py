@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..distillation import Distillation
+from ..errors import ConfigError
 from ..inference import trained_detector
 
 
@@ -18,11 +19,13 @@ def build_detector(part: Distillation, device: torch.device | str) -> nn.Module:
     """Build a teacher with its head, and load all of its weights.
 
     Raises:
-        ConfigError: The checkpoint does not fit the detector; the message counts and names the
-            keys.
+        ConfigError: The teacher is no detector; or the checkpoint does not fit it, and the message
+            counts and names the keys.
     """
-    teacher = part.teacher
-    detector = trained_detector(teacher.model, teacher.checkpoint, 'teacher', teacher.config)
+    source = part.teacher.source
+    if source.model is None:
+        raise ConfigError(f'teacher: {source.name} is a module without a detection head.')
+    detector = trained_detector(source.model, source.checkpoint, 'teacher', source.name)
     return detector.requires_grad_(False).to(device)
 
 

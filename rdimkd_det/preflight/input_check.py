@@ -65,8 +65,8 @@ def check_teacher_input(
             topic,
             f'its activations are far from those of its training ({_figures(configured)}): images '
             f'of another kind, or an unusual input{unmeasured}',
-            f"compare data_preprocessor in {part.teacher.config} with the teacher's training, and "
-            f'run with --eval-teacher',
+            f"compare data_preprocessor in {part.teacher.source.name} with the teacher's training, "
+            f'and run with --eval-teacher',
         )
     else:
         text = f'none of {len(scores) - 1} others fits better ({_figures(configured)})'
@@ -94,7 +94,7 @@ def _report_better(
     report.error(
         topic,
         f'{what}: {_figures(better)}; as configured: {_figures(configured)}{unmeasured}',
-        f'{remedy} in the data_preprocessor of the teacher config, {part.teacher.config}',
+        f'{remedy} in the data_preprocessor of the teacher config, {part.teacher.source.name}',
     )
 
 

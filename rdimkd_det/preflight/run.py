@@ -19,7 +19,7 @@ from .detector import build_detector
 from .input_check import check_teacher_input
 from .report import Report
 from .samples import load_samples, measure_gradients, prepare
-from .static import check_static, is_live, teachers, topic, untrained_parts
+from .static import check_static, is_live, topic, untrained_parts
 from .teacher_eval import judge_aps, measure_aps, teacher_pipeline
 from .timing import measure_time
 
@@ -63,9 +63,9 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
     report = static_report(cfg, model)
     model = distilled_student(model).to(get_device())
     batches = _measure(cfg, model, num_images, report) if num_images else []
-    for entry, part in teachers(cfg, model):
+    for part in model.distill.parts:
         if is_live(part) and (batches or eval_teacher):
-            _check_teacher(cfg, model, entry, part, batches, eval_teacher, report)
+            _check_teacher(cfg, model, part, batches, eval_teacher, report)
     return report
 
 
@@ -104,14 +104,18 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
 def _check_teacher(
     cfg: Config,
     model: RdimKDDistiller,
-    entry: dict,
     part: Distillation,
     batches: list,
     eval_teacher: bool,
     report: Report,
 ) -> None:
+    source = part.teacher.source
+    if source.model is None:
+        why = f'{source.name} is a module, not a detector whose input and AP can be judged'
+        report.warning(topic('Teacher AP', part), why, 'compare mean, std and bgr with its authors')
+        return
     data = data_classes(cfg)
-    classes = teacher_classes(entry['config'], part.teacher.checkpoint) or ()
+    classes = teacher_classes(source) or ()
     of_teacher = label_map(classes, data or ())
     preprocessor = model.data_preprocessor
     try:
@@ -140,7 +144,7 @@ def _check_teacher(
         report.warning(what, f'cannot be measured: {why}', 'judge by the levels and gradients')
         return
     try:
-        own = teacher_pipeline(entry['config'])
+        own = teacher_pipeline(source.config)
         aps = measure_aps(cfg, part, preprocessor, detector, of_teacher, own, better)
         judge_aps(aps, cfg, part, own, better, report, what)
     except (ConfigError, TrainingStoppedError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from ..distillation import Distillation
 from ..distiller import RdimKDDistiller, distilled_student
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
-from ..files.configs import teacher_entries
 from ..losses import FeatureLoss
 from ..projections import Projection
 from .categories import check_categories
@@ -22,12 +21,6 @@ from .inputs import InputFormat
 from .report import Report, Table
 
 LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', 'd', 'weight')
-
-
-def teachers(cfg: Config, model: RdimKDDistiller) -> Iterator[tuple[Mapping, Distillation]]:
-    """Yield each teacher's config entry and the ``Distillation`` built from it."""
-    entries = [entry for _, entry in teacher_entries(cfg.model['teacher'])]
-    return zip(entries, model.distill.parts)
 
 
 def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
@@ -46,13 +39,13 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
         check_load_from(cfg.load_from, model, report)
     image = probed_image(model)
     table = Table(f'Levels, of an image of {image}x{image}', LEVEL_COLUMNS)
-    for entry, part in teachers(cfg, model):
+    for part in model.distill.parts:
         if is_live(part):
             check_weights(part, report)
-            check_teacher_classes(entry, part, data, report)
+            check_teacher_classes(part, data, report)
             check_input(model, part, report)
         else:
-            why = f'its maps come from {part.bridge}' if part.wanted else 'no loss has a weight'
+            why = part.teacher.describe() if part.wanted else 'no loss has a weight'
             report.ok(topic('Teacher weights', part), f'not loaded: {why}')
         for tap, loss in part.items():
             table.rows += level_rows(part, tap, loss, image)
@@ -73,6 +66,11 @@ def check_weights(part: Distillation, report: Report) -> None:
     """Load a teacher's weights strictly, and report on them."""
     what, teacher = topic('Teacher weights', part), part.teacher
     state = teacher.load_plain().state_dict()
+    if teacher.source.model is None:
+        origin = Path(teacher.checkpoint).name if teacher.checkpoint else 'its own weights'
+        numbers = sum(value.numel() for value in state.values())
+        report.ok(what, f'{teacher.source.name}: {origin}, {numbers / 1e6:.3g} million numbers')
+        return
     untrained = untrained_parts(state)
     parts = dict.fromkeys(key.split('.')[0] for key in state)
     if untrained:
@@ -142,12 +140,13 @@ def check_load_from(path: str, model: nn.Module, report: Report) -> None:
         )
 
 
-def check_teacher_classes(
-    entry: Mapping, part: Distillation, data: tuple[str, ...] | None, report: Report
-) -> None:
+def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, report: Report) -> None:
     """Report on how the teacher's classes differ from those of the data."""
     what = topic('Teacher classes', part)
-    classes = teacher_classes(entry['config'], part.teacher.checkpoint)
+    if part.teacher.source.model is None:
+        report.ok(what, 'none: it is a module, not a detector')
+        return
+    classes = teacher_classes(part.teacher.source)
     if classes is None:
         report.warning(
             what,
@@ -175,7 +174,7 @@ def check_teacher_classes(
 
 def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     """Report on what both models expect, and what the bridge does."""
-    what, bridge = topic('Input', part), part.bridge
+    what, bridge = topic('Input', part), part.teacher.bridge
     student = _described(model.data_preprocessor)
     if bridge.same_padding and bridge.student_divisor == bridge.teacher_divisor:
         report.ok(what, f'student and teacher: {student}; the bridge has nothing to do')

@@ -76,7 +76,9 @@ def measure_aps(
         data = own_preprocessor(batch, False)
         return detector.predict(data['inputs'], data['data_samples'])
 
-    bridged = average_precision(cfg, partial(through, part.bridge), labels, 'through the bridge')
+    bridged = average_precision(
+        cfg, partial(through, part.teacher.bridge), labels, 'through the bridge'
+    )
     own = average_precision(cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline)
     if better is None:
         return TeacherAPs(bridged, own)
@@ -113,7 +115,7 @@ def judge_aps(
     if aps.corrected is not None:
         text += f', {aps.corrected:.3f} with the input that fits it better'
     if aps.corrected is not None and aps.corrected > aps.bridge:
-        remedy = f'set {better.as_config()} in the data_preprocessor of {part.teacher.config}'
+        remedy = f'set {better.as_config()} in the data_preprocessor of {part.teacher.source.name}'
         report.error(topic, text, remedy)
     elif max(aps.bridge, aps.own) < NEARLY_ZERO:
         report.error(
@@ -221,7 +223,8 @@ def _difference(cfg: Config, own_pipeline: list | None, part: Distillation) -> s
     scales = [_scales(pipeline or ()) for pipeline in (student_pipeline, own_pipeline)]
     if own_pipeline is not None and scales[0] != scales[1]:
         return f"the student's images are resized to {scales[0]}, the teacher's to {scales[1]}"
-    return f'the sizes are the same, so it is what the bridge makes of the input: {part.bridge}'
+    bridge = part.teacher.bridge
+    return f'the sizes are the same, so it is what the bridge makes of the input: {bridge}'
 
 
 def _scales(pipeline: Sequence[Mapping]) -> str:

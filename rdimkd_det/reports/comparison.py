@@ -32,6 +32,7 @@ def comparison_page(
     examples: Sequence[Example],
     remarks: Sequence[str],
     facts: Mapping[str, str],
+    title: str | None = None,
 ) -> str:
     """Build the report as one HTML file.
 
@@ -42,6 +43,7 @@ def comparison_page(
         examples (Sequence[Example]): Val images to show.
         remarks (Sequence[str]): What is missing, and why.
         facts (Mapping[str, str]): How the report was made.
+        title (str, optional): Title of the page. Defaults to the names of the trainings.
 
     Returns:
         str: Self-contained HTML.
@@ -62,7 +64,8 @@ def comparison_page(
     if len(runs) > 1:
         sections.append(section('Where the configs differ', settings_list(runs)))
     sections.append(section('How this was made', definitions(facts)))
-    return page(' and '.join(names) if len(names) < 3 else f'{len(names)} runs', sections)
+    title = title or (' and '.join(names) if len(names) < 3 else f'{len(names)} runs')
+    return page(title, sections)
 
 
 def scores_table(runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluation]) -> str:

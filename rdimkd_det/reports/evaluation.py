@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 from ..commands.checks import check_data
 from ..commands.mistakes import errors_explained
 from ..errors import ConfigError
+from ..files.whole import read_json, write_json
 from ..inference import trained_detector
 from ..names import type_name
 from ..progress import with_progress
-from ..trainings.state import read_json, write_json
 from .detections import SCORE_THRESHOLD, Detection, Example, match
 from .runs import TrainedRun
 

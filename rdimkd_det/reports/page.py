@@ -37,8 +37,6 @@ th, td { padding: 0.4rem 0.7rem; text-align: right; border-bottom: 1px solid var
   white-space: nowrap; }
 th { color: var(--soft); font-size: 0.85rem; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tr.rdimkd td { font-weight: 600; }
-tr.mean td { border-top: 1px solid var(--soft); }
 .charts { display: grid; gap: 1.2rem; grid-template-columns: repeat(var(--wide), minmax(0, 1fr)); }
 @media (max-width: 60rem) {
   .charts { grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); } }
@@ -107,9 +105,9 @@ def section(title: str, *content: str) -> str:
     return f'<section><h2>{escape(title)}</h2>\n' + '\n'.join(content) + '\n</section>'
 
 
-def paragraph(text: str, css_class: str = 'soft') -> str:
+def paragraph(text: str) -> str:
     """Return a paragraph of plain text."""
-    return f'<p class="{css_class}">{escape(text)}</p>'
+    return f'<p class="soft">{escape(text)}</p>'
 
 
 def definitions(entries: dict[str, object]) -> str:

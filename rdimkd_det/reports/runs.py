@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.configs import counts_iterations, read_config
+from ..files.scalars import History, due_validations, read_history
 from ..guard import latest_or_none
-from ..trainings.history import History, read_history
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,8 @@ def read_run(work_dir: Path, name: str) -> TrainedRun:
     first, last = (read_config(path, name) for path in (configs[0], configs[-1]))
     for key in ('load_from', 'resume'):  # of one that went on they are the checkpoint of its own
         last[key] = first.get(key)
+    if (due := due_validations(last)) is not None:
+        history = read_history(work_dir, due=due)
     return TrainedRun(name, work_dir, last, history, _newest(work_dir))
 
 

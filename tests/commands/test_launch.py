@@ -155,7 +155,7 @@ def test_train__reads_the_teacher_for_the_run_once_and_keeps_nothing(files, tmp_
         cfg.model.teacher.update(fuse=False, channels_last=False, share_weights=True)
     cfg.dump(tmp_path / 'config.py')
     checkpoints.forget_kept_checkpoints()
-    accelerated = mock.patch('rdimkd_det.teacher.accelerate', wraps=accelerate)
+    accelerated = mock.patch('rdimkd_det.teacher.teacher.accelerate', wraps=accelerate)
     with accelerated as accelerated, mock.patch('torch.load', wraps=torch.load) as read:
         call_tool('train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'work')
     assert accelerated.call_count == 1

@@ -14,8 +14,10 @@ VALUES = Path(__file__).with_name('operator_values.safetensors')
 
 
 def random(*shape, seed=0, low=-1.0, high=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator) * (high - low) + low
+    """Return the same numbers on any device; like all cases, on torch's default device."""
+    generator = torch.Generator('cpu').manual_seed(seed)
+    numbers = torch.rand(*shape, generator=generator, device='cpu') * (high - low) + low
+    return numbers.to(torch.get_default_device())
 
 
 def boxes(num, seed=0, size=60.0):
@@ -161,8 +163,11 @@ def rotated_feature_align(points=1):
 
 def active_rotated_filter():
     # Every rotation permutes the entries of a filter.
-    order = [torch.randperm(36, generator=torch.Generator().manual_seed(it)) + 1 for it in range(8)]
-    indices = torch.stack(order, dim=1).int().view(4, 3, 3, 8)
+    with torch.device('cpu'):
+        generators = [torch.Generator().manual_seed(it) for it in range(8)]
+        order = [torch.randperm(36, generator=it) + 1 for it in generators]
+        indices = torch.stack(order, dim=1).int().view(4, 3, 3, 8)
+    indices = indices.to(torch.get_default_device())
     return with_gradients(lambda it: ops.active_rotated_filter(it, indices), random(3, 2, 4, 3, 3))
 
 
@@ -212,6 +217,57 @@ CASES = {
     'rotated_feature_align': rotated_feature_align,
     'rotated_feature_align_corners': lambda: rotated_feature_align(points=5),
     'active_rotated_filter': active_rotated_filter,
+}
+
+
+def roi_pool():
+    return with_gradients(lambda it: ops.roi_pool(it, regions(6), (2, 3), 0.25), maps())
+
+
+def border_align():
+    given = boxes(6, size=8.0).view(2, 3, 4) - 2
+    return with_gradients(lambda it: ops.border_align(it, given, 3), maps())
+
+
+def carafe():
+    masks = random(2, 2 * 5**2, 10, 14, seed=1)
+    return with_gradients(lambda *it: ops.carafe(*it, 5, 2, 2), maps(), masks)
+
+
+def masked_conv():
+    mask, weight = (random(1, 5, 7, seed=2) > 0.2).float(), random(4, 8, 3, 3, seed=1)
+    return [ops.masked_conv2d(maps()[:1], mask, weight, random(4, seed=3), 1)]
+
+
+def focal_loss(function):
+    # mmcv's softmax_focal_loss has gradients of a sum or mean only.
+    labels, weight = torch.arange(9) % 5, random(5, low=0)
+    return with_gradients(
+        lambda it: function(it, labels, 2.0, 0.25, weight, 'sum')[None],
+        random(9, 5, low=-9, high=9),
+    )
+
+
+def deformable_attention():
+    function = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction
+    levels = torch.tensor([[5, 7], [2, 3]]), torch.tensor([0, 35])
+    value, weights = random(2, 41, 2, 4), random(2, 6, 2, 2, 3, seed=1, low=0)
+    locations = random(2, 6, 2, 2, 3, 2, seed=2, low=-0.2, high=1.2)
+    return with_gradients(
+        lambda v, p, w: function.apply(v, *levels, p, w, 64), value, locations, weights
+    )
+
+
+# Operators that mmcv compiles for GPUs only, so that no values of a CPU can be kept.
+GPU_CASES = {
+    'roi_pool': roi_pool,
+    'border_align': border_align,
+    'carafe': carafe,
+    'masked_conv': masked_conv,
+    'sigmoid_focal_loss': lambda: focal_loss(ops.sigmoid_focal_loss),
+    'softmax_focal_loss': lambda: focal_loss(ops.softmax_focal_loss),
+    'deformable_attention': deformable_attention,
+    'corner_pool': lambda: with_gradients(ops.CornerPool('top'), maps()),
 }
 
 

@@ -39,6 +39,8 @@ def source(request, monkeypatch):
         monkeypatch.setattr(backend, '_has_kernel', lambda name, device: False)
     elif not backend.torchvision_loads():
         pytest.skip('torchvision does not load')
+    else:
+        monkeypatch.setattr(backend, 'SLOWER_ON_CPU', ())
     return request.param
 
 

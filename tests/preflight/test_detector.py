@@ -8,14 +8,16 @@ from runs import fcos
 from torch import nn
 
 from rdimkd_det.preflight.detector import build_detector
-from rdimkd_det.teacher import Teacher
+from rdimkd_det.teacher import DetectorSource, Teacher
 
 
 def test_build_detector__sync_batch_norm_becomes_plain(tmp_path):
     model = fcos()
     model.backbone.norm_cfg = dict(type='SyncBN', requires_grad=True)
-    teacher = Teacher(*teacher_files(tmp_path, Config(dict(model=model))), taps=['neck'])
+    teacher = Teacher(
+        DetectorSource(*teacher_files(tmp_path, Config(dict(model=model)))), taps=['neck']
+    )
     detector = build_detector(SimpleNamespace(teacher=teacher), 'cpu')
     assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in detector.modules())
     assert not detector.training and not any(p.requires_grad for p in detector.parameters())
-    assert teacher.model.backbone.norm_cfg.type == 'SyncBN'  # the config is left alone
+    assert teacher.source.model.backbone.norm_cfg.type == 'SyncBN'  # the config is left alone

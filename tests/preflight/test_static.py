@@ -60,7 +60,7 @@ def test_preflight__cached_teacher(tmp_path, capsys, monkeypatch):
         call_tool('preflight.py', tmp_path / 'run.py', '--samples', 4, '--eval-teacher')
     output = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert f'not loaded: its maps come from cache {tmp_path}' in output
+    assert f'teacher.pth, its maps from cache {tmp_path}' in output
     assert 'neck_s16' in output and 'an iteration' in output
 
 

@@ -63,7 +63,8 @@ def test_mistake__of_validation_is_a_finding(preflight, option, expected):
 def test_judge_aps(aps, severity, expected):
     pipeline = [dict(type='Resize', scale=(96, 64))]
     cfg = Config(dict(val_dataloader=dict(dataset=dict(pipeline=pipeline))))
-    part = SimpleNamespace(bridge='nothing to do', teacher=SimpleNamespace(config='teacher.py'))
+    source = SimpleNamespace(name='teacher.py')
+    part = SimpleNamespace(teacher=SimpleNamespace(bridge='nothing to do', source=source))
     report = Report('')
     judge_aps(aps, cfg, part, pipeline, IMAGENET, report, 'Teacher AP')
     (finding,) = report.findings

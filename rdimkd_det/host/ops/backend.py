@@ -11,6 +11,8 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 DISPATCH_KEYS = {'cpu': 'CPU', 'cuda': 'CUDA'}
+# On a CPU plain torch computes these in half of torchvision's time (docs/compatibility.md).
+SLOWER_ON_CPU = ('roi_align', '_roi_align_backward', 'deform_conv2d', '_deform_conv2d_backward')
 
 
 @cache
@@ -43,8 +45,11 @@ def _has_kernel(name: str, device: str) -> bool:
 
 
 def torchvision_operator(name: str, like: Tensor) -> Callable | None:
-    """Return torchvision's operator if it has a kernel for the tensor's device, else None."""
-    return getattr(torch.ops.torchvision, name) if _has_kernel(name, like.device.type) else None
+    """Return torchvision's operator where it is the best for the tensor's device, else None."""
+    device = like.device.type
+    if (device == 'cpu' and name in SLOWER_ON_CPU) or not _has_kernel(name, device):
+        return None
+    return getattr(torch.ops.torchvision, name)
 
 
 def operator(function: Callable) -> Callable:

@@ -1,0 +1,147 @@
+"""Directories and data of the experiments, and the training of each experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from rdimkd_det.files.whole import read_json, write_text
+
+from .running import ROOT, Run, path_option
+from .study import Experiment, Study
+
+# The sections of a config that decide the result; the others are paths and logging.
+DECISIVE = (
+    'model',
+    'train_dataloader',
+    'val_dataloader',
+    'train_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'custom_hooks',
+)
+SPLITS = ('train', 'val', 'test')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Directories and data of the experiments.
+
+    Args:
+        study (Study): The experiments and their data set.
+        work_dir (Path): Directory of the trainings.
+        data (Path): Directory of the data set.
+        results (Path): Directory of the results.
+        images (object): The data set, as in :class:`Study`.
+        epochs (int, optional): Epochs of every training; None for those of the configs. Defaults
+            to None.
+        threads (int): CPU threads of a training. Defaults to 1, with which a seed gives the same
+            numbers on all machines of a kind.
+    """
+
+    study: Study
+    work_dir: Path
+    data: Path
+    results: Path
+    images: object
+    epochs: int | None = None
+    threads: int = 1
+
+    def run(self, experiment: Experiment, seed: int) -> Run:
+        """Return the training of an experiment with a seed, or with its only seed if it has one.
+
+        The name of the work directory ends in a part of the digest, so that other settings get
+        another directory.
+        """
+        seed = seed if experiment.seed is None else experiment.seed
+        cfg = full_config(experiment)
+        taught_by = self.study.table.get(experiment.teacher)
+        teacher = self.run(taught_by, seed) if taught_by else None
+        epochs = self.epochs or cfg.train_cfg.max_epochs
+        digest = self._digest(cfg, seed, epochs, teacher)
+        paths = self._data_paths()
+        if teacher is not None:
+            paths['model.teacher.checkpoint'] = path_option(teacher.checkpoint)
+        kind = 'teacher' if experiment in self.study.teachers else 'plain'
+        kind = 'distilled' if experiment.teacher else kind
+        return Run(
+            kind=experiment.name,
+            seed=seed,
+            work_dir=self.work_dir / experiment.name / f'seed{seed}_{digest[:8]}',
+            epochs=epochs,
+            epoch_length=math.ceil(self.images.num_train / cfg.train_dataloader.batch_size),
+            threads=self.threads,
+            settings={'randomness.seed': str(seed), 'train_cfg.max_epochs': str(epochs)},
+            paths=paths,
+            digest=digest,
+            config=path_option(self.work_dir / 'configs' / f'{experiment.name}.py'),
+            title=f'{experiment.name}, seed {seed}',
+            # The speed-up by threads is less than linear.
+            guessed_pace=self.study.paces[kind] / self.threads**0.7,
+            needs=() if teacher is None else (teacher,),
+        )
+
+    def _digest(self, cfg: Config, seed: int, epochs: int, teacher: Run | None) -> str:
+        model = dict(cfg.model)
+        model.pop('teacher', None)
+        if teacher is not None:
+            model['teacher'] = [teacher.digest, cfg.model.teacher.config]
+        decisive = {key: cfg.get(key) for key in DECISIVE}
+        content = [{**decisive, 'model': model}, seed, epochs]
+        content += [self.study.version, asdict(self.images)]
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _data_paths(self) -> dict[str, str]:
+        """Return config overrides with the paths of the data set."""
+        root = path_option(self.data)
+        loaders = {f'{split}_dataloader.dataset.data_root': root for split in SPLITS}
+        ann_file = f'{root}/annotations/val.json'
+        return {**loaders, **{f'{split}_evaluator.ann_file': ann_file for split in SPLITS[1:]}}
+
+    def result_file(self, run: Run) -> Path:
+        """Return the path of a training's result."""
+        return self.results / run.kind / f'seed{run.seed}.json'
+
+    def result(self, run: Run) -> dict:
+        """Read the result of a training; empty if there is none with these settings."""
+        result = read_json(self.result_file(run))
+        return result if result.get('digest') == run.digest else {}
+
+
+@cache
+def full_config(experiment: Experiment) -> Config:
+    """Return the config of an experiment with its changes applied.
+
+    The config is cached: do not modify it.
+    """
+    cfg = _read_config(experiment.base).copy()
+    cfg.merge_from_dict(experiment.changes)
+    return cfg
+
+
+@cache
+def _read_config(base: str) -> Config:
+    return Config.fromfile(ROOT / base)
+
+
+def write_config(experiment: Experiment, run: Run) -> None:
+    """Write the config file of an experiment: its base and its changes."""
+    changes = ConfigDict()
+    for key, value in experiment.changes.items():
+        *path, last = key.split('.')
+        node = changes
+        for part in path:
+            node = node.setdefault(part, ConfigDict())
+        node[last] = value
+    lines = [f'{key} = {value!r}' for key, value in changes.to_dict().items()]
+    source = [f'# {experiment.title}', f'_base_ = [{str(ROOT / experiment.base)!r}]', *lines]
+    path = ROOT / run.config
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, '\n'.join(source) + '\n')

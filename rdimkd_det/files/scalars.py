@@ -1,0 +1,183 @@
+"""Scalars that mmengine logged in a training, merged over all its resumed parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmengine.config import Config
+
+from .configs import counts_iterations
+
+AP_KEYS = {'ap': 'coco/bbox_mAP', 'ap50': 'coco/bbox_mAP_50', 'ap75': 'coco/bbox_mAP_75'}
+
+
+@dataclass
+class History:
+    """Scalars of one training, as if it had never been interrupted.
+
+    Args:
+        train (dict[int, dict]): Iteration to the scalars logged there.
+        val (dict[int, dict]): Epoch, or iteration in an iteration-based training, to the metrics of
+            its validation; 'iter' is the last iteration known to precede the validation.
+        parts (list[str]): Names of the folders that logged a loss, the oldest first; a test in the
+            work directory logs none.
+    """
+
+    train: dict[int, dict] = field(default_factory=dict)
+    val: dict[int, dict] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def iterations(self) -> int:
+        """int: The last logged iteration; 0 if none is logged."""
+        return max(self.train, default=0)
+
+    def metrics(self, epoch: int | None = None) -> dict[str, float] | None:
+        """Return AP, AP50 and AP75 in [0, 1].
+
+        Args:
+            epoch (int, optional): Epoch or iteration. Defaults to the last validated one.
+
+        Returns:
+            dict[str, float] | None: The keys 'ap', 'ap50' and 'ap75', as far as CocoMetric had
+            objects to measure them on; None if there was no validation.
+        """
+        epoch = max(self.val, default=None) if epoch is None else epoch
+        if epoch not in self.val:
+            return None
+        line = self.val[epoch]
+        if not any('/' in key for key in line):  # without a single detection mmdet logs no metric
+            return dict.fromkeys(AP_KEYS, 0.0)
+        # AP is -1 where there are no objects to measure it on.
+        return {name: line[key] for name, key in AP_KEYS.items() if line.get(key, -1) >= 0}
+
+    @property
+    def ap_line(self) -> tuple[list[int], list[float]]:
+        """tuple[list[int], list[float]]: Validated epochs or iterations, and their AP."""
+        points = [(step, self.metrics(step)) for step in sorted(self.val)]
+        points = [(step, metrics['ap']) for step, metrics in points if 'ap' in metrics]
+        return [step for step, _ in points], [ap for _, ap in points]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Return the iterations and values of one logged scalar."""
+        points = [(step, line[key]) for step, line in sorted(self.train.items()) if key in line]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def losses(self, prefix: str = 'loss_rdimkd_') -> list[str]:
+        """Return the names of the logged scalars with a prefix, the finest stride first."""
+        names = {key for line in self.train.values() for key in line if key.startswith(prefix)}
+        return sorted(names, key=lambda name: (len(name), name))
+
+    @property
+    def pace(self) -> float | None:
+        """float | None: Mean logged seconds per iteration, without validation."""
+        return self.seconds(self.iterations) / self.iterations if self.train else None
+
+    def seconds(self, iterations: int) -> float:
+        """Return the training time, without validation and repeated iterations.
+
+        Args:
+            iterations (int): Iterations of the whole training.
+
+        Returns:
+            float: Seconds, summed from the logged seconds per iteration.
+        """
+        total, previous, pace = 0.0, 0, 0.0
+        for step, pace in zip(*self.series('time')):
+            total += pace * (step - previous)
+            previous = step
+        return total + pace * (iterations - previous)  # the last iterations may not be logged
+
+
+def read_history(
+    work_dir: Path, skip: Container[str] = (), due: Sequence[int] | None = None
+) -> History:
+    """Merge the scalars of all parts of a training; for a repeated iteration, the last part counts.
+
+    Args:
+        work_dir (Path): mmengine's work directory, with one folder per start.
+        skip (Container[str]): Names of folders to leave out. Defaults to ().
+        due (Sequence[int], optional): Result of :func:`due_validations`. mmengine does not log the
+            iteration of a validation of an iteration-based training; without this, it counts as
+            made at the last iteration that was logged before it. Defaults to None.
+
+    Returns:
+        History: Empty if nothing has been logged.
+    """
+    history = History()
+    for part in list_parts(work_dir):
+        if part not in skip:
+            lines = list(_lines(work_dir / part / 'vis_data' / 'scalars.json'))
+            _add_part(history, part, lines, due)
+    return history
+
+
+def due_validations(config: Config) -> list[int] | None:
+    """Return the iterations at which an iteration-based training validates.
+
+    Args:
+        config (Config): Config of the training.
+
+    Returns:
+        list[int] | None: None if the training counts epochs, or if the config does not say it
+        plainly.
+    """
+    loop = config.get('train_cfg') or {}
+    if not counts_iterations(config) or loop.get('dynamic_intervals'):
+        return None
+    end, interval = loop.get('max_iters'), loop.get('val_interval', 1000)  # mmengine's default
+    if not (isinstance(end, int) and isinstance(interval, int) and interval > 0):
+        return None
+    due = {*range(interval, end + 1, interval), end}
+    return sorted(it for it in due if it >= loop.get('val_begin', 1))
+
+
+def list_parts(work_dir: Path) -> list[str]:
+    """Return the names of the folders that mmengine made, one per start, the oldest first."""
+    return sorted(path.parent.name for path in Path(work_dir).glob('*/vis_data'))
+
+
+def _add_part(history: History, part: str, lines: list[dict], due: Sequence[int] | None) -> None:
+    train = [line for line in lines if 'loss' in line]
+    if train:
+        history.parts.append(part)
+        # Drop what earlier parts logged beyond the checkpoint that this part resumed from.
+        first = min(line['step'] for line in train)
+        history.train = {step: line for step, line in history.train.items() if step < first}
+        history.val = {step: line for step, line in history.val.items() if line['iter'] < first}
+    by_iter = not any('epoch' in line for line in train)  # log_processor=dict(by_epoch=False)
+    for line in lines:
+        step, iterations = line['step'], history.iterations
+        if 'loss' in line:
+            history.train[step] = line
+        elif step > 0:
+            history.val[step] = {**line, 'iter': step if train and by_iter else iterations}
+        else:
+            # mmengine (0.10.7, OneDL 0.10.12): an IterBasedTrainLoop stays in epoch 0, and
+            # LoggerHook logs that epoch as the step unless it has log_metric_by_epoch=False.
+            iteration = _iteration_of_validation(history, due)
+            if train and iteration > 0:
+                history.val[iteration] = {**line, 'iter': iteration}
+
+
+def _iteration_of_validation(history: History, due: Sequence[int] | None) -> int:
+    """Return the first due iteration that is not before the last logged one, nor validated yet."""
+    if due is None:
+        return history.iterations
+    earliest = max(history.iterations, max(history.val, default=0) + 1)
+    return next((iteration for iteration in due if iteration >= earliest), 0)
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # a line that was cut off when the process was killed
+            continue
+        if isinstance(line, dict) and 'step' in line:
+            yield line

@@ -1,0 +1,74 @@
+"""Builds a teacher, live or cached, from its entry in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import nn
+
+from ..acceleration import Acceleration, build_acceleration
+from ..cache.facts import projection_facts
+from ..cache.teacher import CachedTeacher, open_cache
+from ..errors import ConfigError
+from ..features import OUTPUT
+from .detector_source import DetectorSource
+from .module_source import ModuleSource
+from .source import Source
+from .teacher import Teacher
+
+# The key of an entry that tells where the network comes from.
+SOURCES = {'config': DetectorSource, 'module': ModuleSource}
+
+
+def build_teacher(
+    entry: Mapping, losses: Mapping[str, dict], preprocessor: nn.Module
+) -> tuple[Teacher | CachedTeacher, dict[str, str]]:
+    """Build a teacher.
+
+    Args:
+        entry (Mapping): Entry of ``model.teacher``.
+        losses (Mapping[str, dict]): Tap of the student to the config of its loss; the key
+            ``teacher_module`` is removed from it.
+        preprocessor (nn.Module): The student's data preprocessor.
+
+    Returns:
+        tuple[Teacher | CachedTeacher, dict[str, str]]: The teacher; and, for each tap of the
+        student, that of the teacher.
+
+    Raises:
+        UnreadableConfigError: The teacher's config, module or cache cannot be read.
+        ConfigError: The entry or the teacher is invalid.
+    """
+    kind, given, acceleration = _read(entry)
+    if entry.get('cache') is None:
+        source = kind(**given)
+        taps = _taps(losses, source.default_tap)
+        return Teacher(source, list(taps.values()), acceleration, preprocessor), taps
+    cache = open_cache(entry['cache'])
+    taps = _taps(losses, OUTPUT if OUTPUT in cache.about['taps'] else None)
+    facts = partial(kind.given_facts, **given)
+    projections = projection_facts(losses, taps)
+    return CachedTeacher(cache, given.get('checkpoint'), facts, projections), taps
+
+
+def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
+    """Return the kind of source in an entry, the options given for it, and the acceleration."""
+    if not isinstance(entry, Mapping) or not entry.keys() & {*SOURCES, 'cache'}:
+        raise ConfigError(
+            f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...); or '
+            f'dict(module=..., mean=..., std=...) for any torch module; or, with the maps that '
+            f'tools/cache_teacher.py stored, dict(cache=...); got {entry!r}.'
+        )
+    kinds = {key: kind for key, kind in SOURCES.items() if entry.get(key) is not None}
+    if len(kinds) > 1:
+        raise ConfigError(f'model.teacher has {" and ".join(kinds)}; give one of them.')
+    kind = next(iter(kinds.values()), DetectorSource)
+    given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
+    known = (*kind.options, 'cache')
+    others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
+    return kind, given, build_acceleration(others, known)
+
+
+def _taps(losses: Mapping[str, dict], default: str | None) -> dict[str, str]:
+    return {tap: loss.pop('teacher_module', default or tap) for tap, loss in losses.items()}

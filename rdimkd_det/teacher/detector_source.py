@@ -1,0 +1,139 @@
+"""``DetectorSource``: a teacher that is an MMDetection detector, a config and a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..files.checkpoints import fingerprint, load_checkpoint_safely
+from ..files.configs import as_json, config_name, read_detector_config
+from ..files.weights import load_strictly
+from .source import checkpoint_facts
+
+
+class FeatureExtractor(nn.Module):
+    """Backbone and neck of a detector, the part that its ``extract_feat`` runs.
+
+    Args:
+        model (ConfigDict): The detector's config.
+        with_neck (bool): Whether to build the neck, if the config has one.
+    """
+
+    display_name = 'the teacher'  # name in error messages
+
+    def __init__(self, model: ConfigDict, with_neck: bool) -> None:
+        super().__init__()
+        self.backbone = MODELS.build(model['backbone'])
+        if with_neck and model.get('neck') is not None:
+            self.neck = MODELS.build(model['neck'])
+
+    def forward(self, images: Tensor) -> object:
+        feats = self.backbone(images)
+        return self.neck(feats) if hasattr(self, 'neck') else feats
+
+
+class DetectorSource:
+    """Backbone and neck of a trained detector, see :class:`rdimkd_det.teacher.source.Source`.
+
+    Args:
+        config (str | dict): Path of the detector's config file, ``'mmdet::...'`` for one that
+            ships with MMDetection, or a config with a ``model``.
+        checkpoint (str): Path or URL of the detector's weights.
+
+    Raises:
+        UnreadableConfigError: The config cannot be read.
+        ConfigError: The config has no backbone, or the checkpoint is not a path or URL.
+    """
+
+    options = ('config', 'checkpoint')
+    default_tap = None
+    whole_taps = ('backbone', 'neck')
+    built_on_meta = True
+
+    def __init__(self, config: str | dict | None = None, checkpoint: str | None = None) -> None:
+        if not isinstance(checkpoint, (str, Path)):
+            raise ConfigError(
+                f"teacher: needs a checkpoint, the path or URL of the teacher's weights; got "
+                f'{checkpoint!r}.'
+            )
+        self.model = read_detector_config(config)
+        self.config = config
+        self.name = config_name(config)
+        self.checkpoint = str(checkpoint)
+
+    def build(self, taps: Sequence[str]) -> FeatureExtractor:
+        """Build backbone and, if it is tapped, neck."""
+        with_neck = any(tap.split('.')[0] != 'backbone' for tap in taps)
+        # Initialisation draws random numbers, and must not change those that the student draws.
+        with torch.random.fork_rng(devices=[]):
+            return FeatureExtractor(self.model, with_neck)
+
+    def read_weights(self, mapped: bool) -> Mapping[str, Tensor]:
+        """Read the checkpoint."""
+        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
+
+    def load(self, weights: Mapping[str, Tensor], taps: Sequence[str]) -> FeatureExtractor:
+        """Build the network, load the weights strictly, and freeze it in eval mode."""
+        network = None
+        try:
+            # The meta device skips an initialisation that the weights replace.
+            with torch.device('meta'):
+                network = self.build(taps)
+        except (NotImplementedError, RuntimeError):
+            pass
+        else:
+            load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
+        if network is None or _lacks_values(network):
+            network = self.build(taps)
+            load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
+        return network.requires_grad_(False).eval()
+
+    def build_preprocessor(self) -> nn.Module:
+        """Build the detector's own data preprocessor."""
+        # Like a detector, fall back to mmengine's base class if the config or its type is missing.
+        options = self.model.get('data_preprocessor') or {}
+        return MODELS.build({'type': 'BaseDataPreprocessor', **options})
+
+    def facts(self) -> dict:
+        """Return the parts of the config that determine the maps, and the checkpoint."""
+        return self.given_facts({'model': self.model}, self.checkpoint)
+
+    def fingerprint(self) -> str | None:
+        """Return a hash of the checkpoint's content."""
+        return fingerprint(self.checkpoint)
+
+    @classmethod
+    def given_facts(cls, config: str | dict | None = None, checkpoint: str | None = None) -> dict:
+        """Return the facts that an entry of a config tells, which may lack either of the two."""
+        model = {} if config is None else read_detector_config(config)
+        facts = {
+            f"{part} of the teacher's config": as_json(_without_initialization(model.get(part)))
+            for part in (('backbone', 'neck', 'data_preprocessor') if model else ())
+        }
+        return facts if checkpoint is None else {**facts, **checkpoint_facts(str(checkpoint))}
+
+
+def _without_initialization(entry: object) -> object:
+    """Drop the options for initial weights, which the checkpoint replaces."""
+    if not isinstance(entry, Mapping):
+        return entry
+    return {
+        key: _without_initialization(value)
+        for key, value in entry.items()
+        if key not in ('init_cfg', 'pretrained')
+    }
+
+
+def _lacks_values(network: nn.Module) -> bool:
+    """Check whether a tensor that no checkpoint holds is still on the meta device."""
+    attributes = chain.from_iterable(vars(module).values() for module in network.modules())
+    flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
+    tensors = chain(network.parameters(), network.buffers(), flat)
+    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)

@@ -1,0 +1,248 @@
+"""``Teacher``: runs a frozen network: built on first use, never part of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import chain
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..acceleration import Acceleration, accelerate, lower_precision, training_dtype
+from ..bridge import InputBridge
+from ..errors import ConfigError
+from ..features import (
+    SIZE_ERRORS,
+    Level,
+    ProbeError,
+    device_of,
+    probe_levels,
+    record_outputs,
+    size_divisor,
+)
+from .source import Source
+
+
+class Teacher:
+    """A frozen network that provides the feature maps for the student to match.
+
+    The teacher is a plain object, not a module. So its weights stay out of the student's
+    ``state_dict``, parameters, optimizer, DDP and EMA copies. A deepcopy shares the teacher; a
+    pickle holds its source, which loads the weights again.
+
+    Args:
+        source (Source): Where the network comes from.
+        taps (Sequence[str]): Paths of the tapped modules.
+        acceleration (Acceleration, optional): Options for speed and memory. Defaults to
+            ``Acceleration()``.
+        student_preprocessor (nn.Module, optional): Data preprocessor of the batches that the
+            teacher is called with. Defaults to None: they are as its own preprocessor makes them.
+
+    Raises:
+        ConfigError: A tap lies inside a compiled module, or one of the two preprocessors is not an
+            ``ImgDataPreprocessor``.
+
+    Attributes:
+        bridge (InputBridge | None): Converts the batches.
+    """
+
+    # A `CachedTeacher` returns coordinates in the subspace instead of maps.
+    projected = False
+
+    def __init__(
+        self,
+        source: Source,
+        taps: Sequence[str],
+        acceleration: Acceleration | None = None,
+        student_preprocessor: nn.Module | None = None,
+    ) -> None:
+        self.source = source
+        self.taps = list(taps)
+        self.acceleration = acceleration or Acceleration()
+        inner = [tap for tap in self.taps if tap not in source.whole_taps]
+        if self.acceleration.compile and inner:
+            raise ConfigError(
+                f"teacher: '{inner[0]}' is tapped, and compile=True hides what is inside of "
+                f'{" and ".join(source.whole_taps)}; set compile=False.'
+            )
+        self.bridge: InputBridge | None = None
+        self._network: nn.Module | None = None
+        self._dtype: torch.dtype | None = None
+        self._training_dtype: torch.dtype | None = None
+        self._stream: torch.cuda.Stream | None = None
+        if student_preprocessor is not None:
+            self.bridge = InputBridge(student_preprocessor, self.build_preprocessor())
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        return self
+
+    def __getstate__(self) -> dict:
+        # The next call loads the weights from the source again.
+        return {**vars(self), '_network': None, '_dtype': None, '_stream': None}
+
+    @property
+    def built(self) -> bool:
+        """bool: Whether the weights are in memory."""
+        return self._network is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """int: Memory of the weights in bytes; 0 while they are not loaded."""
+        return (
+            sum(value.nbytes for value in self._network.state_dict().values()) if self.built else 0
+        )
+
+    @property
+    def checkpoint(self) -> str | None:
+        """str | None: Path or URL of the weights, if they are in a file."""
+        return self.source.checkpoint
+
+    def describe(self) -> str:
+        """Return what the teacher is, and what becomes of its input."""
+        return f'{self.checkpoint or self.source.name}, its input by {self.bridge}'
+
+    def fingerprint(self) -> str | None:
+        """Return what identifies the weights in a resumed training; None if that is unknown."""
+        return self.source.fingerprint()
+
+    def build_preprocessor(self) -> nn.Module:
+        """Build the teacher's own data preprocessor.
+
+        It pads to sizes that the network accepts, even if the teacher left that to its pipeline.
+        """
+        preprocessor = self.source.build_preprocessor()
+        preprocessor.pad_size_divisor = self._probed[1]
+        return preprocessor
+
+    def check(self, cfg: Config) -> None:
+        """Check that :meth:`prepare` will succeed: the checkpoint must load strictly."""
+        self.load_plain()
+
+    def prepare(self, cfg: Config) -> None:
+        """Build the network, and note the precision of the training's autocast.
+
+        Fitting projections and making a cache run the teacher outside that autocast.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: As :meth:`build`.
+        """
+        self.build()
+        self._training_dtype = training_dtype(cfg)
+
+    def provide_bases(self, tap: str, indices: Sequence[int], loss: nn.Module) -> None:
+        """Do nothing: with a live teacher, a loss fits its own bases."""
+
+    def probe(self) -> dict[str, list[Level]]:
+        """Measure strides and channels at the taps, if possible without memory for weights."""
+        return self._probed[0]
+
+    @cached_property
+    def _probed(self) -> tuple[dict[str, list[Level]], int]:
+        """tuple: The levels at the taps, and the divisor to which images must be padded."""
+        divisor = getattr(self.source.build_preprocessor(), 'pad_size_divisor', 1)
+        if self.source.built_on_meta:
+            try:
+                with torch.device('meta'):
+                    return self._look_at(self.source.build(self.taps), divisor)
+            except SIZE_ERRORS as error:
+                # Swin reads values of tensors while it is built, and deformable convolution has no
+                # kernel for the meta device: build these on a real device and discard them.
+                if isinstance(error, ConfigError) and not isinstance(error, ProbeError):
+                    raise
+        return self._look_at(self.source.build(self.taps), divisor)
+
+    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int]:
+        levels = probe_levels(network.eval(), self.taps)
+        return levels, size_divisor(network, divisor, levels[self.taps[0]][0].image)
+
+    def build(self) -> None:
+        """Build the network and load its weights, unless they are loaded.
+
+        Raises:
+            ConfigError: The checkpoint is missing, unreadable, or not of this architecture.
+        """
+        if self._network is None:
+            # Read the checkpoint first, to fail early on an unreadable one.
+            weights = self.source.read_weights(self.acceleration.share_weights)
+            load = partial(self.source.load, weights, self.taps)
+            self._network = accelerate(load, self.acceleration, self.taps)
+
+    def load_plain(self) -> nn.Module:
+        """Build and return the network without acceleration; the teacher does not keep it.
+
+        Raises:
+            ConfigError: As :meth:`build`.
+        """
+        weights = self.source.read_weights(self.acceleration.share_weights)
+        return self.source.load(weights, self.taps)
+
+    def release(self) -> None:
+        """Free the weights; the next call loads them again."""
+        self._network = self._dtype = None
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Tensor, data_samples: Sequence | None = None
+    ) -> dict[str, list[Tensor]]:
+        """Compute the feature maps of a batch; with ``own_stream`` they need :meth:`wait` first.
+
+        Args:
+            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor; without one, as the
+                teacher's own makes it.
+            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' separates the images
+                from the padding.
+
+        Returns:
+            dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient, in the
+            teacher's precision.
+        """
+        self.build()
+        if self.bridge is not None:
+            inputs = self.bridge(inputs, data_samples)
+        device = inputs.device
+        if device_of(self._network) != device:
+            self._network.to(device)
+        dtype = self._precision(device)
+        autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+        taps = record_outputs(self._network, self.taps)
+        with self._beside_current_stream(inputs), autocast, taps as outputs:
+            self._network(inputs)
+        return outputs
+
+    def _precision(self, device: torch.device) -> torch.dtype | None:
+        """Return the half precision or None; once set, the weights keep it."""
+        if self._dtype is None:
+            self._dtype = self.acceleration.dtype(device, self._training_dtype)
+            if self._dtype is not None:
+                lower_precision(self._network, self._dtype)
+        return self._dtype
+
+    @contextmanager
+    def _beside_current_stream(self, inputs: Tensor) -> Iterator[None]:
+        if not (self.acceleration.own_stream and inputs.is_cuda):
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(inputs.device)
+        self._stream.wait_stream(torch.cuda.current_stream(inputs.device))
+        inputs.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def wait(self, outputs: Mapping[str, Sequence[Tensor]]) -> None:
+        """Make the current stream wait for maps, if the teacher runs in a separate stream.
+
+        Args:
+            outputs (Mapping[str, Sequence[Tensor]]): Maps from a call of the teacher, by any key.
+        """
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._stream.device)
+            current.wait_stream(self._stream)
+            for maps in chain.from_iterable(outputs.values()):
+                maps.record_stream(current)
