@@ -369,6 +369,17 @@ def test_performance__floor_and_seconds_of_a_gpu_are_those_of_its_check():
     assert f'| Distilled step, s | {seconds} | {seconds} | {seconds} |' in text
 
 
+def test_compatibility__times_of_operators_are_those_of_the_runs():
+    text = (REPOSITORY / 'docs/compatibility.md').read_text()
+    runs = [
+        json.loads((REPOSITORY / f'docs/results/performance/operators_{run}.json').read_text())
+        for run in ('compiled', 'torchvision')
+    ]
+    for name in runs[0]['ms']:
+        times = [f'{time:.0f}' for run in runs for time in run['ms'][name].values()]
+        assert f'| {name} | {" | ".join(times)} |' in text
+
+
 def test_recipes__costs_are_those_that_were_counted():
     text = (REPOSITORY / 'docs/recipes.md').read_text()
     told = re.findall(r'^\| \[(\w.+?)\]\(.+\| (\S+) \| (\S+) \|$', text, re.MULTILINE)
