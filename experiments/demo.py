@@ -15,13 +15,13 @@ from statistics import fmean
 
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
+from rdimkd_det.distiller.distiller.inference import student_config
 from rich.console import Console
 from rich.table import Table
 
 from rdimkd_det.commands import cli
-from rdimkd_det.files.whole import write_json, write_text
-from rdimkd_det.inference import student_config
-from rdimkd_det.machine import count_cores, describe_machine
+from rdimkd_det.files.atomic import write_json, write_text
+from rdimkd_det.host.machine import count_cores, describe_machine
 from rdimkd_det.progress import format_time
 from rdimkd_det.reports.comparison import comparison_page
 from rdimkd_det.reports.detections import most_different

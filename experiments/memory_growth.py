@@ -16,7 +16,7 @@ from rdimkd_det.benchmark.preparation import prepare
 from rdimkd_det.benchmark.steps import DISTILLED, LOSS, MONITORED, PLAIN, TEACHER, step_pieces
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.commands import cli
-from rdimkd_det.commands.options import OptionsAction
+from rdimkd_det.commands.cfg_options import OptionsAction
 from rdimkd_det.stopwatch import peak_memory
 
 PIECES = (PLAIN, DISTILLED, MONITORED, f'{TEACHER}as configured', LOSS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from rdimkd_det.files.whole import read_json, write_text
+from rdimkd_det.files.atomic import read_json, write_text
 
 from .running import ROOT, Run, path_option
 from .study import Experiment, Study

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
+from rdimkd_det.files.atomic import sha256_of, write_json
 from rdimkd_det.files.scalars import read_history
-from rdimkd_det.files.whole import sha256_of, write_json
-from rdimkd_det.machine import describe_machine
+from rdimkd_det.host.machine import describe_machine
 
 from .plan import Plan
 from .running import Run, is_done

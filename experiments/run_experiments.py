@@ -9,8 +9,8 @@ from rich.table import Table
 
 from rdimkd_det.commands import cli
 from rdimkd_det.errors import ConfigError
-from rdimkd_det.files.whole import write_text
-from rdimkd_det.machine import count_cores
+from rdimkd_det.files.atomic import write_text
+from rdimkd_det.host.machine import count_cores
 
 from .plan import Plan
 from .running import ROOT

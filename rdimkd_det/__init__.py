@@ -1,21 +1,22 @@
 """RdimKD (arXiv 2312.08700): feature distillation in a fixed subspace, for MMDetection."""
 
-from .compat import (
-    allow_checkpoint_types,
-    allow_config_prefix,
-    check_distribution,
-    show_student_in_config,
-)
-from .host.ops import provide_operators
+from .host.versions import check_distribution
 
 check_distribution()
+
+from .host.ops import provide_operators  # noqa: E402
+from .host.patches import (  # noqa: E402
+    allow_checkpoint_types,
+    allow_config_prefix,
+    show_student_in_config,
+)
+
 provide_operators()
 allow_checkpoint_types()
 allow_config_prefix()
 show_student_in_config()
 
 from . import functional  # noqa: E402
-from .calibration import fit_projections  # noqa: E402
 from .distiller import RdimKDDistiller  # noqa: E402
 from .errors import ConfigError  # noqa: E402
 from .hooks import DistillHook  # noqa: E402
@@ -26,6 +27,7 @@ from .projections import (  # noqa: E402
     PCAProjection,
     RandomProjection,
 )
+from .training.calibration import fit_projections  # noqa: E402
 from .version import __version__  # noqa: E402
 from .wrapping import distill_config  # noqa: E402
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .names import explain
+from .options import explain
 
 # The first is cheap and large enough to distinguish strides up to 256. SSD's extra layers have no
 # padding and reduce a small image to nothing, so larger sizes follow, and the usual sizes of

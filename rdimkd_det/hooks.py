@@ -13,25 +13,25 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch.utils.data import DataLoader
 
-from .calibration import (
+from .distiller.distillation import Distillation
+from .distiller.distiller import RdimKDDistiller, distilled_student
+from .distiller.finite_check import FiniteCheck, stop_if_broken
+from .distiller.inheritance import inherit_from_teacher
+from .distiller.monitoring import effective_weights
+from .errors import ConfigError
+from .host.patches import name_unreadable_images
+from .host.registry import register
+from .options import is_whole_number
+from .random_state import preserved_random_state
+from .schedule import build_schedule
+from .training.calibration import (
     batch_size,
     calibration_batches,
     default_calibration_images,
     fit_projections,
 )
-from .compat import name_unreadable_images
-from .distillation import Distillation
-from .distiller import RdimKDDistiller, distilled_student
-from .errors import ConfigError
-from .finite import FiniteCheck, stop_if_broken
-from .guard import StepSkipper, defer_checks, describe_last_finite, guard
-from .inheritance import inherit_from_teacher
-from .monitoring import effective_weights
-from .random_state import preserved_random_state
-from .registry import register
-from .resumption import KEY, check_same_distillation, training_facts
-from .schedule import build_schedule
-from .values import is_whole_number
+from .training.guard import StepSkipper, defer_checks, describe_last_finite, guard
+from .training.resumption import KEY, check_same_distillation, training_facts
 
 NONFINITE = ('stop', 'skip')
 
@@ -54,7 +54,7 @@ class DistillHook(Hook):
             it. Defaults to 'stop'.
         monitor_interval (int): Interval in iterations at which to log the loss weights and the
             share of the teacher's variance that the student explains, see
-            :mod:`rdimkd_det.monitoring`; 0 for never. Defaults to 50.
+            :mod:`rdimkd_det.distiller.monitoring`; 0 for never. Defaults to 50.
 
     Raises:
         ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown,
@@ -95,7 +95,7 @@ class DistillHook(Hook):
         name_unreadable_images()
 
     def before_run(self, runner: Runner) -> None:
-        """Guard the training against interruptions, see :mod:`rdimkd_det.guard`."""
+        """Guard the training against interruptions, see :mod:`rdimkd_det.training.guard`."""
         guard(runner)
 
     def before_train(self, runner: Runner) -> None:

@@ -9,8 +9,8 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .registry import register
-from .values import is_whole_number
+from .host.registry import register
+from .options import is_whole_number
 
 # By their names in `distill_config` and tools/distill.py.
 PROJECTIONS = {

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import ConfigError
-from .names import check_names
-from .values import is_amount
+from .options import check_names, is_amount
 
 DECAYS = (None, 'linear', 'cosine')
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .machine import processor, versions
+from .host.machine import processor, versions
 
 WARM_UP = 2
 

@@ -10,8 +10,8 @@ from mmengine.config import Config, ConfigDict
 from yapf.yapflib.yapf_api import FormatCode
 
 from .errors import ConfigError
+from .files.atomic import write_text
 from .files.configs import read_config
-from .files.whole import write_text
 from .projections import PROJECTIONS
 from .teacher import DetectorSource, Teacher
 

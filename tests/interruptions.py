@@ -12,8 +12,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from runs import load
 
-import rdimkd_det.files.whole
-from rdimkd_det.guard import latest_checkpoint
+import rdimkd_det.files.atomic
+from rdimkd_det.training.guard import latest_checkpoint
 
 EPOCHS, BATCHES = 3, 4  # iterations: 12
 
@@ -40,7 +40,7 @@ class Kill(Hook):
             if self.when == 'before':
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.when == 'saving':
-                rdimkd_det.files.whole.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                rdimkd_det.files.atomic.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration and self.when == 'after':

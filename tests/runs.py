@@ -18,7 +18,7 @@ from detectors import teacher_files
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from rdimkd_det.compat import allow_checkpoint_types
+from rdimkd_det.host.patches import allow_checkpoint_types
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = ('red', 'green', 'blue')

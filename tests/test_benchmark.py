@@ -10,11 +10,11 @@ from mmengine.config import Config
 from runs import REPOSITORY, call_tool, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
-from rdimkd_det import monitoring
 from rdimkd_det.benchmark.operations import count, count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
+from rdimkd_det.distiller.distiller import monitoring
 from rdimkd_det.stopwatch import describe_device, measure, peak_memory
 
 CPU = torch.device('cpu')

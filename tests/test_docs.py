@@ -16,6 +16,7 @@ import torch
 from detectors import small_config
 from documents import DOCUMENTS, anchor, blocks, commands, headings, links
 from mmengine.config import Config
+from rdimkd_det.distiller.distiller.build_loss import check_losses
 from runs import (
     CLASSES,
     REPOSITORY,
@@ -32,7 +33,6 @@ from runs import (
 import rdimkd_det
 from experiments.digits.images import DigitsOptions
 from experiments.digits.making import make_digits
-from rdimkd_det.tap_loss import check_losses
 
 ALL_COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
 # What a command that we cannot run here needs, by its first words.
@@ -238,7 +238,7 @@ def test_example__in_python(tmp_path, capsys):
     told = capsys.readouterr().out
     assert 'teacher 2/2' in told and 'loss_rdimkd_neck_s8' in told
     plain = Config.fromfile(REPOSITORY / 'configs/digits/fcos_r18.py').model
-    student = rdimkd_det.distiller.MODELS.build(plain)
+    student = rdimkd_det.distiller.distiller.MODELS.build(plain)
     student.load_state_dict(load(out)['state_dict'], strict=True)
 
 

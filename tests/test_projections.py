@@ -15,8 +15,8 @@ from rdimkd_det import (
     PCAProjection,
     RandomProjection,
 )
-from rdimkd_det.calibration import ChannelCovariance
 from rdimkd_det.functional import rdimkd_loss
+from rdimkd_det.training.calibration import ChannelCovariance
 
 FITTED = [PCAProjection, AutoencoderProjection]
 

@@ -31,7 +31,7 @@ from runs import (
 from rdimkd_det import ConfigError
 from rdimkd_det.commands.outputs import PATHS, PATHS_BELOW, check_outputs
 from rdimkd_det.files.checkpoints import load_checkpoint_safely
-from rdimkd_det.files.data import DataPickleHandler, DataYamlHandler
+from rdimkd_det.files.untrusted import DataPickleHandler, DataYamlHandler
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from runs import distilled, fcos, run_config
 
-from rdimkd_det.calibration import calibration_batches, fit_projections
 from rdimkd_det.commands import cli
+from rdimkd_det.training.calibration import calibration_batches, fit_projections
 
 NORMALIZE = (None, 'teacher', 'standardize')
 NUM_IMAGES = 8  # of all processes together

@@ -15,14 +15,23 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from rdimkd_det.distiller.distiller.distillation import Distillation
+from rdimkd_det.distiller.distiller.distiller import RdimKDDistiller, distilled_student
 from torch import nn
 from torch.distributed import init_process_group
 
 from rdimkd_det import ConfigError, DistillHook
-from rdimkd_det.cache.facts import check_facts, projection_facts
-from rdimkd_det.cache.images import image_pipeline
-from rdimkd_det.cache.store import TeacherCache
-from rdimkd_det.cache_making import (
+from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.cfg_options import OptionsAction
+from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
+from rdimkd_det.commands.hook_options import distill_hooks
+from rdimkd_det.commands.mistakes import errors_explained
+from rdimkd_det.files.configs import teacher_entries, without_cache
+from rdimkd_det.progress import counting_bar, with_progress
+from rdimkd_det.teacher.cache.images import image_pipeline
+from rdimkd_det.teacher.cache.origin import check_facts, projection_facts
+from rdimkd_det.teacher.cache.store import TeacherCache
+from rdimkd_det.training.cache_making import (
     cache_images,
     check_room,
     fill_cache,
@@ -30,15 +39,6 @@ from rdimkd_det.cache_making import (
     prepare_cache,
     use_bases,
 )
-from rdimkd_det.commands import cli, launch
-from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
-from rdimkd_det.commands.hook_options import distill_hooks
-from rdimkd_det.commands.mistakes import errors_explained
-from rdimkd_det.commands.options import OptionsAction
-from rdimkd_det.distillation import Distillation
-from rdimkd_det.distiller import RdimKDDistiller, distilled_student
-from rdimkd_det.files.configs import teacher_entries, without_cache
-from rdimkd_det.progress import counting_bar, with_progress
 
 
 def parse_args() -> argparse.Namespace:

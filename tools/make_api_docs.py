@@ -12,7 +12,7 @@ from pathlib import Path
 import rdimkd_det
 from rdimkd_det import ConfigError, functional, schedule
 from rdimkd_det.commands import cli
-from rdimkd_det.files.whole import write_text
+from rdimkd_det.files.atomic import write_text
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = 'rdimkd_det'

@@ -15,7 +15,7 @@ from rich.console import Console
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.mistakes import errors_explained
-from rdimkd_det.files.whole import write_text
+from rdimkd_det.files.atomic import write_text
 from rdimkd_det.preflight import preflight
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from rdimkd_det.commands import cli
 from rdimkd_det.errors import ConfigError, TrainingStoppedError, last_line
-from rdimkd_det.files.whole import write_text
-from rdimkd_det.machine import describe_machine
+from rdimkd_det.files.atomic import write_text
+from rdimkd_det.host.machine import describe_machine
 from rdimkd_det.reports.comparison import comparison_page
 from rdimkd_det.reports.detections import Example, most_different
 from rdimkd_det.reports.evaluation import Evaluation, evaluate, find_examples

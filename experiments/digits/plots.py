@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from rdimkd_det.files.whole import written_whole
+from rdimkd_det.files.atomic import written_whole
 
 from ..summary import Outcome, mean_and_error
 from .table import DIM, DIMS, WEIGHTS

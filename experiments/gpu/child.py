@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from rdimkd_det.commands import cli
-from rdimkd_det.files.whole import write_text
+from rdimkd_det.files.atomic import write_text
 from rdimkd_det.stopwatch import describe_device
 
 from .task import Task, reason

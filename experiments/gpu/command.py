@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rdimkd_det.errors import ConfigError
-from rdimkd_det.files.whole import try_writing
+from rdimkd_det.files.atomic import try_writing
 
 from .running import CHECKS, run_checks
 from .task import Task

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rdimkd_det.files.whole import write_text
+from rdimkd_det.files.atomic import write_text
 
 from .task import ROOT, Task
 

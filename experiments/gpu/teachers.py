@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import torch
 
-from rdimkd_det.acceleration import Acceleration
 from rdimkd_det.stopwatch import measure
 from rdimkd_det.teacher import DetectorSource, Teacher
+from rdimkd_det.teacher.acceleration import Acceleration
 
 from .task import Task, bar, difference, reason
 

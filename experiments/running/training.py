@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rdimkd_det.errors import ConfigError, TrainingStoppedError
+from rdimkd_det.files.atomic import read_json, write_json
 from rdimkd_det.files.scalars import list_parts, read_history
-from rdimkd_det.files.whole import read_json, write_json
 
 from .locks import lock_directory
 from .run import ROOT, Run

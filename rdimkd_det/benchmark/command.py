@@ -15,10 +15,10 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from ..commands import cli
+from ..commands.cfg_options import OptionsAction
 from ..commands.mistakes import errors_explained
-from ..commands.options import OptionsAction
 from ..errors import ConfigError
-from ..files.whole import write_text
+from ..files.atomic import write_text
 from ..stopwatch import describe_device
 from .preparation import prepare
 from .subject import Subject

@@ -8,10 +8,10 @@ from dataclasses import asdict
 import torch
 from mmdet.registry import MODELS
 
-from ..acceleration import Acceleration
 from ..files.configs import read_detector_config
 from ..stopwatch import Cost
 from ..teacher import Teacher
+from ..teacher.acceleration import Acceleration
 from .preparation import random_batch
 from .subject import Subject
 

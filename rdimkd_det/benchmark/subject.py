@@ -8,8 +8,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
-from ..calibration import fit_projections
 from ..features import record_outputs
+from ..training.calibration import fit_projections
 from .preparation import random_batch
 
 Maps = dict[str, list[Tensor]]

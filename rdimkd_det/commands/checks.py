@@ -14,18 +14,17 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from ..distiller import RdimKDDistiller, distilled_student, sharding_message
+from ..distiller.distiller import RdimKDDistiller, distilled_student, sharding_message
+from ..distiller.inheritance import matching_weights, weights_to_inherit
 from ..errors import ConfigError
+from ..files.atomic import try_writing
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..files.configs import annotation_path, leaf_datasets, mappings
-from ..files.weights import load_strictly
-from ..files.whole import try_writing
-from ..guard.saving import missing_to_resume
-from ..inheritance import matching_weights, weights_to_inherit
-from ..names import check_options, explain, type_name
+from ..files.strict_loading import load_strictly
+from ..options import check_options, explain, is_whole_number, type_name
 from ..preflight.categories import check_any_category
 from ..preflight.classes import check_class_names
-from ..values import is_whole_number
+from ..training.guard.saving import missing_to_resume
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
 

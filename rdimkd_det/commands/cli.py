@@ -21,10 +21,10 @@ from ..errors import (
     last_line,
     named_file,
 )
+from ..files.atomic import try_writing
 from ..files.configs import open_config
-from ..files.data import read_data_files_safely
-from ..files.whole import try_writing
-from .options import OptionsAction
+from ..files.untrusted import read_data_files_safely
+from .cfg_options import OptionsAction
 
 
 def run(main: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ..errors import ConfigError
 from ..hooks import DistillHook
-from ..names import check_options, check_type, explain, registered
+from ..options import check_options, check_type, explain, registered
 
 
 def check_hook_options(cfg: Config) -> None:

@@ -16,24 +16,18 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
 
-from ..distiller import RdimKDDistiller
+from ..distiller.distiller import RdimKDDistiller
 from ..errors import ConfigError
 from ..files.configs import hand_in_preprocessor
-from ..guard import (
+from ..preflight import Report, data_report, static_report
+from ..training.guard import (
     failures_explained,
     guard,
     latest_checkpoint,
     noted_checkpoint,
     raise_when_log_fails,
 )
-from ..preflight import Report, data_report, static_report
-from .checks import (
-    check_checkpoint,
-    check_data,
-    check_model,
-    check_sections,
-    check_work_dir,
-)
+from .checks import check_checkpoint, check_data, check_model, check_sections, check_work_dir
 from .cli import apply_options
 from .mistakes import errors_explained
 from .optimization import check_optimizer, check_precision, check_schedulers

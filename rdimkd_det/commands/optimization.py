@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import ConfigError
-from ..names import check_names, check_type, options_of, registered, type_name
+from ..options import check_names, check_type, options_of, registered, type_name
 
 
 def check_optimizer(cfg: Config) -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..errors import ConfigError
-from ..names import check_options, check_type, registered
+from ..options import check_options, check_type, registered
 
 # Keys that mmengine's Runner, mmdet's tools and ours read besides the Runner's own parameters.
 LOOKED_UP = {

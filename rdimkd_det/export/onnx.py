@@ -12,8 +12,8 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..files.whole import write_errors_explained
-from ..names import explain
+from ..files.atomic import write_errors_explained
+from ..options import explain
 from .student import Student
 
 try:

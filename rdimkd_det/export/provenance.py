@@ -10,7 +10,7 @@ from mmengine.logging import HistoryBuffer
 
 from ..files.configs import counts_iterations, teacher_entries
 from ..files.scalars import due_validations, read_history
-from ..names import type_name
+from ..options import type_name
 
 
 def distillation_of(config: Config) -> dict:

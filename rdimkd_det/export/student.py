@@ -18,14 +18,14 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..compat import patch_detectors
+from ..distiller.inference import student_config
 from ..errors import ConfigError
+from ..files.atomic import write_errors_explained, written_whole
 from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.configs import hand_in_preprocessor, mappings, read_config
-from ..files.weights import load_strictly
-from ..files.whole import write_errors_explained, written_whole
-from ..inference import student_config
-from ..names import explain, type_name
+from ..files.strict_loading import load_strictly
+from ..host.patches import patch_detectors
+from ..options import explain, type_name
 from ..version import __version__
 from .formats import FORMATS
 from .provenance import distillation_of, plain_data, recorded_metrics

@@ -17,10 +17,10 @@ from mmengine import fileio
 from mmengine.runner import checkpoint as host
 from safetensors import torch as safetensors
 
-from ..compat import allow_checkpoint_types
 from ..errors import ConfigError
-from ..names import did_you_mean
-from .whole import sha256_of
+from ..host.patches import allow_checkpoint_types
+from ..options import did_you_mean
+from .atomic import sha256_of
 
 # OpenMMLab's and torchvision's file names end with the first digits of the file's SHA-256.
 HASH = re.compile(r'-([a-f0-9]{8,64})\.')

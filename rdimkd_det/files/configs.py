@@ -12,9 +12,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 
-from ..compat import own_config
 from ..errors import ConfigError
-from ..names import SCOPE, type_name
+from ..host.patches import own_config
+from ..options import SCOPE, type_name
 
 
 class UnreadableConfigError(ConfigError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..functional import working_dtype
-from ..values import is_amount
+from ..options import is_amount
 from .adapters import adapt, new_adapter, zero_of
 from .maps import RESIZE_MODES, check_pair, same_size
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import working_dtype
-from ..moments import merge_spreads, spread
+from ..functional.moments import merge_spreads, spread
+from ..host.registry import register
+from ..options import is_amount
 from ..projections import Projection
-from ..registry import register
-from ..values import is_amount
 from .adapters import fold_adapter, project_adapted, zero_of_bias
 from .feature_loss import FeatureLoss
 

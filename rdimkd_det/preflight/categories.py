@@ -16,7 +16,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from ..files.annotations import category_names
 from ..files.configs import annotation_path, leaf_datasets
-from ..names import did_you_mean
+from ..options import did_you_mean
 from .classes import classes_of, dataset_type, listed
 from .report import Report
 

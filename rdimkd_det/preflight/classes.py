@@ -13,8 +13,8 @@ from torch import nn
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely
 from ..files.configs import leaf_datasets, read_config
-from ..names import explain
-from ..registry import find_type
+from ..host.registry import find_type
+from ..options import explain
 from ..teacher import Source
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ..distillation import Distillation
-from ..names import explain
-from .fingerprint import InputScore, better_input, compare_inputs
-from .inputs import InputFormat
+from ..distiller.distillation import Distillation
+from ..options import explain
+from .input_evidence import InputScore, better_input, compare_inputs
+from .input_formats import InputFormat
 from .report import Report
 
 # Divergence above which the configured input is not that of the teacher's training, even if no

@@ -7,21 +7,21 @@ from mmengine.device import get_device
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from ..calibration import batch_size
-from ..distillation import Distillation
-from ..distiller import RdimKDDistiller, distilled_student
+from ..distiller.distillation import Distillation
+from ..distiller.distiller import RdimKDDistiller, distilled_student
 from ..errors import ConfigError, TrainingStoppedError
-from ..names import explain
+from ..options import explain
 from ..random_state import preserved_random_state
+from ..training.calibration import batch_size
 from .categories import check_categories
 from .classes import data_classes, label_map, teacher_classes
-from .detector import build_detector
 from .input_check import check_teacher_input
+from .measurements import load_samples, measure_gradients, prepare
 from .report import Report
-from .samples import load_samples, measure_gradients, prepare
 from .static import check_static, is_live, topic, untrained_parts
 from .teacher_eval import judge_aps, measure_aps, teacher_pipeline
 from .timing import measure_time
+from .whole_teacher import build_detector
 
 
 def static_report(cfg: Config, model: nn.Module) -> Report:

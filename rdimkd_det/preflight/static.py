@@ -9,15 +9,15 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..distillation import Distillation
-from ..distiller import RdimKDDistiller, distilled_student
+from ..distiller.distillation import Distillation
+from ..distiller.distiller import RdimKDDistiller, distilled_student
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses import FeatureLoss
 from ..projections import Projection
 from .categories import check_categories
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
-from .inputs import InputFormat
+from .input_formats import InputFormat
 from .report import Report, Table
 
 LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', 'd', 'weight')

@@ -17,12 +17,12 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ..bridge import InputBridge
-from ..distillation import Distillation
+from ..distiller.distillation import Distillation
 from ..files.configs import UnreadableConfigError, leaf_datasets, read_config
 from ..progress import with_progress
-from .detector import at_size_of, relabelled
-from .inputs import InputFormat
+from .input_formats import InputFormat
 from .report import Report
+from .whole_teacher import at_size_of, relabelled
 
 # A detector below this AP was not trained on these data.
 NEARLY_ZERO = 0.01

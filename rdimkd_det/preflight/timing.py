@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.utils.data import DataLoader
 
-from ..calibration import batch_size
-from ..distiller import RdimKDDistiller
+from ..distiller.distiller import RdimKDDistiller
 from ..progress import format_time, with_progress
 from ..stopwatch import elapsed, peak_memory
+from ..training.calibration import batch_size
 from .report import Report, Table
 
 # Iterations to time with and without distillation each, after one that is not counted.

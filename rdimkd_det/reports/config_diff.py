@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from mmengine.config import Config
 
+from ..distiller.inference import student_config
 from ..files.configs import leaves
-from ..inference import student_config
 
 ABSENT = 'not set'
 # Where a run is stored and how it is started do not change what it does.

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 
 from ..commands.checks import check_data
 from ..commands.mistakes import errors_explained
+from ..distiller.inference import trained_detector
 from ..errors import ConfigError
-from ..files.whole import read_json, write_json
-from ..inference import trained_detector
-from ..names import type_name
+from ..files.atomic import read_json, write_json
+from ..options import type_name
 from ..progress import with_progress
 from .detections import SCORE_THRESHOLD, Detection, Example, match
 from .runs import TrainedRun

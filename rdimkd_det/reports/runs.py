@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from ..files.configs import counts_iterations, read_config
 from ..files.scalars import History, due_validations, read_history
-from ..guard import latest_or_none
+from ..training.guard import latest_or_none
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from functools import partial
 
 from torch import nn
 
-from ..acceleration import Acceleration, build_acceleration
-from ..cache.facts import projection_facts
-from ..cache.teacher import CachedTeacher, open_cache
 from ..errors import ConfigError
 from ..features import OUTPUT
+from .acceleration import Acceleration, build_acceleration
+from .cache.cached_teacher import CachedTeacher, open_cache
+from .cache.origin import projection_facts
 from .detector_source import DetectorSource
 from .module_source import ModuleSource
 from .source import Source

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..files.checkpoints import fingerprint, load_checkpoint_safely
 from ..files.configs import as_json, config_name, read_detector_config
-from ..files.weights import load_strictly
+from ..files.strict_loading import load_strictly
 from .source import checkpoint_facts
 
 

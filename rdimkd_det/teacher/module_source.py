@@ -16,8 +16,8 @@ from ..errors import ConfigError
 from ..features import OUTPUT
 from ..files.checkpoints import fingerprint, load_checkpoint_safely
 from ..files.configs import UnreadableConfigError, as_json
-from ..files.weights import load_strictly
-from ..names import SCOPE, explain
+from ..files.strict_loading import load_strictly
+from ..options import SCOPE, explain
 from ..random_state import preserved_random_state
 from .source import checkpoint_facts
 

@@ -10,8 +10,8 @@ from urllib.parse import urlparse
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from ..files.atomic import sha256_of
 from ..files.checkpoints import local_path
-from ..files.whole import sha256_of
 
 
 class Source(Protocol):

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from ..bridge import InputBridge
 from ..errors import ConfigError
 from ..features import (
@@ -23,6 +22,7 @@ from ..features import (
     record_outputs,
     size_divisor,
 )
+from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .source import Source
 
 

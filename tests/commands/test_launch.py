@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from runs import call_tool, fcos, hidden, load, run_tool, trained_losses
 
-from rdimkd_det.acceleration import accelerate
+from rdimkd_det.teacher.acceleration import accelerate
 
 
 @pytest.mark.slow

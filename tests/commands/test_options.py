@@ -5,7 +5,7 @@ import argparse
 import pytest
 from mmengine.config import DictAction
 
-from rdimkd_det.commands.options import OptionsAction
+from rdimkd_det.commands.cfg_options import OptionsAction
 
 
 @pytest.mark.parametrize(

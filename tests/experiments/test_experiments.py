@@ -27,7 +27,7 @@ from experiments.summary import (
     mean_and_error,
 )
 from rdimkd_det import ConfigError, RandomProjection, RdimKDDistiller, RdimKDLoss
-from rdimkd_det.files.whole import write_json
+from rdimkd_det.files.atomic import write_json
 from rdimkd_det.functional import standardized_loss
 
 select = STUDY.select

@@ -17,7 +17,7 @@ from runs import REPOSITORY, call_tool
 from experiments.running import Run, TrainingFailedError, pool, training
 from experiments.running.locks import lock_directory
 from rdimkd_det.errors import ConfigError, TrainingInterruptedError
-from rdimkd_det.files.whole import read_json, write_json, write_text
+from rdimkd_det.files.atomic import read_json, write_json, write_text
 
 CONSOLE = Console(file=open(os.devnull, 'w'))  # noqa: SIM115
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from runs import fcos
 from torch import nn
 
-from rdimkd_det.preflight.detector import build_detector
+from rdimkd_det.preflight.whole_teacher import build_detector
 from rdimkd_det.teacher import DetectorSource, Teacher
 
 

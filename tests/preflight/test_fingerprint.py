@@ -8,9 +8,9 @@ from preflights import CAFFE, folded, found, of_animals, random_weights
 from runs import fcos, load, run_tool
 from torch import nn
 
-from rdimkd_det.preflight import fingerprint
-from rdimkd_det.preflight.fingerprint import InputScore, batch_norms, better_input, divergence
-from rdimkd_det.preflight.inputs import IMAGENET, WELL_KNOWN, InputFormat, candidates
+from rdimkd_det.preflight import input_evidence as fingerprint
+from rdimkd_det.preflight.input_evidence import InputScore, batch_norms, better_input, divergence
+from rdimkd_det.preflight.input_formats import IMAGENET, WELL_KNOWN, InputFormat, candidates
 
 
 @pytest.mark.smoke

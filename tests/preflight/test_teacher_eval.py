@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 from preflights import found
 
-from rdimkd_det.preflight.inputs import IMAGENET
+from rdimkd_det.preflight.input_formats import IMAGENET
 from rdimkd_det.preflight.report import Report
 from rdimkd_det.preflight.teacher_eval import TeacherAPs, judge_aps
 

@@ -11,10 +11,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from preflights import TEACHER, found
+from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import fcos, load
 
-from rdimkd_det.distiller import distilled_student
-from rdimkd_det.preflight.samples import load_samples, prepare
+from rdimkd_det.preflight.measurements import load_samples, prepare
 
 
 def test_preflight__figures(preflight):

@@ -1,0 +1,241 @@
+"""``Distillation``: the child module that adds a teacher and its losses to a student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..features import Level, crop_to_common, match_levels, probe_levels
+from ..files.configs import teacher_entries
+from ..losses import FeatureLoss
+from ..losses.auto_weight import set_auto_weight
+from ..losses.maps import ComparedMaps
+from ..options import type_name
+from ..teacher.build import build_teacher
+from .build_loss import build_tap_loss, check_losses
+from .finite_check import FiniteCheck
+from .monitoring import Monitor
+from .several_teachers import OneOrMoreTeachers, SeveralTeachers
+
+
+class Distillation(OneOrMoreTeachers, nn.Module):
+    """Runs the teacher on the student's batch and compares the tapped feature maps.
+
+    Args:
+        student (nn.Module): The student detector; it is probed, and no reference is kept.
+        teacher (dict): Entry of the teacher, see :class:`rdimkd_det.RdimKDDistiller`.
+        losses (dict): Maps the path of a student module, e.g. 'neck', to the config of a loss. The
+            teacher is tapped at the same path unless the entry has a ``teacher_module``.
+        name (str): Name of the teacher among several, used as a prefix in the names of its losses.
+            Defaults to ''.
+
+    Raises:
+        ConfigError: ``teacher`` or ``losses`` is invalid or does not fit the student.
+    """
+
+    def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
+        super().__init__()
+        self.name = name
+        self.monitor = Monitor()
+        check_losses(losses)
+        losses = {tap: dict(loss) for tap, loss in losses.items()}
+        self.loss_configs = losses
+        student_levels = probe_levels(student, list(losses))
+        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
+        teacher_levels = self.teacher.probe()
+        self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
+        self.losses = nn.ModuleDict()
+        for tap, loss in losses.items():
+            where = f"{type_name(loss)} at '{tap}'"
+            pairs = match_levels(
+                student_levels[tap],
+                teacher_levels[self.teacher_taps[tap]],
+                where,
+                nearest=loss.get('resize') is not None,
+            )
+            self.level_pairs[tap] = pairs
+            self.losses[_key(tap)] = build_tap_loss(self.full_name(tap), loss, pairs)
+        self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.all_losses()))
+        self._provide_bases()
+        if not self.active:
+            # So that gradient clipping and DDP ignore the adapters.
+            self.requires_grad_(False)
+
+    @property
+    def parts(self) -> list[Distillation]:
+        """list[Distillation]: One per teacher: itself."""
+        return [self]
+
+    def check(self, cfg: Config) -> None:
+        """Check that :meth:`prepare` will succeed, without accelerating the teacher.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: As :meth:`prepare`.
+        """
+        self.teacher.check(cfg)
+
+    def prepare(self, cfg: Config) -> None:
+        """Load the teacher, or check that a cached teacher belongs to this training.
+
+        Args:
+            cfg (Config): Config of the training.
+
+        Raises:
+            ConfigError: The teacher's checkpoint is missing or does not fit its config; or the
+                cache is incomplete, or was made with another teacher, other losses or other images.
+        """
+        self.teacher.prepare(cfg)
+        # Again, because a resumed checkpoint may have replaced the bases since __init__.
+        self._provide_bases()
+
+    def _provide_bases(self) -> None:
+        for tap, loss in self.items():
+            indices = [teacher.index for _, teacher in self.level_pairs[tap]]
+            self.teacher.provide_bases(self.teacher_taps[tap], indices, loss)
+
+    def set_factor(self, factor: float) -> None:
+        """Set the schedule's factor on every loss weight.
+
+        Args:
+            factor (float): 0 or more.
+        """
+        for loss in self.losses.values():
+            loss.factor = factor
+
+    def full_name(self, tap: str) -> str:
+        """Return a tap's name, prefixed with the teacher's name where there are several."""
+        return f'{self.name}_{tap}'.strip('_')
+
+    def items(self) -> list[tuple[str, FeatureLoss]]:
+        """Return the taps of the student, each with its loss."""
+        return [(tap, self.losses[_key(tap)]) for tap in self.taps]
+
+    def teacher_feats(
+        self, inputs: Tensor, data_samples: Sequence | None, wait: bool = True
+    ) -> dict[str, list[Tensor]]:
+        """Compute the teacher's maps of the matched levels for a batch of the student.
+
+        Args:
+            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
+            data_samples (Sequence[DetDataSample], optional): Data samples of the batch.
+            wait (bool): Whether the maps must be ready on return. False lets the teacher run in
+                parallel with the student; only :meth:`forward` may then use the maps. Defaults to
+                True.
+
+        Returns:
+            dict[str, list[Tensor]]: Tap of the student to the teacher's maps, one per level.
+        """
+        outputs = self.teacher(inputs, data_samples)
+        if wait:
+            self.teacher.wait(outputs)
+        return {
+            tap: [outputs[self.teacher_taps[tap]][teacher.index] for _, teacher in pairs]
+            for tap, pairs in self.level_pairs.items()
+        }
+
+    def compared(
+        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: Mapping[str, list[Tensor]]
+    ) -> list[ComparedMaps]:
+        """Match the maps of a batch; the losses see these.
+
+        Args:
+            student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
+            teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
+
+        Returns:
+            list[ComparedMaps]: One per tap.
+        """
+        self.teacher.wait(teacher_feats)
+        found = []
+        for tap, loss in self.items():
+            pairs = [
+                crop_to_common(
+                    student_outputs[tap][student.index], maps, student.stride, teacher.stride
+                )
+                for (student, teacher), maps in zip(self.level_pairs[tap], teacher_feats[tap])
+            ]
+            found.append(ComparedMaps(tap, loss, *zip(*pairs)))
+        return found
+
+    def forward(
+        self,
+        student_outputs: Mapping[str, list[Tensor]],
+        teacher_feats: Mapping[str, list[Tensor]],
+        task_loss: Callable[[], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of all taps and levels.
+
+        Args:
+            student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
+            teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
+            task_loss (Callable, optional): Returns the student's own loss, 0-dim; called with
+                ``loss_weight='auto'`` until a batch has set the weight.
+
+        Returns:
+            dict[str, Tensor]: 'loss_<name>_<tap>_s<stride>' to a 0-dim loss.
+
+        Raises:
+            FloatingPointError: A loss is not finite; the message names it. Not raised under
+                ``DistillHook``, which checks later.
+        """
+        losses, compared = {}, self.compared(student_outputs, teacher_feats)
+        for tap, loss, student_feats, teacher_maps in compared:
+            if not loss.needs_auto_weight or task_loss is None:
+                losses.update(loss(student_feats, teacher_maps))
+                continue
+            distances = loss.distances(student_feats, teacher_maps)
+            if torch.is_grad_enabled():  # otherwise there are no gradients to compare
+                set_auto_weight(tap, loss, distances, student_outputs[tap], task_loss())
+            losses.update(loss.weighted(distances))
+        self.monitor(compared)
+        self.finite.note(losses)
+        return losses
+
+    def describe(self) -> list[str]:
+        """Describe the teacher and its input, then each level: stride, channels, d, variance."""
+        lines = [f'teacher {self.teacher.describe()}']
+        for tap, loss in self.items():
+            for level, (student, teacher) in enumerate(self.level_pairs[tap]):
+                adapter = ' (1x1 adapter)' if loss.has_adapter(level) else ''
+                how = loss.projections[level].summary if loss.projections else type(loss).__name__
+                lines.append(
+                    f'{tap} stride {student.stride}: channels {student.channels} -> '
+                    f'{teacher.channels}{adapter}, {how}'
+                )
+        return lines
+
+
+def build_distillation(
+    student: nn.Module, teacher: dict | Sequence[dict], losses: dict
+) -> Distillation | SeveralTeachers:
+    """Build the distillation of a student from one or several teachers.
+
+    Args:
+        student (nn.Module): The student detector.
+        teacher (dict | Sequence[dict]): Config of the teacher, see :class:`Distillation`. Each of
+            several may also have a ``name`` (default 't0', 't1', ...) and its own ``losses``.
+        losses (dict): Losses of the teachers without their own.
+
+    Raises:
+        ConfigError: As :class:`Distillation`; or two teachers have the same name.
+    """
+    if isinstance(teacher, Mapping):
+        return Distillation(student, teacher, losses)
+    parts = []
+    for name, entry in teacher_entries(teacher):
+        options = {key: value for key, value in entry.items() if key not in ('name', 'losses')}
+        parts.append(Distillation(student, options, entry.get('losses', losses), name))
+    if len({part.name for part in parts}) < len(parts):
+        raise ConfigError('RdimKDDistiller: the names of the teachers must differ.')
+    return SeveralTeachers(parts)
+
+
+def _key(tap: str) -> str:
+    return tap.replace('.', '_')  # nn.ModuleDict takes no dots

@@ -1,0 +1,248 @@
+"""``RdimKDDistiller``: the student detector with the distillation losses added to ``loss()``."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ..errors import ConfigError
+from ..features import record_outputs
+from ..files.configs import UnreadableConfigError
+from ..host.patches import patch_detectors
+from ..host.registry import register
+from ..losses.auto_weight import differentiable_checkpoints
+from .distillation import build_distillation
+
+# The wrappers of a Runner that keep every parameter whole on every rank.
+WRAPPERS = (DataParallel, DistributedDataParallel)
+
+
+@register(MODELS)
+class RdimKDDistiller:
+    """Builds a student that also learns from a teacher's feature maps (RdimKD, arXiv 2312.08700).
+
+    The returned object *is* the student detector: an instance of the student's class with the
+    student's attributes and parameter names. Its class is replaced by a subclass whose ``loss()``
+    adds the distillation losses, as ``torch.distributed.fsdp.fully_shard`` does. One more child
+    module, ``distill``, holds the bases, adapters and running scales. Their tensors stay out of
+    ``state_dict()``, so every checkpoint is a plain student checkpoint.
+
+    Args:
+        student (dict | nn.Module): Config of the student detector, or the built detector.
+        teacher (dict | Sequence[dict]): ``config`` (path, ``'mmdet::...'`` or a config) and
+            ``checkpoint`` (path or URL) of the teacher; or the options of a
+            :class:`rdimkd_det.teacher.ModuleSource`, any torch module; or ``cache``, a directory
+            written by ``tools/cache_teacher.py``. And options of
+            :class:`rdimkd_det.teacher.acceleration.Acceleration`. Each of several teachers may also
+            have a ``name``, which appears in the names of its losses, and its own ``losses``.
+        losses (dict): Maps the path of a student module, e.g. 'neck', to the config of its loss,
+            e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
+            teacher is tapped at the same path unless the entry has ``teacher_module='...'``.
+        inherit (Sequence[str]): Paths of modules initialised with the (first) teacher's weights
+            when training starts, e.g. ``['neck', 'bbox_head']``. Defaults to none.
+        data_preprocessor (dict, optional): Data preprocessor of the student, unless its config has
+            one. mmengine's Runner passes it from the top level of a config, as YOLOv3's has it.
+
+    Returns:
+        nn.Module: The student.
+
+    Raises:
+        ConfigError: ``student``, ``teacher`` or ``losses`` is missing, or they do not fit each
+            other. A missing teacher config raises only when training starts, so that testing
+            works without it.
+    """
+
+    def __new__(cls, student=None, teacher=None, losses=None, inherit=(), data_preprocessor=None):
+        if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student calls this
+            return super().__new__(cls)
+        _check_arguments(student, teacher, losses)
+        patch_detectors()
+        if data_preprocessor is not None and isinstance(student, Mapping):
+            student = {'data_preprocessor': data_preprocessor, **student}
+        detector = student if isinstance(student, nn.Module) else MODELS.build(student)
+        return _attach(
+            detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit
+        )
+
+    def __init__(self, *args, **kwargs) -> None:
+        """Do nothing: Python calls this after ``__new__``, which has built the detector."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Support pickle and deepcopy: pickle cannot find a class created at run time by its name.
+
+        A pickle does not contain the teacher's weights; they are loaded again when needed.
+        """
+        _, _, *state = super().__reduce_ex__(protocol)
+        student_class = type(self).__bases__[-1]
+        return (_new_distilling, (student_class,), *state)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+        """Compute the student's losses and the distillation losses.
+
+        Args:
+            batch_inputs (Tensor): Batch (N, 3, H, W).
+            batch_data_samples (list[DetDataSample]): Data samples with the ground truth.
+
+        Returns:
+            dict[str, Tensor]: The student's losses, unchanged, and 'loss_rdimkd_<tap>_s<stride>'
+            for each level.
+        """
+        distill = self.distill
+        if not distill.wanted:
+            return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
+        active = distill.active
+        # The teacher first: its intermediate maps are freed before the student's graph grows.
+        teacher_feats = (
+            distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
+        )
+        checkpoints = differentiable_checkpoints() if distill.needs_auto_weight else nullcontext()
+        # Also while the schedule's factor is 0: torch.compile would miss taps registered later.
+        with checkpoints, record_outputs(self, distill.taps) as student_outputs:
+            losses = super().loss(batch_inputs, batch_data_samples)
+        if not active:
+            return {**losses, **distill.zero_losses()}
+        _check_taps(distill.taps, student_outputs)
+        task_loss = partial(_total, self, losses)
+        return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
+
+    def init_weights(self) -> None:
+        """Initialise the student as without distillation; the adapters keep their weights."""
+        # The detector's init_cfg would otherwise initialise matching layers in `distill` too.
+        distill = self._modules.pop('distill')
+        try:
+            super().init_weights()
+        finally:
+            self.distill = distill
+
+
+def distilled_student(model: nn.Module) -> RdimKDDistiller:
+    """Return the distilled student in a model, unwrapped from DDP.
+
+    Raises:
+        ConfigError: The model is plain, its teacher's config could not be read, or its wrapper
+            shards parameters.
+    """
+    if is_model_wrapper(model):
+        if not isinstance(model, WRAPPERS):
+            raise ConfigError(sharding_message(type(model).__name__))
+        model = model.module
+    if not isinstance(model, RdimKDDistiller):
+        raise ConfigError(
+            f'DistillHook: the model is a plain {type(model).__name__}; make it model=dict('
+            f"type='RdimKDDistiller', student=..., teacher=..., losses=...), or drop the hook."
+        )
+    if isinstance(model.distill, _WithoutTeacher):
+        raise model.distill.error
+    return model
+
+
+def _check_taps(taps: Sequence[str], student_outputs: Mapping[str, list[Tensor]]) -> None:
+    for tap in taps:
+        if tap not in student_outputs:
+            raise ConfigError(f"tap '{tap}': the student's loss() does not run this module.")
+        if torch.is_grad_enabled() and not any(m.requires_grad for m in student_outputs[tap]):
+            raise ConfigError(
+                f"tap '{tap}': its feature maps carry no gradient, so nothing would reach the "
+                f'student: the module is frozen, or lies inside one that activation checkpointing '
+                f'runs; tap a module that is trained, or checkpoint smaller parts.'
+            )
+
+
+def sharding_message(wrapper: str) -> str:
+    """Return the message that rejects a model wrapper or strategy other than DDP."""
+    return (
+        f'{wrapper}: distillation folds its adapters into the projection and saves them beside the '
+        f"student, so every rank must hold them whole, which FSDP, DeepSpeed and ColossalAI don't "
+        f'do. Train with DDP (MMDistributedDataParallel, DDPStrategy); where memory is short, '
+        f'with_cp=True in the backbone and --amp help.'
+    )
+
+
+def _check_arguments(student: object, teacher: object, losses: object) -> None:
+    expected = {
+        'student': (student, (Mapping, nn.Module), 'a dict'),
+        'teacher': (teacher, (Mapping, list, tuple), 'a dict or a list of dicts'),
+        'losses': (losses, Mapping, 'a dict'),
+    }
+    for name, (value, kinds, what) in expected.items():
+        if not value or not isinstance(value, kinds):
+            wrong = 'is empty' if isinstance(value, kinds) else f'must be {what}, got {value!r}'
+            problem = 'is missing' if value is None else wrong
+            raise ConfigError(
+                f'RdimKDDistiller: model.{name} {problem}; a distilled model is '
+                f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
+            )
+
+
+def _total(detector: nn.Module, losses: dict[str, Tensor]) -> Tensor:
+    return detector.parse_losses(losses)[0]
+
+
+def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[str]) -> nn.Module:
+    if isinstance(detector, RdimKDDistiller):
+        raise ConfigError(
+            'RdimKDDistiller: the student is distilled already; give the plain detector.'
+        )
+    try:
+        distill = build_distillation(detector, teacher, losses)
+    except UnreadableConfigError as error:
+        distill = _WithoutTeacher(error)
+    detector.__class__ = _distilling_class(type(detector))
+    detector.distill = distill
+    distill.inherit = list(inherit)
+    # Both torch and mmengine, which walks the modules itself, call these hooks, also in EMA copies.
+    detector._register_state_dict_hook(_hide_distillation)
+    detector.register_load_state_dict_post_hook(_miss_no_distillation)
+    return detector
+
+
+@cache
+def _distilling_class(detector_class: type) -> type:
+    name = f'RdimKD{detector_class.__name__}'
+    attributes = {'__module__': __name__, '__doc__': detector_class.__doc__}
+    return types.new_class(
+        name, (RdimKDDistiller, detector_class), exec_body=lambda space: space.update(attributes)
+    )
+
+
+def _new_distilling(student_class: type) -> nn.Module:
+    """Create an empty instance for pickle to fill, possibly in another process."""
+    patch_detectors()
+    distilling_class = _distilling_class(student_class)
+    return distilling_class.__new__(distilling_class)
+
+
+def _hide_distillation(module: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:
+    prefix += 'distill.'
+    for entries in (state_dict, state_dict._metadata):
+        for key in [key for key in entries if f'{key}.'.startswith(prefix)]:
+            del entries[key]
+
+
+def _miss_no_distillation(module: nn.Module, incompatible_keys: tuple) -> None:
+    # The hook does not receive the prefix under which an EMA or DDP wrapper loads the student.
+    hidden = tuple(f'.distill.{key}' for key in module.distill.state_dict())
+    missing = incompatible_keys.missing_keys
+    missing[:] = [key for key in missing if not f'.{key}'.endswith(hidden)]
+
+
+class _WithoutTeacher(nn.Module):
+    """Replaces a ``Distillation`` whose teacher config cannot be read, so that testing works."""
+
+    wanted = active = True
+    needs_auto_weight = False
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__()
+        self.error = error
+
+    def teacher_feats(self, *args, **kwargs) -> None:
+        raise self.error

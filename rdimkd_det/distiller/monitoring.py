@@ -1,0 +1,178 @@
+"""Monitoring of a training: the loss weights in force, and the variance the student explains.
+
+RdimKD (arXiv 2312.08700) guides the student inside the subspace and leaves it free in the
+complement. The share of the teacher's variance that the student explains is logged for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..functional import project, working_dtype
+from ..functional.moments import centred, merge, merge_ranks, moments
+from ..losses import FeatureLoss
+from ..losses.adapters import fold_adapter
+from ..losses.maps import ComparedMaps
+
+# Prevents NaN along a direction without any variance.
+TINY = 1e-30
+# Number of pieces that the largest level is projected in (smaller levels take fewer), so that the
+# coordinates in memory are a fraction of the maps.
+NUM_PIECES = 16
+
+
+def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Compute the share of the teacher's variance that a student explains per direction.
+
+    .. math:: \frac{\sum_k \sigma_{t,k}^2 \max(\rho_k, 0)^2}{\sum_k \sigma_{t,k}^2}
+
+    with the teacher's variance :math:`\sigma_{t,k}^2` over batch and positions along direction
+    ``k``, and the correlation :math:`\rho_k` of student and teacher along it. Per direction it is
+    the coefficient of determination of a linear fit of the teacher to the student. Like
+    ``normalize='standardize'``, it ignores the student's mean and scale. A negative correlation
+    explains nothing.
+
+    Args:
+        student (Tensor): Student's coordinates (N, D, L), float32 or float64.
+        teacher (Tensor): Teacher's coordinates (N, D, L).
+
+    Returns:
+        Tensor: 0-dim, from 0 to 1, over the batches of all ranks; the same on every rank.
+
+    Example:
+        >>> import torch
+        >>> from rdimkd_det.distiller.monitoring import explained_share
+        >>> teacher = torch.randn(2, 3, 20)
+        >>> round(explained_share(5 * teacher + 7, teacher).item(), 3)
+        1.0
+    """
+    (statistics,) = merge_ranks([moments(*centred(student, teacher))])
+    return _share(statistics)
+
+
+def _share(statistics: Tensor) -> Tensor:
+    _, _, _, var_s, var_t, covariance = statistics
+    explained = covariance.clamp(min=0).square() / var_s.clamp(min=TINY)
+    return explained.sum() / var_t.sum().clamp(min=TINY)
+
+
+@torch.no_grad()
+def explained_shares(
+    loss: FeatureLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Compute the share of the teacher's variance explained inside and outside the subspace.
+
+    The complement has no basis: there, the channels of ``(I - K K^T) F`` are compared.
+
+    Args:
+        loss (FeatureLoss): The loss of these maps, with fitted projections.
+        student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
+        teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W), one per level; (N, d, H, W)
+            from a cached teacher.
+
+    Returns:
+        dict[str, Tensor]: 0-dim share 'explained_in_<level name>' of each level, and
+        'explained_out_<level name>' unless d = C_t or the teacher is cached.
+    """
+    length = -(-max(maps[0, 0].numel() for maps in student_feats) // NUM_PIECES)
+    levels = enumerate(zip(student_feats, teacher_feats))
+    with torch.autocast(student_feats[0].device.type, enabled=False):
+        statistics = merge_ranks([_moments(loss, level, *maps, length) for level, maps in levels])
+    shares = {}
+    for name, projection, of_level in zip(loss.level_names, loss.projections, statistics):
+        inside = of_level[:, : projection.basis.shape[1]]
+        outside = of_level[:, projection.basis.shape[1] :]
+        shares[f'explained_in_{name}'] = _share(inside)
+        if outside.shape[1]:
+            shares[f'explained_out_{name}'] = _share(outside)
+    return shares
+
+
+def _moments(
+    loss: FeatureLoss, level: int, student: Tensor, teacher: Tensor, length: int
+) -> Tensor:
+    """Compute the moments of a level on this rank: (6, d), or (6, d + C_t) with the complement.
+
+    The level is projected in pieces of ``length`` positions, to save memory.
+    """
+    student, teacher = loss.same_size(student, teacher)
+    basis = loss.projections[level].basis.to(working_dtype(student))
+    if loss.teacher_projected:  # a cache holds no maps of the complement
+        directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
+    else:
+        directions = of_teacher = append_complement(basis)
+    of_student = fold_adapter(loss.adapters[level], directions)
+    pieces = zip(*(maps.flatten(2).split(length, 2) for maps in (student, teacher)))
+    coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
+    return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
+
+
+def append_complement(basis: Tensor) -> Tensor:
+    """Append the projector onto the complement to a basis.
+
+    Args:
+        basis (Tensor): Semi-orthogonal basis ``K`` (C, d).
+
+    Returns:
+        Tensor: ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` alone if d = C.
+    """
+    num_channels, dim = basis.shape
+    if dim == num_channels:
+        return basis
+    return torch.cat([basis, torch.eye(num_channels).to(basis) - basis @ basis.t()], 1)
+
+
+class Monitor:
+    """Records the shares of variance that the student explains, at the iterations that are due.
+
+    Attributes:
+        due (bool): Whether to record at the next call.
+    """
+
+    def __init__(self) -> None:
+        self.due = False
+        self._shares: dict[str, Tensor] = {}
+
+    @torch.compiler.disable  # so that a change of `due` does not compile the student again
+    def __call__(self, compared: Iterable[ComparedMaps]) -> None:
+        """Record :func:`explained_shares` of all losses with projections, if that is due.
+
+        Args:
+            compared (Iterable[ComparedMaps]): From :meth:`Distillation.compared`.
+        """
+        for _, loss, student_feats, teacher_feats in compared if self.due else ():
+            if loss.projections:
+                self._shares.update(explained_shares(loss, student_feats, teacher_feats))
+
+    def take(self) -> dict[str, float]:
+        """Return the recorded shares by name, and end recording; waits for the device once."""
+        shares, self._shares, self.due = self._shares, {}, False
+        if not shares:
+            return {}
+        return dict(zip(shares, torch.stack(list(shares.values())).tolist()))
+
+
+def effective_weights(loss: FeatureLoss) -> dict[str, float]:
+    """Return the effective weights of a loss: the levels' weights times the schedule and 'auto'.
+
+    Args:
+        loss (FeatureLoss): The loss of a tap.
+
+    Returns:
+        dict[str, float]: 'rdimkd_weight_<tap>', or 'rdimkd_weight_<level name>' for each level if
+        the weights differ; empty while 'auto' is not set.
+    """
+    if loss.needs_auto_weight:
+        return {}
+    common = loss.factor * float(loss.auto_weight)
+    weights = {
+        f'rdimkd_weight_{name}': weight * common
+        for name, weight in zip(loss.level_names, loss.level_weights)
+    }
+    if len(set(weights.values())) > 1:
+        return weights
+    first, weight = next(iter(weights.items()))
+    return {first.rpartition('_s')[0] or first: weight}

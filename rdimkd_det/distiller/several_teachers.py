@@ -1,0 +1,68 @@
+"""What one ``Distillation`` and several of them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..losses import FeatureLoss
+
+
+class OneOrMoreTeachers:
+    """What the losses of all ``parts``, one ``Distillation`` per teacher, have in common."""
+
+    @property
+    def taps(self) -> list[str]:
+        """list[str]: The tapped paths of the student, each once."""
+        return list(dict.fromkeys(tap for part in self.parts for tap in part.teacher_taps))
+
+    @property
+    def active(self) -> bool:
+        """bool: Whether any loss has a weight above 0 now, so that a teacher must run."""
+        return any(loss.active for loss in self.all_losses())
+
+    @property
+    def wanted(self) -> bool:
+        """bool: Whether any loss has a weight above 0, apart from the schedule's factor."""
+        return any(max(loss.level_weights) > 0 for loss in self.all_losses())
+
+    @property
+    def needs_auto_weight(self) -> bool:
+        """bool: Whether a loss still has to determine its weight 'auto'."""
+        return any(loss.needs_auto_weight for loss in self.all_losses())
+
+    def zero_losses(self) -> dict[str, Tensor]:
+        """Return :meth:`FeatureLoss.zero_losses` of all losses."""
+        return {
+            name: zero for loss in self.all_losses() for name, zero in loss.zero_losses().items()
+        }
+
+    def all_losses(self) -> list[FeatureLoss]:
+        """Return the losses of all teachers and taps."""
+        return [loss for part in self.parts for loss in part.losses.values()]
+
+
+class SeveralTeachers(OneOrMoreTeachers, nn.ModuleList):
+    """Several teachers, one ``Distillation`` each, with the interface of one."""
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """list[nn.Module]: One ``Distillation`` per teacher."""
+        return list(self)
+
+    def teacher_feats(self, *args, **kwargs) -> list[dict | None]:
+        """Return :meth:`Distillation.teacher_feats` of each active teacher, None of the others."""
+        return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
+
+    def forward(
+        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
+    ) -> dict[str, Tensor]:
+        """Compute the losses of all teachers, see :meth:`Distillation.forward`."""
+        losses = {}
+        for part, feats in zip(self, teacher_feats):
+            if feats is None:
+                losses.update(part.zero_losses())
+            else:
+                losses.update(part(student_outputs, feats, task_loss))
+        return losses

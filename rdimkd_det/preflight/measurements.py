@@ -1,0 +1,184 @@
+"""Measures losses, gradients and recommended weights on training images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from statistics import median
+
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..distiller.distillation import Distillation
+from ..distiller.distiller import RdimKDDistiller
+from ..distiller.inheritance import inherit_from_teacher
+from ..features import record_outputs
+from ..files.checkpoints import load_checkpoint_safely
+from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
+from ..progress import with_progress
+from ..training.calibration import calibration_batches, fit_projections
+from .report import Report, Table
+
+GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
+# Ratios of distillation's gradient to the task's, beyond which it drowns the task or does nothing.
+LARGEST_SHARE, SMALLEST_SHARE = 1e4, 1e-4
+
+
+def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
+    """Return the training data loader, and batches of a fixed random choice of its images."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    # YOLOX's preprocessor reads this, and in a run the Runner sets it.
+    MessageHub.get_current_instance().update_info('iter', 0)
+    return loader, list(calibration_batches(loader, num_images, seed=0))
+
+
+def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> None:
+    """Give a student the weights that its training starts from, and fit its projections."""
+    model.init_weights()
+    if cfg.get('load_from'):
+        weights = load_checkpoint_safely(cfg.load_from, who='model')
+        # As the Runner does: weights of another shape are skipped.
+        load_state_dict(model, weights, logger='silent')
+    inherit_from_teacher(model)
+    fit_projections(model, deepcopy(batches))
+    model.train()
+
+
+def training_input(preprocessor: nn.Module, batch: dict) -> dict:
+    """Preprocess a copy of a batch, since batch augmentations scale boxes in place."""
+    return preprocessor(deepcopy(batch), True)
+
+
+@dataclass
+class LevelMeasure:
+    """A level's loss before weighting, and gradient norms at the student's map, one per batch."""
+
+    losses: list[float] = field(default_factory=list)
+    gradients: list[float] = field(default_factory=list)
+    of_task: list[float] = field(default_factory=list)
+    trained: bool = True
+
+
+def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: Report) -> None:
+    """Report on each level's loss and gradient beside the task's, and the balancing weight.
+
+    The model comes from :func:`prepare`; its loss weights are 1 afterwards. A loss that is not
+    finite is a ``FloatingPointError`` that names it.
+    """
+    number = f'{len(batches)} batch{"es" * (len(batches) > 1)}'
+    table = Table(f"Before training, at the student's maps, median of {number}", GRADIENT_COLUMNS)
+    for part in model.distill.parts:
+        if not part.wanted:
+            continue
+        weights = _take_weights(part)
+        levels, balances = _measure(model, part, batches)
+        for tap, loss in part.items():
+            recommended = loss.auto_share * median(balances[tap])
+            where = part.full_name(tap)
+            measured = {name: levels[name] for name in loss.level_names}
+            factor = recommended if loss.auto else 1.0
+            table.rows += _rows(measured, [factor * weight for weight in weights[tap]])
+            _judge_frozen(where, measured, weights[tap], report)
+            _judge_weight(where, loss.auto, max(weights[tap]), recommended, report)
+            report.figures.setdefault('recommended_loss_weight', {})[where] = recommended
+    report.tables.append(table)
+
+
+def _measure(
+    model: RdimKDDistiller, part: Distillation, batches: Sequence[dict]
+) -> tuple[dict[str, LevelMeasure], dict[str, list[float]]]:
+    """Return the measures by level, and :func:`gradient_balance` by tap and batch."""
+    levels: dict[str, LevelMeasure] = defaultdict(LevelMeasure)
+    balances: dict[str, list[float]] = defaultdict(list)
+    for batch in with_progress(batches, 'gradients'):
+        task, distances, outputs = _losses(model, part, batch)
+        for tap, loss in part.items():
+            of_tap = [distances[name] for name in loss.loss_names]
+            balances[tap].append(float(gradient_balance(task, sum(of_tap), outputs[tap])))
+            pairs = part.level_pairs[tap]
+            for name, distance, (student, _) in zip(loss.level_names, of_tap, pairs):
+                maps = [outputs[tap][student.index]]
+                levels[name].trained = maps[0].requires_grad
+                levels[name].losses.append(distance.item())
+                levels[name].gradients.append(squared_gradient(distance, maps).sqrt().item())
+                levels[name].of_task.append(squared_gradient(task, maps).sqrt().item())
+    return levels, balances
+
+
+def _losses(
+    model: RdimKDDistiller, part: Distillation, batch: dict
+) -> tuple[Tensor, dict[str, Tensor], dict[str, list[Tensor]]]:
+    """Return the task loss, the distillation losses and the student's maps of a batch."""
+    data = training_input(model.data_preprocessor, batch)
+    inputs, samples = data['inputs'], data['data_samples']
+    teacher_feats = part.teacher_feats(inputs, samples)
+    with differentiable_checkpoints(), record_outputs(model, part.taps) as outputs:
+        losses = super(RdimKDDistiller, model).loss(inputs, samples)
+    task, logged = model.parse_losses(losses)
+    broken = [name for name, value in logged.items() if not value.isfinite()]
+    if broken:
+        raise FloatingPointError(f"the student's own {', '.join(broken)} is not finite")
+    return task, part(outputs, teacher_feats), outputs
+
+
+def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[tuple[str, ...]]:
+    rows = []
+    for (name, level), weight in zip(levels.items(), weights):
+        gradient, of_task = median(level.gradients), median(level.of_task)
+        share = weight * gradient / of_task if of_task else math.inf
+        share = f'{share:.2g}' if share < 1000 else '> 1000' if level.trained else '-'
+        figures = (f'{median(level.losses):.3g}', f'{gradient:.2g}', f'{of_task:.2g}')
+        rows.append((name, *figures, f'{weight:.3g}', share))
+    return rows
+
+
+def _take_weights(part: Distillation) -> dict[str, list[float]]:
+    """Return the configured weights by tap, and set the weights of the losses to 1."""
+    weights = {}
+    for tap, loss in part.items():
+        weights[tap] = list(loss.level_weights)
+        loss.level_weights = [1.0] * loss.num_levels
+        loss.auto_weight.fill_(1.0)
+    return weights
+
+
+def _judge_frozen(
+    where: str, levels: Mapping[str, LevelMeasure], weights: Sequence[float], report: Report
+) -> None:
+    frozen = [name for (name, it), w in zip(levels.items(), weights) if w and not it.trained]
+    if frozen:
+        report.warning(
+            f"Levels of '{where}'",
+            f'all layers before {", ".join(frozen)} are frozen, so a loss there has no effect',
+            'give these levels weight 0 (loss_weight, by stride), or tap a later module',
+        )
+
+
+def _judge_weight(
+    where: str, auto: bool, weight: float, recommended: float, report: Report
+) -> None:
+    what = f"Weight at '{where}'"
+    share = weight / recommended
+    if auto:
+        report.ok(what, f"'auto' would be {recommended:.3g}")
+        return
+    times = f'{share:,.0f}' if share >= 10 else f'{share:.2g}'
+    text = (
+        f"{weight:g}: distillation's gradient is {times} times the task's, {recommended:.3g} "
+        f'would make them equal'
+    )
+    if SMALLEST_SHARE <= share <= LARGEST_SHARE:
+        report.ok(what, text)
+    else:
+        effect = 'drowns the task' if share > 1 else 'does next to nothing'
+        report.warning(what, f'{text}; it {effect}', 'set loss_weight nearer to 1')

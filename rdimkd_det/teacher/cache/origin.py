@@ -1,0 +1,73 @@
+"""The facts about teacher and projections that a cache and a training run must share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+
+from ...errors import ConfigError
+from ...files.configs import as_json
+from ...options import type_name
+from .store import TeacherCache
+
+
+def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, str]) -> dict:
+    """Return the projection config at each tapped module of the teacher.
+
+    Args:
+        losses (Mapping[str, Mapping]): Tap of the student to the config of its loss.
+        teacher_taps (Mapping[str, str]): Tap of the student to the tap of the teacher.
+
+    Raises:
+        ConfigError: Two losses tap the same module of the teacher, or one compares whole maps.
+    """
+    if len(set(teacher_taps.values())) < len(teacher_taps):
+        raise ConfigError(
+            'teacher cache: two losses tap the same module of the teacher; a cache holds one '
+            'projection of each, so drop one of them or train with the live teacher.'
+        )
+    facts = {}
+    for tap, loss in losses.items():
+        if not loss.get('projection'):
+            raise ConfigError(
+                f"teacher cache: the loss at '{tap}' ({type_name(loss)}) has no projection and "
+                f'compares whole maps; a cache holds projected ones, so train with the live '
+                f'teacher, without cache=...'
+            )
+        projection = dict(loss['projection'])
+        projection['type'] = type_name(projection)
+        facts[f"projection at '{teacher_taps[tap]}'"] = as_json(projection)
+    return facts
+
+
+def check_facts(cache: TeacherCache, given: Mapping) -> None:
+    """Check that a cache fits a training run.
+
+    A run without flips may use a cache with flipped entries. Weights are compared by hash if both
+    hashes are known, otherwise by file name.
+
+    Args:
+        cache (TeacherCache): The cache.
+        given (Mapping): All or some of the run's facts.
+
+    Raises:
+        ConfigError: A fact differs; the message names it.
+    """
+    facts = cache.about['facts']
+    ignored = {'flip'} if given.get('flip') is False else set()
+    hashes_known = given.get('weights') is not None and facts['weights'] is not None
+    ignored.add('checkpoint' if hashes_known else 'weights')
+    for what in [what for what in given if what not in ignored]:
+        if facts.get(what) != given[what]:
+            cached, wanted = _first_difference(facts.get(what), given[what])
+            raise ConfigError(
+                f'teacher cache {cache.directory} was made with other {what}: {cached}; this '
+                f'config has {wanted}. Change the config, or make another cache for it.'
+            )
+
+
+def _first_difference(one: object, other: object) -> tuple[object, object]:
+    """Return the first items in which two lists differ; any other values are returned whole."""
+    if not (isinstance(one, list) and isinstance(other, list)):
+        return one, other
+    return next((a, b) for a, b in zip_longest(one, other, fillvalue='nothing') if a != b)
