@@ -15,11 +15,11 @@ from statistics import fmean
 
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
-from rdimkd_det.distiller.distiller.inference import student_config
 from rich.console import Console
 from rich.table import Table
 
 from rdimkd_det.commands import cli
+from rdimkd_det.distiller.inference import student_config
 from rdimkd_det.files.atomic import write_json, write_text
 from rdimkd_det.host.machine import count_cores, describe_machine
 from rdimkd_det.progress import format_time

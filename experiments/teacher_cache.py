@@ -15,13 +15,13 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from torch import nn
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.cfg_options import OptionsAction
 from rdimkd_det.commands.checks import check_data, check_model
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.files.configs import without_cache
 from rdimkd_det.teacher.cache.cached_teacher import CachedTeacher
 from rdimkd_det.teacher.cache.store import TeacherCache

@@ -13,8 +13,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch.utils.data import DataLoader
 
+from .distiller import RdimKDDistiller, distilled_student
 from .distiller.distillation import Distillation
-from .distiller.distiller import RdimKDDistiller, distilled_student
 from .distiller.finite_check import FiniteCheck, stop_if_broken
 from .distiller.inheritance import inherit_from_teacher
 from .distiller.monitoring import effective_weights

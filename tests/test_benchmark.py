@@ -14,7 +14,7 @@ from rdimkd_det.benchmark.operations import count, count_operations
 from rdimkd_det.benchmark.preparation import prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
-from rdimkd_det.distiller.distiller import monitoring
+from rdimkd_det.distiller import monitoring
 from rdimkd_det.stopwatch import describe_device, measure, peak_memory
 
 CPU = torch.device('cpu')

@@ -16,7 +16,6 @@ import torch
 from detectors import small_config
 from documents import DOCUMENTS, anchor, blocks, commands, headings, links
 from mmengine.config import Config
-from rdimkd_det.distiller.distiller.build_loss import check_losses
 from runs import (
     CLASSES,
     REPOSITORY,
@@ -33,6 +32,7 @@ from runs import (
 import rdimkd_det
 from experiments.digits.images import DigitsOptions
 from experiments.digits.making import make_digits
+from rdimkd_det.distiller.build_loss import check_losses
 
 ALL_COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
 # What a command that we cannot run here needs, by its first words.

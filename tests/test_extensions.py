@@ -14,8 +14,6 @@ import torch
 from cached_runs import cached_run, make_cache, write_files
 from detectors import random_batch
 from mmengine.registry import MODELS
-from rdimkd_det.distiller.distiller.build_loss import check_losses
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import (
     REPOSITORY,
     assert_equal,
@@ -31,6 +29,8 @@ from runs import (
 from torch import Tensor
 
 from rdimkd_det import ConfigError
+from rdimkd_det.distiller import distilled_student
+from rdimkd_det.distiller.build_loss import check_losses
 from rdimkd_det.reports.comparison import training_charts
 from rdimkd_det.reports.pictures.views import view_level
 from rdimkd_det.reports.runs import read_runs

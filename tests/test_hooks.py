@@ -14,7 +14,6 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import (
     assert_equal,
     distilled,
@@ -28,6 +27,7 @@ from runs import (
 
 import rdimkd_det.hooks
 from rdimkd_det import ConfigError, DistillHook
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.random_state import preserved_random_state
 
 # Data augmentation, so that a run draws random numbers all the time.

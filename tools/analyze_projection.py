@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -17,6 +16,7 @@ from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_data, check_model
 from rdimkd_det.commands.mistakes import errors_explained
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.files.atomic import written_whole
 from rdimkd_det.files.configs import without_cache
 from rdimkd_det.training.calibration import calibration_batches, teacher_covariances

@@ -15,8 +15,6 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from rdimkd_det.distiller.distiller.distillation import Distillation
-from rdimkd_det.distiller.distiller.distiller import RdimKDDistiller, distilled_student
 from torch import nn
 from torch.distributed import init_process_group
 
@@ -26,6 +24,8 @@ from rdimkd_det.commands.cfg_options import OptionsAction
 from rdimkd_det.commands.checks import check_data, check_model, check_work_dir
 from rdimkd_det.commands.hook_options import distill_hooks
 from rdimkd_det.commands.mistakes import errors_explained
+from rdimkd_det.distiller import RdimKDDistiller, distilled_student
+from rdimkd_det.distiller.distillation import Distillation
 from rdimkd_det.files.configs import teacher_entries, without_cache
 from rdimkd_det.progress import counting_bar, with_progress
 from rdimkd_det.teacher.cache.images import image_pipeline

@@ -7,11 +7,11 @@ from mmcv.transforms import Compose
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.device import get_device
-from rdimkd_det.distiller.distiller.inference import trained_detector, trained_student
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_model
+from rdimkd_det.distiller.inference import trained_detector, trained_student
 from rdimkd_det.files.configs import without_cache
 from rdimkd_det.progress import with_progress
 from rdimkd_det.reports.pictures.drawing import write_pictures

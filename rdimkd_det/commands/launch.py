@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
 
-from ..distiller.distiller import RdimKDDistiller
+from ..distiller import RdimKDDistiller
 from ..errors import ConfigError
 from ..files.configs import hand_in_preprocessor
 from ..preflight import Report, data_report, static_report

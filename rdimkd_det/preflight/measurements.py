@@ -18,8 +18,8 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..distiller import RdimKDDistiller
 from ..distiller.distillation import Distillation
-from ..distiller.distiller import RdimKDDistiller
 from ..distiller.inheritance import inherit_from_teacher
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely

@@ -7,8 +7,8 @@ from mmengine.device import get_device
 from mmengine.runner import set_random_seed
 from torch import nn
 
+from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
-from ..distiller.distiller import RdimKDDistiller, distilled_student
 from ..errors import ConfigError, TrainingStoppedError
 from ..options import explain
 from ..random_state import preserved_random_state

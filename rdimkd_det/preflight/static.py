@@ -9,8 +9,8 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
-from ..distiller.distiller import RdimKDDistiller, distilled_student
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses import FeatureLoss

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.utils.data import DataLoader
 
-from ..distiller.distiller import RdimKDDistiller
+from ..distiller import RdimKDDistiller
 from ..progress import format_time, with_progress
 from ..stopwatch import elapsed, peak_memory
 from ..training.calibration import batch_size

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from processes import run_distributed
-from rdimkd_det.distiller.distiller.finite_check import FiniteCheck, stop_if_broken, take_broken
+
+from rdimkd_det.distiller.finite_check import FiniteCheck, stop_if_broken, take_broken
 
 NAN = float('nan')
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from mmdet.registry import MODELS
-from rdimkd_det.distiller.distiller.inheritance import inherit_weights
 from runs import distilled, fcos, load, run_config, train, write_data, write_teacher
 
 from rdimkd_det import ConfigError
+from rdimkd_det.distiller.inheritance import inherit_weights
 
 
 def test_inherit_weights__copies_what_is_named():

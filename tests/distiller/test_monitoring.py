@@ -5,12 +5,6 @@ import numpy as np
 import pytest
 import torch
 from processes import run_distributed
-from rdimkd_det.distiller.distiller.monitoring import (
-    Monitor,
-    effective_weights,
-    explained_share,
-    explained_shares,
-)
 from runs import (
     assert_equal,
     distilled,
@@ -25,6 +19,12 @@ from runs import (
 from torch import nn
 
 from rdimkd_det import ConfigError, DistillHook, RdimKDLoss
+from rdimkd_det.distiller.monitoring import (
+    Monitor,
+    effective_weights,
+    explained_share,
+    explained_shares,
+)
 from rdimkd_det.stopwatch import peak_memory
 
 

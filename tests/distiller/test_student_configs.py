@@ -9,10 +9,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, set_random_seed
-from rdimkd_det.distiller.distiller.inference import trained_detector
 from runs import assert_equal, distilled, fcos, run_config, write_data, write_teacher
 from torch import nn
 
+from rdimkd_det.distiller.inference import trained_detector
 from rdimkd_det.export.student import plain_config
 from rdimkd_det.files.configs import read_config, read_detector_config
 

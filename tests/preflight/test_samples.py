@@ -6,9 +6,9 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from preflights import TEACHER, found
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import fcos, load
 
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.preflight.measurements import load_samples, prepare
 
 

@@ -11,9 +11,9 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from preflights import TEACHER, found
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import fcos, load
 
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.preflight.measurements import load_samples, prepare
 
 

@@ -12,7 +12,6 @@ from mmcv.transforms import Compose
 from mmdet.apis import inference_detector, init_detector
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
-from rdimkd_det.distiller.distiller.inference import trained_detector, trained_student
 from runs import (
     CLASSES,
     call_tool,
@@ -26,6 +25,7 @@ from runs import (
 )
 
 from rdimkd_det import RdimKDLoss
+from rdimkd_det.distiller.inference import trained_detector, trained_student
 from rdimkd_det.reports.pictures.drawing import drawable, render
 from rdimkd_det.reports.pictures.views import ImageView, Viewer, principal_axes, view_level
 

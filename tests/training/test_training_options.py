@@ -18,7 +18,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import (
     assert_equal,
     call_tool,
@@ -31,6 +30,7 @@ from runs import (
 )
 
 from rdimkd_det import ConfigError, DistillHook
+from rdimkd_det.distiller import distilled_student
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 # On another device, or in another order of summation, the last bits differ.

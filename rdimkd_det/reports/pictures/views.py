@@ -16,8 +16,8 @@ from mmdet.structures import DetDataSample
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
+from ...distiller import RdimKDDistiller
 from ...distiller.distillation import Distillation
-from ...distiller.distiller import RdimKDDistiller
 from ...distiller.monitoring import explained_share
 from ...errors import ConfigError
 from ...features import record_outputs

@@ -19,7 +19,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ...distiller.distiller import RdimKDDistiller
+from ...distiller import RdimKDDistiller
 from ...errors import TrainingInterruptedError
 from .resume_point import ResumePoint
 from .saving import INTERRUPTED, LateRemoval, note_last_checkpoint, write_checkpoints_whole

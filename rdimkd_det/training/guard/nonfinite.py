@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...distiller.distiller import distilled_student
+from ...distiller import distilled_student
 from ...distiller.finite_check import FiniteCheck, take_broken
 from .saving import describe_last_good, latest_or_none, resumable
 

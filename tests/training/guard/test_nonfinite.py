@@ -9,9 +9,9 @@ from interruptions import distributed, start
 from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 from processes import run_distributed
-from rdimkd_det.distiller.distiller.distiller import distilled_student
 from runs import assert_equal, distilled, fcos, load, write_teacher
 
+from rdimkd_det.distiller import distilled_student
 from rdimkd_det.training.guard import latest_checkpoint
 
 
