@@ -96,9 +96,10 @@ def api_page() -> str:
 
 
 def own_names(module: object) -> Iterator[tuple[str, object]]:
-    """Yield the public functions and classes that a module defines, in source order."""
+    """Yield the public functions and classes that a module or its folder defines."""
     for name, value in vars(module).items():
-        if not name.startswith('_') and getattr(value, '__module__', None) == module.__name__:
+        home = getattr(value, '__module__', None) or ''
+        if not name.startswith('_') and f'{home}.'.startswith(f'{module.__name__}.'):
             yield name, value
 
 
