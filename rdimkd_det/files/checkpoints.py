@@ -67,7 +67,7 @@ def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Te
 
 
 def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
-    """Read all of a checkpoint; only types that PyTorch and ``compat`` allow are unpickled.
+    """Read all of a checkpoint; only types that PyTorch and ``host.patches`` allow are unpickled.
 
     Args:
         path (str): A path; an http(s) URL or one of mmengine's names, e.g. 'torchvision://resnet50'
