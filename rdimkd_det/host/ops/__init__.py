@@ -13,22 +13,11 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Callable, NoReturn
 
-from . import alignment, attention, boxes, convolution, focal, rotated, suppression, upsampling
+# Each module adds its operators to PROVIDED.
+from . import alignment, attention, boxes, convolution, focal, rotated, suppression, upsampling  # noqa: F401
+from .backend import PROVIDED
 
 NAME = 'mmcv._ext'
-PROVIDED = {
-    function.__name__: function
-    for function in (
-        *alignment.OPERATORS,
-        *attention.OPERATORS,
-        *boxes.OPERATORS,
-        *convolution.OPERATORS,
-        *focal.OPERATORS,
-        *rotated.OPERATORS,
-        *suppression.OPERATORS,
-        *upsampling.OPERATORS,
-    )
-}
 
 
 class Operators(ModuleType):
@@ -42,8 +31,7 @@ class Operators(ModuleType):
     def get_compiler_version(self) -> str:
         return 'none (operators of rdimkd_det)'
 
-    def get_compiling_cuda_version(self) -> str:
-        return 'none (operators of rdimkd_det)'
+    get_compiling_cuda_version = get_compiler_version
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:
@@ -58,12 +46,9 @@ def _missing(name: str) -> Callable[..., NoReturn]:
 
 
 def provide_operators() -> bool:
-    """Stand in for ``mmcv._ext`` if mmcv is installed without it; else do nothing.
+    """Stand in for ``mmcv._ext`` if mmcv lacks it, and return whether this package does.
 
     Must run before ``mmcv.ops`` is imported.
-
-    Returns:
-        bool: Whether mmcv's operators are the ones of this package.
     """
     if NAME not in sys.modules and find_spec(NAME) is None:
         module = Operators(NAME, __doc__)

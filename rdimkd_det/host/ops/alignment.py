@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .backend import full, gradients, operator, torchvision_operator
+from .backend import full, gradients, operator, put_gradients, torchvision_operator
 from .sampling import sample
 
 
 @operator
 def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    *tensors: Tensor, aligned_height: int, aligned_width: int, pool_mode: int, **options
 ) -> None:
     """RoIAlign (Mask R-CNN, arXiv 1703.06870): (N, C, H, W) at rois (K, 5) to (K, C, h, w)."""
+    input, rois, output, argmax_y, argmax_x = tensors
     input, rois = full(input, rois)
     size = (aligned_height, aligned_width)
     if pool_mode == 1:
-        output.copy_(roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
+        output.copy_(roi_align(input, rois, size, **options))
         return
-    for members, index, y, x in _roi_points(rois, size, spatial_scale, sampling_ratio, aligned):
+    for members, index, y, x in _roi_points(rois, size, **options):
         bins, points = y.shape
         if points == 0:
             continue
@@ -45,19 +36,10 @@ def roi_align_forward(
 
 @operator
 def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    *tensors: Tensor, aligned_height: int, aligned_width: int, pool_mode: int, **options
 ) -> None:
     """Gradient of :func:`roi_align_forward` with respect to its input."""
+    grad_output, rois, argmax_y, argmax_x, grad_input = tensors
     rois, grad_output = full(rois, grad_output)
     size, shape = (aligned_height, aligned_width), grad_input.shape
     native = torchvision_operator('_roi_align_backward', rois)
@@ -65,41 +47,36 @@ def roi_align_backward(
         index = rois[:, 0].long()[:, None].expand(-1, shape[1])
         grad_input.copy_(_grad_at_points(grad_output, index, argmax_y, argmax_x, shape))
     elif native:
-        options = (spatial_scale, *size, *shape, sampling_ratio, aligned)
-        grad_input.copy_(native(grad_output, rois, *options))
+        grad_input.copy_(native(grad_output, rois, *_in_order([*size, *shape], **options)))
     else:
-        options = (size, spatial_scale, sampling_ratio, aligned)
-        (found,) = gradients(
-            lambda maps: roi_align(maps, rois, *options),
-            [torch.zeros_like(grad_input)],
-            grad_output,
-        )
-        grad_input.copy_(found)
+        pool = partial(roi_align, rois=rois, size=size, **options)
+        put_gradients(pool, [torch.zeros_like(grad_input)], grad_output, grad_input)
 
 
-def roi_align(
-    input: Tensor,
-    rois: Tensor,
-    size: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
+def roi_align(input: Tensor, rois: Tensor, size: tuple[int, int], **options) -> Tensor:
     """Average bilinear samples in each bin of each RoI: (K, C, h, w)."""
     native = torchvision_operator('roi_align', input)
     if native:
-        return native(input, rois, spatial_scale, *size, sampling_ratio, aligned)
+        return native(input, rois, *_in_order(size, **options))
     output = input.new_zeros(len(rois), input.shape[1], *size)
-    for members, index, y, x in _roi_points(rois, size, spatial_scale, sampling_ratio, aligned):
+    for members, index, y, x in _roi_points(rois, size, **options):
         output[members] = per_roi(sample(input, index, y, x) / max(y.shape[1], 1), size)
     return output
 
 
+def _in_order(
+    sizes: Sequence[int], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> tuple:
+    """Return the options in the order of torchvision's operators."""
+    return spatial_scale, *sizes, sampling_ratio, aligned
+
+
 def _roi_points(
-    rois: Tensor, size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
+    rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Yield groups of RoIs: their indices, and per bin its map's index and points (K h w, S)."""
-    start_x, start_y, end_x, end_y = (rois[:, 1:] * scale - (0.5 if aligned else 0)).unbind(1)
+    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
+    start_x, start_y, end_x, end_y = corners.unbind(1)
     width, height = end_x - start_x, end_y - start_y
     if not aligned:
         width, height = width.clamp(min=1), height.clamp(min=1)
@@ -115,11 +92,8 @@ def grid_points(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the regions of each grid size: their indices, and the points (K, h w, S) of each bin.
 
-    Args:
-        height (Tensor): Heights (K,) of the regions, in positions of the map; ``width`` likewise.
-        width (Tensor): Widths (K,).
-        size (tuple[int, int]): Bins h and w of a region.
-        sampling_ratio (int): Points per bin and axis; 0 for about one per position.
+    Heights and widths (K,) are in positions of the map, ``size`` is the bins h and w of a region,
+    ``sampling_ratio`` the points per bin and axis, 0 for about one per position.
     """
     sides = torch.stack([height / size[0], width / size[1]], dim=1)
     # A region that is NaN or smaller than 0 has no points.
@@ -261,19 +235,6 @@ def _border_points(boxes: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
 
     Top and left start at the first corner, bottom and right go back from the second.
     """
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    y_start, x_start = torch.stack([y1, y1, y2, y2], -1), torch.stack([x1, x1, x2, x2], -1)
-    still = torch.zeros_like(x1)
-    y_way = torch.stack([still, y2 - y1, still, y1 - y2], -1)
-    x_way = torch.stack([x2 - x1, still, x1 - x2, still], -1)
-    return y_start + share * y_way, x_start + share * x_way
-
-
-OPERATORS = (
-    roi_align_forward,
-    roi_align_backward,
-    roi_pool_forward,
-    roi_pool_backward,
-    border_align_forward,
-    border_align_backward,
-)
+    y_start, x_start = boxes[..., [1, 1, 3, 3]], boxes[..., [0, 0, 2, 2]]
+    y_end, x_end = boxes[..., [1, 3, 3, 1]], boxes[..., [2, 0, 0, 2]]
+    return y_start + share * (y_end - y_start), x_start + share * (x_end - x_start)

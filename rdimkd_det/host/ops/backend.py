@@ -10,6 +10,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+PROVIDED: dict[str, Callable] = {}  # the operators, by mmcv's names
 DISPATCH_KEYS = {'cpu': 'CPU', 'cuda': 'CUDA'}
 # On a CPU plain torch computes these in half of torchvision's time (docs/compatibility.md).
 SLOWER_ON_CPU = ('roi_align', '_roi_align_backward', 'deform_conv2d', '_deform_conv2d_backward')
@@ -53,7 +54,10 @@ def torchvision_operator(name: str, like: Tensor) -> Callable | None:
 
 
 def operator(function: Callable) -> Callable:
-    """Run a function outside autocast: like compiled operators, it keeps its inputs' precision."""
+    """Provide a function as mmcv's operator of its name.
+
+    It runs outside autocast: like compiled operators, it keeps its inputs' precision.
+    """
 
     @wraps(function)
     def run(first: Tensor, *args, **kwargs):
@@ -61,13 +65,45 @@ def operator(function: Callable) -> Callable:
         with torch.autocast(first.device.type, enabled=False):
             return function(first, *args, **kwargs)
 
+    PROVIDED[function.__name__] = run
     return run
+
+
+def linear_operators(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Provide ``<name>_forward`` and ``<name>_backward`` of a function linear in its first input.
+
+    The function takes maps, a tensor of where to look, and mmcv's options.
+    """
+
+    def forward(maps: Tensor, where: Tensor, output: Tensor, **options) -> None:
+        output.copy_(function(*full(maps, where), **options))
+
+    def backward(grad_output: Tensor, where: Tensor, grad_input: Tensor, **options) -> None:
+        (where,) = full(where)
+
+        def run(maps: Tensor) -> Tensor:
+            return function(maps, where, **options)
+
+        put_gradients(run, [torch.zeros_like(grad_input)], grad_output, grad_input)
+
+    for direction in (forward, backward):
+        direction.__name__ = f'{function.__name__}_{direction.__name__}'
+        operator(direction)
+    return function
 
 
 def full(*tensors: Tensor) -> list[Tensor]:
     """Return tensors with half precision widened to float32; CPUs and torchvision lack the rest."""
     narrow = (torch.float16, torch.bfloat16)
     return [it.float() if it.dtype in narrow else it for it in tensors]
+
+
+def put_gradients(
+    function: Callable, inputs: Sequence[Tensor], grad_output: Tensor, *outputs: Tensor
+) -> None:
+    """Copy :func:`gradients` to mmcv's preallocated outputs."""
+    for output, found in zip(outputs, gradients(function, inputs, grad_output)):
+        output.copy_(found)
 
 
 def gradients(

@@ -123,6 +123,3 @@ def _inside(points: Tensor, rectangle: Tensor) -> Tensor:
 
 def _cross(one: Tensor, other: Tensor) -> Tensor:
     return one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
-
-
-OPERATORS = (bbox_overlaps, box_iou_rotated)

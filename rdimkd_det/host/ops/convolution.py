@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import full, gradients, operator, torchvision_operator
+
+INPUTS = ('input', 'weight', 'offset', 'mask', 'bias')
 
 
 @dataclass(frozen=True)
@@ -21,38 +24,28 @@ class Geometry:
     groups: int
     offset_groups: int
 
-    def flat(self) -> tuple[int, ...]:
-        """Return the numbers in the order of torchvision's operators."""
-        return (*self.stride, *self.padding, *self.dilation, self.groups, self.offset_groups)
+    @classmethod
+    def of(cls, options: dict[str, int]) -> Geometry:
+        """Read the options of mmcv's two kinds of deformable convolution."""
+        plain = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW')
+        modulated = ('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w')
+        numbers = [options[name] for name in (plain if 'dH' in options else modulated)]
+        pairs = zip(numbers[::2], numbers[1::2])
+        return cls(*pairs, options['group'], options['deformable_group'])
 
 
 def deform_conv(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    geometry: Geometry,
+    geometry: Geometry, input: Tensor, weight: Tensor, offset: Tensor, mask=None, bias=None
 ) -> Tensor:
     """Deformable convolution (arXiv 1703.06211), modulated (1811.11168) with a mask.
 
-    Args:
-        input (Tensor): (N, C, H, W).
-        weight (Tensor): (C_out, C / groups, k_h, k_w).
-        offset (Tensor): (N, 2 * offset_groups * k_h * k_w, H_out, W_out): y and x in turn.
-        mask (Tensor, optional): (N, offset_groups * k_h * k_w, H_out, W_out).
-        bias (Tensor, optional): (C_out,).
-        geometry (Geometry): Stride, padding, dilation and groups.
-
-    Returns:
-        Tensor: (N, C_out, H_out, W_out).
+    From input (N, C, H, W) and weight (C_out, C / groups, k_h, k_w) to (N, C_out, H_out, W_out).
+    The offset (N, 2 * offset_groups * k_h * k_w, H_out, W_out) holds y and x in turn, the mask is
+    (N, offset_groups * k_h * k_w, H_out, W_out).
     """
     native = torchvision_operator('deform_conv2d', input)
     if native:
-        used = mask is not None
-        mask = input.new_zeros(len(input), 1) if mask is None else mask
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return native(input, weight, offset, mask, bias, *geometry.flat(), used)
+        return native(*_native_arguments(geometry, input, weight, offset, mask, bias))
     columns = _columns(input, offset, weight.shape[2:], geometry)  # (N, C, taps, H_out, W_out)
     if mask is not None:
         columns = columns.unflatten(1, (geometry.offset_groups, -1))
@@ -62,6 +55,16 @@ def deform_conv(
     weights = weight.flatten(1).unflatten(0, (geometry.groups, -1))
     output = (weights @ grouped).flatten(1, 2).unflatten(2, offset.shape[2:])
     return output if bias is None else output + bias[:, None, None]
+
+
+def _native_arguments(
+    geometry: Geometry, input: Tensor, weight: Tensor, offset: Tensor, mask=None, bias=None
+) -> tuple:
+    used, groups = mask is not None, (geometry.groups, geometry.offset_groups)
+    mask = mask if used else input.new_zeros(len(input), 1)
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    numbers = (*geometry.stride, *geometry.padding, *geometry.dilation, *groups)
+    return input, weight, offset, mask, bias, *numbers, used
 
 
 def _columns(input: Tensor, offset: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
@@ -84,174 +87,71 @@ def _columns(input: Tensor, offset: Tensor, kernel: torch.Size, geometry: Geomet
     return sampled.unflatten(2, (-1, rows)).unflatten(0, (num, groups)).flatten(1, 2)
 
 
-def _grads(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    geometry: Geometry,
-) -> dict[str, Tensor]:
-    """Return the gradients of :func:`deform_conv`, by argument."""
-    native = torchvision_operator('_deform_conv2d_backward', input)
+def _grads(geometry: Geometry, grad_output: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+    """Return the gradients of :func:`deform_conv`, by argument; only the mask may be left out."""
+    native = torchvision_operator('_deform_conv2d_backward', inputs[0])
     if native:
-        used, bias = mask is not None, weight.new_zeros(len(weight))
-        given = input.new_zeros(len(input), 1) if mask is None else mask
-        arguments = (grad_output, input, weight, offset, given, bias, *geometry.flat(), used)
-        return dict(zip(('input', 'weight', 'offset', 'mask', 'bias'), native(*arguments)))
-    inputs = {'input': input, 'weight': weight, 'offset': offset}
-    if mask is not None:
-        inputs['mask'] = mask
-
-    def convolve(*values: Tensor) -> Tensor:
-        given = dict(zip(inputs, values))
-        return deform_conv(**{'mask': None, **given}, bias=None, geometry=geometry)
-
-    found = gradients(convolve, list(inputs.values()), grad_output)
-    return {**dict(zip(inputs, found)), 'bias': grad_output.sum((0, 2, 3))}
-
-
-def _geometry_v1(
-    dH: int,
-    dW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
-    group: int,
-    deformable_group: int,
-    **unused,
-) -> Geometry:
-    return Geometry((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
-
-
-def _geometry_v2(
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
-    **unused,
-) -> Geometry:
-    return Geometry(
-        (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group
-    )
+        found = native(grad_output, *_native_arguments(geometry, *inputs))
+        return dict(zip(INPUTS, found))
+    found = gradients(partial(deform_conv, geometry), inputs, grad_output)
+    return {**dict(zip(INPUTS, found)), 'bias': grad_output.sum((0, 2, 3))}
 
 
 @operator
 def deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    **options,
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *work_space: Tensor, **options
 ) -> None:
-    """:func:`deform_conv` without a mask; columns and ones are mmcv's work space, unused."""
-    geometry = _geometry_v1(**options)
-    output.copy_(deform_conv(*full(input, weight, offset), None, None, geometry))
+    """:func:`deform_conv` without a mask."""
+    given = full(input, weight, offset)
+    output.copy_(deform_conv(Geometry.of(options), *given))
 
 
 @operator
-def deform_conv_backward_input(
-    input: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    grad_input: Tensor,
-    grad_offset: Tensor,
-    weight: Tensor,
-    columns: Tensor,
-    **options,
-) -> None:
+def deform_conv_backward_input(*tensors: Tensor, **options) -> None:
     """Gradients of :func:`deform_conv_forward` with respect to input and offset."""
+    input, offset, grad_output, grad_input, grad_offset, weight, _work_space = tensors
     given = full(grad_output, input, weight, offset)
-    found = _grads(*given, None, _geometry_v1(**options))
+    found = _grads(Geometry.of(options), *given)
     grad_input.copy_(found['input'])
     grad_offset.copy_(found['offset'])
 
 
 @operator
-def deform_conv_backward_parameters(
-    input: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    grad_weight: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    scale: float,
-    **options,
-) -> None:
+def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **options) -> None:
     """Gradient of :func:`deform_conv_forward` with respect to the weight, times scale."""
+    input, offset, grad_output, grad_weight, *_ = tensors
     # The convolution is linear in its weight, whose values its gradient does not need.
     given = full(grad_output, input, torch.zeros_like(grad_weight), offset)
-    found = _grads(*given, None, _geometry_v1(**options))
+    found = _grads(Geometry.of(options), *given)
     grad_weight.add_(found['weight'].to(grad_weight), alpha=scale)
 
 
 @operator
-def modulated_deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    with_bias: bool,
-    **options,
-) -> None:
+def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **options) -> None:
     """:func:`deform_conv` with a mask."""
+    input, weight, bias, _ones, offset, mask, output, _work_space = tensors
     input, weight, offset, mask, bias = full(input, weight, offset, mask, bias)
     bias = bias if with_bias else None
-    output.copy_(deform_conv(input, weight, offset, mask, bias, _geometry_v2(**options)))
+    output.copy_(deform_conv(Geometry.of(options), input, weight, offset, mask, bias))
 
 
 @operator
-def modulated_deform_conv_backward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    columns: Tensor,
-    grad_input: Tensor,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-    grad_offset: Tensor,
-    grad_mask: Tensor,
-    grad_output: Tensor,
-    with_bias: bool,
-    **options,
-) -> None:
+def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **options) -> None:
     """Gradients of :func:`modulated_deform_conv_forward` with respect to all its inputs."""
+    input, weight, _bias, _ones, offset, mask, _work_space, *grads, grad_output = tensors
     given = full(grad_output, input, weight, offset, mask)
-    found = _grads(*given, _geometry_v2(**options))
-    grad_input.copy_(found['input'])
-    grad_weight.copy_(found['weight'])
-    grad_offset.copy_(found['offset'])
-    grad_mask.copy_(found['mask'])
-    if with_bias:
-        grad_bias.copy_(found['bias'])
+    found = _grads(Geometry.of(options), *given)
+    for name, grad in zip(('input', 'weight', 'bias', 'offset', 'mask'), grads):
+        if name != 'bias' or with_bias:
+            grad.copy_(found[name])
 
 
 @operator
 def masked_im2col_forward(
-    im: Tensor,
-    mask_h_idx: Tensor,
-    mask_w_idx: Tensor,
-    col: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    pad_h: int,
-    pad_w: int,
+    *tensors: Tensor, kernel_h: int, kernel_w: int, pad_h: int, pad_w: int
 ) -> None:
     """Copy the patch of each of M positions of an image (1, C, H, W) to col (C k_h k_w, M)."""
+    im, mask_h_idx, mask_w_idx, col = tensors
     # Also what a kernel covers beyond the padding, since any position may be masked.
     padded = F.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
@@ -261,24 +161,7 @@ def masked_im2col_forward(
 
 @operator
 def masked_col2im_forward(
-    col: Tensor,
-    mask_h_idx: Tensor,
-    mask_w_idx: Tensor,
-    im: Tensor,
-    height: int,
-    width: int,
-    channels: int,
+    col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, **unused
 ) -> None:
     """Write values col (C, M) to M positions of an image (1, C, H, W)."""
     im[0, :, mask_h_idx, mask_w_idx] = col.to(im)
-
-
-OPERATORS = (
-    deform_conv_forward,
-    deform_conv_backward_input,
-    deform_conv_backward_parameters,
-    modulated_deform_conv_forward,
-    modulated_deform_conv_backward,
-    masked_im2col_forward,
-    masked_col2im_forward,
-)

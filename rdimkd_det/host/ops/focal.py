@@ -52,16 +52,9 @@ def softmax_focal_loss_forward(
 
 
 @operator
-def softmax_focal_loss_backward(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    buff: Tensor,
-    grad_input: Tensor,
-    gamma: float,
-    alpha: float,
-) -> None:
+def softmax_focal_loss_backward(*tensors: Tensor, gamma: float, alpha: float) -> None:
     """Gradient of :func:`softmax_focal_loss_forward` with respect to the logits."""
+    input, target, weight, _buff, grad_input = tensors
     p = _probability_of_label(input, target)
     q = 1 - p
     slope = alpha * (gamma * q ** (gamma - 1) * p * p.clamp(min=SMALLEST).log() - q**gamma)
@@ -81,11 +74,3 @@ def _weighted(values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         return values
     weights = weight[target.clamp(min=0)].to(values.dtype)
     return values * weights.view(-1, *[1] * (values.dim() - 1))
-
-
-OPERATORS = (
-    sigmoid_focal_loss_forward,
-    sigmoid_focal_loss_backward,
-    softmax_focal_loss_forward,
-    softmax_focal_loss_backward,
-)

@@ -10,16 +10,9 @@ from torch import Tensor
 def sample(maps: Tensor, index: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Sum bilinear samples of feature maps over groups of points.
 
-    Points beyond one position outside the map count as 0, others are moved to its border.
-
-    Args:
-        maps (Tensor): Feature maps (N, C, H, W).
-        index (Tensor): Index (K,) into N of each group's map.
-        y (Tensor): Vertical positions (K, S) of each group's points, in positions of the map.
-        x (Tensor): Horizontal positions (K, S).
-
-    Returns:
-        Tensor: (K, C), the sum over the S points of each group.
+    From maps (N, C, H, W), the index (K,) into N of each group's map, and each group's points
+    (K, S), in positions of the map, to the sums (K, C). Points beyond one position outside the map
+    count as 0, others are moved to its border.
     """
     channels, height, width = maps.shape[1:]
     if index.numel() == 0 or y.shape[1] == 0:

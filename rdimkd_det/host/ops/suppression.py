@@ -129,6 +129,3 @@ def nms_rotated(
         return found & (one[:, None, 5] == others[:, 5]) if multi_label else found
 
     return _suppress(dets, scores, overlap)
-
-
-OPERATORS = (nms, softnms, nms_match, nms_rotated)

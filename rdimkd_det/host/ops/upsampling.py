@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import full, gradients, operator
+from .backend import PROVIDED, full, operator, put_gradients
 
 
 def carafe(
-    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale: int
+    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> Tensor:
     """Upsample (N, C, H, W) by masks (N, group_size * kernel_size^2, H * scale, W * scale)."""
-    height, width = features.shape[2:]
+    (height, width), scale = features.shape[2:], scale_factor
     reach = kernel_size // 2
     padded = F.pad(features, [reach] * 4).unflatten(1, (group_size, -1))
     # (N, groups, 1, taps, H, scale, W, scale)
@@ -33,71 +33,27 @@ def carafe(
 
 
 @operator
-def carafe_forward(
-    features: Tensor,
-    masks: Tensor,
-    rfeatures: Tensor,
-    routput: Tensor,
-    rmasks: Tensor,
-    output: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """:func:`carafe`; keeps the features in rfeatures, the only ones that backward gets."""
-    rfeatures.copy_(features)
-    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
-
-
-@operator
-def carafe_backward(
-    grad_output: Tensor,
-    rfeatures: Tensor,
-    masks: Tensor,
-    rgrad_output: Tensor,
-    rgrad_input_hs: Tensor,
-    rgrad_input: Tensor,
-    rgrad_masks: Tensor,
-    grad_input: Tensor,
-    grad_masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Gradients of :func:`carafe`; the arguments that start with r are mmcv's work space."""
-    options = (kernel_size, group_size, scale_factor)
-    carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, *options)
-
-
-@operator
-def carafe_naive_forward(
-    features: Tensor,
-    masks: Tensor,
-    output: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
+def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, **options) -> None:
     """:func:`carafe`."""
-    output.copy_(carafe(*full(features, masks), kernel_size, group_size, scale_factor))
+    output.copy_(carafe(*full(features, masks), **options))
+
+
+@operator
+def carafe_forward(features: Tensor, masks: Tensor, *outputs: Tensor, **options) -> None:
+    """:func:`carafe`; keeps the features in the first output, the only ones that backward gets.
+
+    The last one is the result, the others are mmcv's work space.
+    """
+    outputs[0].copy_(features)
+    carafe_naive_forward(features, masks, outputs[-1], **options)
 
 
 @operator
 def carafe_naive_backward(
-    grad_output: Tensor,
-    features: Tensor,
-    masks: Tensor,
-    grad_input: Tensor,
-    grad_masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    grad_output: Tensor, features: Tensor, masks: Tensor, *outputs: Tensor, **options
 ) -> None:
-    """Gradients of :func:`carafe`."""
-    upsample = partial(carafe, kernel_size=kernel_size, group_size=group_size, scale=scale_factor)
-    of_features, of_masks = gradients(upsample, [features, masks], grad_output)
-    grad_input.copy_(of_features)
-    grad_masks.copy_(of_masks)
+    """Gradients of :func:`carafe`, in the last two outputs."""
+    put_gradients(partial(carafe, **options), [features, masks], grad_output, *outputs[-2:])
 
 
-OPERATORS = (carafe_forward, carafe_backward, carafe_naive_forward, carafe_naive_backward)
+PROVIDED['carafe_backward'] = carafe_naive_backward  # with work space before the gradients
