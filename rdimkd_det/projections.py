@@ -127,11 +127,7 @@ class Projection(nn.Module):
 
 
 def check_dim(name: str, dim: int, num_channels: int) -> int:
-    """Return the number of directions after checking it.
-
-    Raises:
-        ConfigError: ``dim`` is not a whole number from 1 to ``num_channels``.
-    """
+    """Return ``dim`` if it is a whole number from 1 to the number of channels."""
     if not is_whole_number(dim, least=1) or dim > num_channels:
         raise ConfigError(
             f"{name}: dim must be a whole number from 1 to the teacher's {num_channels} channels, "

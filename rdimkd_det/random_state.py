@@ -17,11 +17,7 @@ def random_state() -> RandomState:
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
-        'python': {
-            'version': version,
-            'words': np.array(words, dtype=np.int64),
-            'gauss': gauss,
-        },
+        'python': {'version': version, 'words': np.array(words, dtype=np.int64), 'gauss': gauss},
         'numpy': {
             'kind': kind,
             'keys': keys.astype(np.int64),
@@ -35,22 +31,12 @@ def random_state() -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
-    """Restore the random states that :func:`random_state` returned.
-
-    Args:
-        state (RandomState): The states; those of GPUs that this process does not have are ignored.
-    """
+    """Restore the random states that :func:`random_state` returned, but no GPU's that is absent."""
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
-    np.random.set_state(
-        (
-            numpy['kind'],
-            np.asarray(numpy['keys']).astype(np.uint32),
-            numpy['position'],
-            numpy['has_gauss'],
-            numpy['cached'],
-        )
-    )
+    keys = np.asarray(numpy['keys']).astype(np.uint32)
+    gauss = numpy['has_gauss'], numpy['cached']
+    np.random.set_state((numpy['kind'], keys, numpy['position'], *gauss))
     torch.set_rng_state(torch.as_tensor(state['torch']))
     for device, on_gpu in zip(range(len(_cuda_states())), state['cuda']):
         torch.cuda.set_rng_state(torch.as_tensor(on_gpu), device)

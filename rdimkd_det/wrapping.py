@@ -15,8 +15,6 @@ from .files.configs import read_config
 from .projections import PROJECTIONS
 from .teacher import DetectorSource, Teacher
 
-CUSTOM_IMPORTS = {'imports': ['rdimkd_det'], 'allow_failed_imports': False}
-
 
 def distill_config(
     student: str | Config,
@@ -84,7 +82,7 @@ def distill_config(
         dict(type='DistillHook', **(hook or {})),
     ]
     student_cfg.custom_imports = {
-        **CUSTOM_IMPORTS,
+        'allow_failed_imports': False,
         **(student_cfg.get('custom_imports') or {}),
         'imports': list(dict.fromkeys([*_imports(student_cfg), *_imports(teacher), 'rdimkd_det'])),
     }

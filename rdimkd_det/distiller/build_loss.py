@@ -13,19 +13,9 @@ from ..losses import FeatureLoss
 from ..options import check_names, check_options, check_type, options_of, type_name
 from ..projections import PROJECTIONS
 
-LOSS_TYPES = ('RdimKDLoss',)
-
 
 def check_losses(losses: object) -> None:
-    """Check the types and option names of losses and their projections.
-
-    Args:
-        losses (object): Expected to be a dict from tap to the config of a loss.
-
-    Raises:
-        ConfigError: A type or option is unknown; the message suggests the closest name. Or an
-            entry is not a dict.
-    """
+    """Check the types and option names of losses by tap, and of their projections."""
     if not isinstance(losses, Mapping):
         raise ConfigError(f'losses must be a dict, e.g. dict(neck=dict(...)); got {losses!r}.')
     for tap, loss in losses.items():
@@ -33,7 +23,7 @@ def check_losses(losses: object) -> None:
 
 
 def _check_loss(where: str, loss: object) -> None:
-    kind = check_type(loss, where, MODELS, LOSS_TYPES)
+    kind = check_type(loss, where, MODELS, ['RdimKDLoss'])
     if not (isinstance(kind, type) and issubclass(kind, FeatureLoss)):
         raise ConfigError(
             f'{where}: {type_name(loss)} is no loss of feature maps; a loss of your own must be '
@@ -41,8 +31,8 @@ def _check_loss(where: str, loss: object) -> None:
         )
     known, takes_any = options_of(kind)
     if not takes_any:
-        others = ('type', 'teacher_module')
-        check_names(f'{where} ({kind.__name__})', loss, (*dict.fromkeys(known), *others))
+        known = [*dict.fromkeys(known), 'type', 'teacher_module']
+        check_names(f'{where} ({kind.__name__})', loss, known)
     if not isinstance(loss.get('teacher_module', ''), str):
         raise ConfigError(
             f'{where}.teacher_module must be a path like neck, got {loss["teacher_module"]!r}.'
@@ -56,13 +46,8 @@ def _check_loss(where: str, loss: object) -> None:
 def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> FeatureLoss:
     """Build a loss after filling in its channels, number of levels and level names.
 
-    Args:
-        where (str): The tap, prefixed with the teacher's name where there are several.
-        loss (dict): Config of the loss; ``loss_weight`` may be a dict from stride to weight.
-        pairs (list[tuple[Level, Level]]): Matched levels of student and teacher.
-
-    Raises:
-        ConfigError: An entry contradicts the models, or the loss cannot be built.
+    ``where`` is the tap, prefixed with the teacher's name where there are several; the
+    ``loss_weight`` may be a dict from stride to weight.
     """
     who = f"{type_name(loss)} at '{where}'"
     strides = [student.stride for student, _ in pairs]
@@ -73,8 +58,10 @@ def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> 
     }
     for name, value in filled_in.items():
         given = loss.get(name, value)
-        as_listed = list(given) if isinstance(given, Sequence) else [given] * len(pairs)
-        if as_listed != (value if isinstance(value, list) else [value] * len(pairs)):
+        listed, expected = (
+            list(it) if isinstance(it, Sequence) else [it] * len(pairs) for it in (given, value)
+        )
+        if listed != expected:
             raise ConfigError(
                 f'{who}: {name}={given} contradicts the models, which have '
                 f'{value}; leave it out, it is filled in.'

@@ -25,16 +25,8 @@ from .several_teachers import OneOrMoreTeachers, SeveralTeachers
 class Distillation(OneOrMoreTeachers, nn.Module):
     """Runs the teacher on the student's batch and compares the tapped feature maps.
 
-    Args:
-        student (nn.Module): The student detector; it is probed, and no reference is kept.
-        teacher (dict): Entry of the teacher, see :class:`rdimkd_det.RdimKDDistiller`.
-        losses (dict): Maps the path of a student module, e.g. 'neck', to the config of a loss. The
-            teacher is tapped at the same path unless the entry has a ``teacher_module``.
-        name (str): Name of the teacher among several, used as a prefix in the names of its losses.
-            Defaults to ''.
-
-    Raises:
-        ConfigError: ``teacher`` or ``losses`` is invalid or does not fit the student.
+    ``teacher`` and ``losses`` are those of :class:`rdimkd_det.RdimKDDistiller`. The student is
+    probed, and no reference to it is kept. ``name`` tells the teacher from others.
     """
 
     def __init__(self, student: nn.Module, teacher: dict, losses: dict, name: str = '') -> None:
@@ -51,12 +43,8 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         self.losses = nn.ModuleDict()
         for tap, loss in losses.items():
             where = f"{type_name(loss)} at '{tap}'"
-            pairs = match_levels(
-                student_levels[tap],
-                teacher_levels[self.teacher_taps[tap]],
-                where,
-                nearest=loss.get('resize') is not None,
-            )
+            levels = student_levels[tap], teacher_levels[self.teacher_taps[tap]]
+            pairs = match_levels(*levels, where, nearest=loss.get('resize') is not None)
             self.level_pairs[tap] = pairs
             self.losses[_key(tap)] = build_tap_loss(self.full_name(tap), loss, pairs)
         self.finite = FiniteCheck(all(loss.same_on_ranks for loss in self.all_losses()))
@@ -71,26 +59,11 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         return [self]
 
     def check(self, cfg: Config) -> None:
-        """Check that :meth:`prepare` will succeed, without accelerating the teacher.
-
-        Args:
-            cfg (Config): Config of the training.
-
-        Raises:
-            ConfigError: As :meth:`prepare`.
-        """
+        """Check that :meth:`prepare` will succeed, without accelerating the teacher."""
         self.teacher.check(cfg)
 
     def prepare(self, cfg: Config) -> None:
-        """Load the teacher, or check that a cached teacher belongs to this training.
-
-        Args:
-            cfg (Config): Config of the training.
-
-        Raises:
-            ConfigError: The teacher's checkpoint is missing or does not fit its config; or the
-                cache is incomplete, or was made with another teacher, other losses or other images.
-        """
+        """Load the teacher, or check that a cached teacher belongs to this training."""
         self.teacher.prepare(cfg)
         # Again, because a resumed checkpoint may have replaced the bases since __init__.
         self._provide_bases()
@@ -101,11 +74,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
             self.teacher.provide_bases(self.teacher_taps[tap], indices, loss)
 
     def set_factor(self, factor: float) -> None:
-        """Set the schedule's factor on every loss weight.
-
-        Args:
-            factor (float): 0 or more.
-        """
+        """Set the schedule's factor on every loss weight."""
         for loss in self.losses.values():
             loss.factor = factor
 
@@ -120,17 +89,10 @@ class Distillation(OneOrMoreTeachers, nn.Module):
     def teacher_feats(
         self, inputs: Tensor, data_samples: Sequence | None, wait: bool = True
     ) -> dict[str, list[Tensor]]:
-        """Compute the teacher's maps of the matched levels for a batch of the student.
+        """Compute the teacher's maps of the matched levels for a batch, by the student's tap.
 
-        Args:
-            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
-            data_samples (Sequence[DetDataSample], optional): Data samples of the batch.
-            wait (bool): Whether the maps must be ready on return. False lets the teacher run in
-                parallel with the student; only :meth:`forward` may then use the maps. Defaults to
-                True.
-
-        Returns:
-            dict[str, list[Tensor]]: Tap of the student to the teacher's maps, one per level.
+        Without ``wait`` it may run in parallel with the student, and only :meth:`forward` may use
+        the maps.
         """
         outputs = self.teacher(inputs, data_samples)
         if wait:
@@ -143,15 +105,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
     def compared(
         self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: Mapping[str, list[Tensor]]
     ) -> list[ComparedMaps]:
-        """Match the maps of a batch; the losses see these.
-
-        Args:
-            student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
-            teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
-
-        Returns:
-            list[ComparedMaps]: One per tap.
-        """
+        """Match the student's maps and :meth:`teacher_feats` of a batch; the losses see these."""
         self.teacher.wait(teacher_feats)
         found = []
         for tap, loss in self.items():
@@ -170,20 +124,10 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         teacher_feats: Mapping[str, list[Tensor]],
         task_loss: Callable[[], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the losses of all taps and levels.
+        """Compute the 0-dim losses 'loss_<name>_<tap>_s<stride>' of all taps and levels.
 
-        Args:
-            student_outputs (Mapping[str, list[Tensor]]): Tap to all its feature maps.
-            teacher_feats (Mapping[str, list[Tensor]]): From :meth:`teacher_feats`.
-            task_loss (Callable, optional): Returns the student's own loss, 0-dim; called with
-                ``loss_weight='auto'`` until a batch has set the weight.
-
-        Returns:
-            dict[str, Tensor]: 'loss_<name>_<tap>_s<stride>' to a 0-dim loss.
-
-        Raises:
-            FloatingPointError: A loss is not finite; the message names it. Not raised under
-                ``DistillHook``, which checks later.
+        ``task_loss`` returns the student's own loss, to set ``loss_weight='auto'``. A loss that is
+        not finite raises a ``FloatingPointError``, unless ``DistillHook`` checks later.
         """
         losses, compared = {}, self.compared(student_outputs, teacher_feats)
         for tap, loss, student_feats, teacher_maps in compared:
@@ -215,17 +159,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
 def build_distillation(
     student: nn.Module, teacher: dict | Sequence[dict], losses: dict
 ) -> Distillation | SeveralTeachers:
-    """Build the distillation of a student from one or several teachers.
-
-    Args:
-        student (nn.Module): The student detector.
-        teacher (dict | Sequence[dict]): Config of the teacher, see :class:`Distillation`. Each of
-            several may also have a ``name`` (default 't0', 't1', ...) and its own ``losses``.
-        losses (dict): Losses of the teachers without their own.
-
-    Raises:
-        ConfigError: As :class:`Distillation`; or two teachers have the same name.
-    """
+    """Build the distillation of a student; each of several teachers may have its own losses."""
     if isinstance(teacher, Mapping):
         return Distillation(student, teacher, losses)
     parts = []

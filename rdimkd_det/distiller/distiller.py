@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import cache
 
 import torch
 from mmdet.registry import MODELS
@@ -110,8 +110,8 @@ class RdimKDDistiller:
         if not active:
             return {**losses, **distill.zero_losses()}
         _check_taps(distill.taps, student_outputs)
-        task_loss = partial(_total, self, losses)
-        return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
+        found = distill(student_outputs, teacher_feats, lambda: self.parse_losses(losses)[0])
+        return {**losses, **found}
 
     def init_weights(self) -> None:
         """Initialise the student as without distillation; the adapters keep their weights."""
@@ -124,12 +124,7 @@ class RdimKDDistiller:
 
 
 def distilled_student(model: nn.Module) -> RdimKDDistiller:
-    """Return the distilled student in a model, unwrapped from DDP.
-
-    Raises:
-        ConfigError: The model is plain, its teacher's config could not be read, or its wrapper
-            shards parameters.
-    """
+    """Return the distilled student in a model, unwrapped from DDP; a plain one is an error."""
     if is_model_wrapper(model):
         if not isinstance(model, WRAPPERS):
             raise ConfigError(sharding_message(type(model).__name__))
@@ -180,10 +175,6 @@ def _check_arguments(student: object, teacher: object, losses: object) -> None:
                 f'RdimKDDistiller: model.{name} {problem}; a distilled model is '
                 f"dict(type='RdimKDDistiller', student=..., teacher=..., losses=...)."
             )
-
-
-def _total(detector: nn.Module, losses: dict[str, Tensor]) -> Tensor:
-    return detector.parse_losses(losses)[0]
 
 
 def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[str]) -> nn.Module:

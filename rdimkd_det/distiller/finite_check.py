@@ -12,13 +12,9 @@ from torch import Tensor
 class FiniteCheck:
     """Records which losses of a step are not finite.
 
-    Args:
-        same_on_ranks (bool): Whether every rank has the same losses, so that the ranks need not
-            exchange the result.
-
-    Attributes:
-        deferred (bool): Whether a caller checks later with :func:`take_broken`, at a point where
-            the host waits for the device anyway. If False, :meth:`note` raises at once.
+    :meth:`note` raises at once, unless the check is ``deferred``: then a caller checks later with
+    :func:`take_broken`, at a point where the host waits for the device anyway. The ranks exchange
+    the result unless all have the same losses.
     """
 
     def __init__(self, same_on_ranks: bool) -> None:
@@ -28,11 +24,7 @@ class FiniteCheck:
         self._broken: Tensor | None = None  # on the device: 1 per loss that is not finite, else 0
 
     def note(self, losses: Mapping[str, Tensor]) -> None:
-        """Record the losses of a step, which have the same names at every step.
-
-        If the check is not deferred, one that is not finite is a ``FloatingPointError`` that names
-        it.
-        """
+        """Record the losses of a step, which have the same names at every step."""
         broken = (~torch.stack([loss.detach() for loss in losses.values()]).isfinite()).float()
         if self.deferred and not self._same_on_ranks:  # so that all ranks stop together
             all_reduce(broken, 'max')

@@ -44,10 +44,6 @@ def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistille
 
     It is in eval mode on the CPU, with ``dataset_meta`` from the checkpoint; its teacher is built
     on first use.
-
-    Raises:
-        ConfigError: The model is not distilled; or the checkpoint cannot be read, belongs to
-            another config, or holds no distillation state.
     """
     content = read_checkpoint_safely(checkpoint, who)
     weights = weights_in(content, checkpoint, who)

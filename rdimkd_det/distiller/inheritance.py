@@ -30,18 +30,12 @@ def matching_weights(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the student's own tensors that inherit the teacher's weights, by path and key.
 
-    ``weights`` is the teacher's state dict, head included; ``paths`` are of modules, e.g. 'neck' or
-    'bbox_head.cls_convs'.
-
-    Raises:
-        ConfigError: A module is missing, or the teacher has no tensor of the same key and shape;
-            the message names such tensors with both shapes.
+    A module that is missing, or a tensor that the teacher lacks or has in another shape, is an
+    error; the teacher's ``weights`` include its head.
     """
     found = {}
     for path in paths:
-        own = {
-            f'{path}.{key}': value for key, value in find_module(student, path).state_dict().items()
-        }
+        own = find_module(student, path).state_dict(prefix=f'{path}.')
         differing = [
             f'{key} {tuple(value.shape)} from {_shape(weights.get(key))}'
             for key, value in own.items()
@@ -73,10 +67,7 @@ def inherit_weights(
 
 
 def inherit_from_teacher(model: nn.Module) -> dict[str, int]:
-    """Copy the (first) teacher's weights into the modules in a distilled student's ``inherit``.
-
-    Returns the number of tensors copied, by path.
-    """
+    """Do :func:`inherit_weights` for a distilled student's ``inherit`` and its first teacher."""
     if not model.distill.inherit:
         return {}
     weights = weights_to_inherit(model.distill.parts[0].teacher.checkpoint)

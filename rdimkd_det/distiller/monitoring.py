@@ -33,14 +33,7 @@ def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
     ``k``, and the correlation :math:`\rho_k` of student and teacher along it. Per direction it is
     the coefficient of determination of a linear fit of the teacher to the student. Like
     ``normalize='standardize'``, it ignores the student's mean and scale. A negative correlation
-    explains nothing.
-
-    Args:
-        student (Tensor): Student's coordinates (N, D, L), float32 or float64.
-        teacher (Tensor): Teacher's coordinates (N, D, L).
-
-    Returns:
-        Tensor: 0-dim, from 0 to 1, over the batches of all ranks; the same on every rank.
+    explains nothing. From coordinates (N, D, L) to a 0-dim share over the batches of all ranks.
 
     Example:
         >>> import torch
@@ -65,17 +58,9 @@ def explained_shares(
 ) -> dict[str, Tensor]:
     """Compute the share of the teacher's variance explained inside and outside the subspace.
 
-    The complement has no basis: there, the channels of ``(I - K K^T) F`` are compared.
-
-    Args:
-        loss (FeatureLoss): The loss of these maps, with fitted projections.
-        student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
-        teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W), one per level; (N, d, H, W)
-            from a cached teacher.
-
-    Returns:
-        dict[str, Tensor]: 0-dim share 'explained_in_<level name>' of each level, and
-        'explained_out_<level name>' unless d = C_t or the teacher is cached.
+    The complement has no basis: there, the channels of ``(I - K K^T) F`` are compared. Each level
+    has an 'explained_in_<level name>', and an 'explained_out_<level name>' unless d = C_t or the
+    teacher is cached.
     """
     length = -(-max(maps[0, 0].numel() for maps in student_feats) // NUM_PIECES)
     levels = enumerate(zip(student_feats, teacher_feats))
@@ -103,22 +88,15 @@ def _moments(
     if loss.teacher_projected:  # a cache holds no maps of the complement
         directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
     else:
-        directions = of_teacher = append_complement(basis)
+        directions = of_teacher = _with_complement(basis)
     of_student = fold_adapter(loss.adapters[level], directions)
     pieces = zip(*(maps.flatten(2).split(length, 2) for maps in (student, teacher)))
     coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
     return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
 
 
-def append_complement(basis: Tensor) -> Tensor:
-    """Append the projector onto the complement to a basis.
-
-    Args:
-        basis (Tensor): Semi-orthogonal basis ``K`` (C, d).
-
-    Returns:
-        Tensor: ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` alone if d = C.
-    """
+def _with_complement(basis: Tensor) -> Tensor:
+    """Return ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` alone if d = C."""
     num_channels, dim = basis.shape
     if dim == num_channels:
         return basis
@@ -126,11 +104,7 @@ def append_complement(basis: Tensor) -> Tensor:
 
 
 class Monitor:
-    """Records the shares of variance that the student explains, at the iterations that are due.
-
-    Attributes:
-        due (bool): Whether to record at the next call.
-    """
+    """Records the shares of variance that the student explains, at a call that is ``due``."""
 
     def __init__(self) -> None:
         self.due = False
@@ -138,11 +112,7 @@ class Monitor:
 
     @torch.compiler.disable  # so that a change of `due` does not compile the student again
     def __call__(self, compared: Iterable[ComparedMaps]) -> None:
-        """Record :func:`explained_shares` of all losses with projections, if that is due.
-
-        Args:
-            compared (Iterable[ComparedMaps]): From :meth:`Distillation.compared`.
-        """
+        """Record :func:`explained_shares` of all losses with projections, if that is due."""
         for _, loss, student_feats, teacher_feats in compared if self.due else ():
             if loss.projections:
                 self._shares.update(explained_shares(loss, student_feats, teacher_feats))
@@ -158,12 +128,7 @@ class Monitor:
 def effective_weights(loss: FeatureLoss) -> dict[str, float]:
     """Return the effective weights of a loss: the levels' weights times the schedule and 'auto'.
 
-    Args:
-        loss (FeatureLoss): The loss of a tap.
-
-    Returns:
-        dict[str, float]: 'rdimkd_weight_<tap>', or 'rdimkd_weight_<level name>' for each level if
-        the weights differ; empty while 'auto' is not set.
+    By 'rdimkd_weight_<tap>', or 'rdimkd_weight_<level name>' if they differ; none before 'auto' is.
     """
     if loss.needs_auto_weight:
         return {}

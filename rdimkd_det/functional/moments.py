@@ -14,14 +14,9 @@ from torch import Tensor
 
 
 def centred(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Subtract each direction's mean, as a constant without gradient, from coordinates.
+    """Subtract each direction's mean, as a constant without gradient, from coordinates (N, D, L).
 
-    Args:
-        student (Tensor): Student's coordinates (N, D, L).
-        teacher (Tensor): Teacher's coordinates (N, D, L); no gradient flows into it.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: Both centred coordinates, and the centers (2, D).
+    Also returns the centers (2, D).
     """
     teacher = teacher.detach()
     centers = torch.stack([student.detach().mean((0, 2)), teacher.mean((0, 2))])
@@ -31,14 +26,8 @@ def centred(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def moments(student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
     """Compute the moments of coordinates that :func:`centred` returns; exact for any centers.
 
-    Args:
-        student (Tensor): Student's coordinates (N, D, L) minus ``centers[0]``.
-        teacher (Tensor): Teacher's coordinates (N, D, L) minus ``centers[1]``.
-        centers (Tensor): (2, D).
-
-    Returns:
-        Tensor: (6, D), without gradient: the number of positions, the means of student and teacher,
-        the sums of their squared deviations, and the sum of the product of their deviations.
+    They are (6, D), without gradient: the number of positions, the means of student and teacher,
+    the sums of their squared deviations, and the sum of the product of their deviations.
     """
     student = student.detach()
     count = student.shape[0] * student.shape[2]
@@ -50,27 +39,12 @@ def moments(student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:
-    """Sum the product of two sets of coordinates over batch and positions.
-
-    Args:
-        first (Tensor): Coordinates (N, D, L).
-        second (Tensor): Coordinates (N, D, L).
-
-    Returns:
-        Tensor: (D,).
-    """
+    """Sum the product of two sets of coordinates over batch and positions: (D,)."""
     return torch.einsum('ndl,ndl->nd', first, second).sum(0)
 
 
 def merge(parts: Tensor) -> Tensor:
-    """Merge the moments of several parts into the moments of the whole.
-
-    Args:
-        parts (Tensor): (P, 6, D), see :func:`moments`.
-
-    Returns:
-        Tensor: (6, D).
-    """
+    """Merge the moments of several parts (P, 6, D) into those of the whole (6, D)."""
     counts, means = parts[:, :1], parts[:, 1:3]
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count
@@ -82,12 +56,7 @@ def merge(parts: Tensor) -> Tensor:
 def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
     """Merge the moments of all levels over the ranks, with one exchange between the ranks.
 
-    Args:
-        levels (Sequence[Tensor]): (6, D) of each level, see :func:`moments`.
-
-    Returns:
-        list[Tensor]: (6, D) of each level, the same on every rank: the number of positions, the
-        means and the biased variances of student and teacher, and their covariance.
+    Returns (6, D) of each level, with the biased variances and the covariance in place of the sums.
     """
     merged = merge(torch.stack(all_gather(torch.cat(list(levels), 1))))
     count, means, squares = merged[:1], merged[1:3], merged[3:] / merged[0]
@@ -97,27 +66,13 @@ def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
 
 
 def spread(values: Tensor) -> Tensor:
-    """Compute mean and variance of coordinates per direction, on this rank.
-
-    Args:
-        values (Tensor): Coordinates (N, D, L).
-
-    Returns:
-        Tensor: (3, D): the number of positions, the mean, and the biased variance.
-    """
+    """Compute (3, D) on this rank: number of positions, mean and biased variance per direction."""
     variance, mean = torch.var_mean(values, (0, 2), correction=0)
     return torch.stack([torch.full_like(mean, values.shape[0] * values.shape[2]), mean, variance])
 
 
 def merge_spreads(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Merge the biased variances of all levels over the ranks, with one exchange between them.
-
-    Args:
-        levels (Sequence[Tensor]): (3, D) of each level, see :func:`spread`.
-
-    Returns:
-        list[Tensor]: (D,) of each level, the same on every rank.
-    """
+    """Merge :func:`spread` of all levels over the ranks to the variances (D,), in one exchange."""
     counts, means, variances = torch.stack(all_gather(torch.cat(list(levels), 1))).unbind(1)
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count

@@ -35,14 +35,7 @@ def allow_config_prefix() -> None:
 
 
 def own_config(name: str) -> str | None:
-    """Return the path of a config of this package, installed or in its repository.
-
-    Args:
-        name (str): Name of a config, e.g. 'rdimkd_det::_base_/distill.py'.
-
-    Returns:
-        str | None: The path; None for a name without the prefix 'rdimkd_det::'.
-    """
+    """Return the path of a config like 'rdimkd_det::_base_/distill.py'; None for other names."""
     prefix, _, path = name.partition('::')
     if prefix != 'rdimkd_det':
         return None

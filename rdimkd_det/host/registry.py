@@ -13,9 +13,6 @@ def register(registry: Registry) -> Callable[[type], type]:
     A type is looked up in the config's scope and then in the root, which is mmengine's, but not in
     sibling scopes. So the root makes it known in 'mmyolo' and 'mmrotate' too, and MMDetection's
     registry by its full name, 'mmdet.<class>'.
-
-    Args:
-        registry (Registry): One of ``mmdet.registry``.
     """
 
     def add(cls: type) -> type:
@@ -27,16 +24,7 @@ def register(registry: Registry) -> Callable[[type], type]:
 
 
 def find_type(entry: Mapping, registry: Registry) -> object:
-    """Return the class of a config entry, looked up where it will be built.
-
-    Args:
-        entry (Mapping): Config with a 'type', a name or a class, and perhaps a '_scope_'.
-        registry (Registry): Registry of the type in ``mmdet.registry``; that of the entry's or the
-            config's scope is used, if there is one.
-
-    Returns:
-        object: The class; None if there is none of this name.
-    """
+    """Return the class of a config entry, or None, looked up where it will be built."""
     if not isinstance(entry['type'], str):
         return entry['type']
     with registry.switch_scope_and_registry(entry.get('_scope_')) as found:

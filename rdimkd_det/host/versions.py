@@ -9,15 +9,7 @@ ONEDL = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection')
 
 
 def check_distribution() -> str:
-    """Check that exactly one of the two MMDetection distributions is installed.
-
-    Returns:
-        str: 'openmmlab' or 'onedl'.
-
-    Raises:
-        ImportError: Neither is completely installed, or packages of both are, or mmcv and
-            mmcv-lite.
-    """
+    """Check that exactly one of the two distributions is installed: 'openmmlab' or 'onedl'."""
     openmmlab = [name for name in OPENMMLAB if _installed(name)]
     onedl = [name for name in ONEDL if _installed(name)]
     if openmmlab and onedl:
@@ -31,9 +23,8 @@ def check_distribution() -> str:
             'rdimkd_det: mmcv and mmcv-lite are installed over each other. Uninstall both, then '
             'install one: pip install mmcv-lite==2.1.0, or mmcv, which is compiled.'
         )
-    for name, found, wanted in (('openmmlab', openmmlab, OPENMMLAB), ('onedl', onedl, ONEDL)):
-        if len(found) == len(wanted):
-            return name
+    if len(openmmlab) == len(OPENMMLAB) or len(onedl) == len(ONEDL):
+        return 'openmmlab' if openmmlab else 'onedl'
     missing = set(ONEDL if onedl else OPENMMLAB) - {*openmmlab, *onedl}
     raise ImportError(
         f'rdimkd_det: MMDetection is not installed: {", ".join(sorted(missing))} missing. Install '

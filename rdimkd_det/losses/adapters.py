@@ -12,15 +12,10 @@ from ..functional import project
 
 
 def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
-    """Create an adapter C_s -> C_t with weights that depend only on the seed.
+    """Create an adapter C_s -> C_t with weights that depend only on the level.
 
     A separate generator draws the weights. The global random state, and with it the student's
     initialisation and data order, stays the same as without distillation.
-
-    Args:
-        in_channels (int): Student's channels C_s.
-        out_channels (int): Teacher's channels C_t.
-        level (int): Index of the FPN level, used as the seed.
     """
     conv = torch.nn.utils.skip_init(nn.Conv2d, in_channels, out_channels, kernel_size=1)
     generator = torch.Generator().manual_seed(level)
@@ -30,33 +25,17 @@ def new_adapter(in_channels: int, out_channels: int, level: int) -> nn.Conv2d:
 
 
 def adapt(student: Tensor, adapter: nn.Module) -> Tensor:
-    """Compute the adapted map ``r(F_s)`` in the map's own precision.
-
-    Args:
-        student (Tensor): Student's map (N, C_s, H, W).
-        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
-
-    Returns:
-        Tensor: (N, C_t, H, W).
-    """
+    """Compute the adapted map ``r(F_s)``, (N, C_t, H, W), in the map's own precision."""
     if isinstance(adapter, nn.Identity):
         return student
     return F.conv2d(student, adapter.weight.to(student.dtype), adapter.bias.to(student.dtype))
 
 
 def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Compute the coordinates ``K^T r(F_s)`` with the adapter folded into the basis.
+    """Compute the coordinates ``K^T r(F_s)`` (N, d, H * W) with the adapter folded into the basis.
 
     One product takes the student's map from C_s channels to d; the adapted map with C_t channels
     is never materialised.
-
-    Args:
-        student (Tensor): Student's map (N, C_s, H, W).
-        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
-        basis (Tensor): Basis (C_t, d).
-
-    Returns:
-        Tensor: (N, d, H * W).
     """
     coordinates = project(student, fold_adapter(adapter, basis))
     if isinstance(adapter, nn.Identity):
@@ -65,15 +44,7 @@ def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tenso
 
 
 def fold_adapter(adapter: nn.Module, basis: Tensor) -> Tensor:
-    """Fold an adapter's weight into a basis, without the adapter's bias.
-
-    Args:
-        adapter (nn.Module): ``nn.Identity``, or the 1x1 convolution C_s -> C_t.
-        basis (Tensor): Basis (C_t, d).
-
-    Returns:
-        Tensor: (C_s, d), to project the student's map on directly.
-    """
+    """Fold an adapter's weight, without its bias, into a basis (C_t, d): (C_s, d)."""
     if isinstance(adapter, nn.Identity):
         return basis
     return adapter.weight.flatten(1).t().to(basis.dtype) @ basis

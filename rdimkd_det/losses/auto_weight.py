@@ -35,14 +35,7 @@ def set_auto_weight(
 def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:
     """Compute the ratio of the task's gradient norm to the distillation's at feature maps.
 
-    Args:
-        task (Tensor): Task loss, 0-dim.
-        distance (Tensor): Distillation loss, 0-dim.
-        maps (Sequence[Tensor]): Feature maps from which both losses were computed.
-
-    Returns:
-        Tensor: 0-dim ratio, the same on every rank; 1 if either gradient is 0, NaN if either is
-        not finite.
+    It is 0-dim and the same on every rank; 1 if either gradient is 0, NaN if one is not finite.
     """
     squares = torch.stack([squared_gradient(loss, maps) for loss in (task, distance)])
     all_reduce(squares, 'mean')

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..functional import working_dtype
 from ..options import is_amount
 from .adapters import adapt, new_adapter, zero_of
-from .maps import RESIZE_MODES, check_pair, same_size
+from .maps import RESIZE_MODES, check_pair, resized
 
 
 class FeatureLoss(nn.Module):
@@ -246,7 +246,11 @@ class FeatureLoss(nn.Module):
 
     def same_size(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Resize the map (N, C, H, W) that ``resize`` names, if any, to the size of the other."""
-        return same_size(self.resize, student, teacher)
+        if self.resize is None or student.shape[2:] == teacher.shape[2:]:
+            return student, teacher
+        if self.resize == 'student':
+            return resized(student, like=teacher), teacher
+        return student, resized(teacher, like=student)
 
     def _check_maps(self, level: int, student: Tensor, teacher: Tensor) -> None:
         who = f'{type(self).__name__} at {self.level_names[level]}'

@@ -24,18 +24,7 @@ class ComparedMaps(NamedTuple):
 def check_pair(
     who: str, student: Tensor, teacher: Tensor, channels: tuple[int, int], resized: bool
 ) -> None:
-    """Check the shapes of a student's and a teacher's map.
-
-    Args:
-        who (str): The loss and its level, for the messages.
-        student (Tensor): Expected to be (N, C_s, H, W).
-        teacher (Tensor): Expected to be (N, C_t, H, W).
-        channels (tuple[int, int]): C_s and C_t.
-        resized (bool): Whether one map is resized, so that the sizes may differ.
-
-    Raises:
-        ValueError: The maps have other channels or differ in batch size or size.
-    """
+    """Raise a ValueError if the maps have other channels (C_s, C_t) or differ in batch or size."""
     shapes = f'student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)}'
     for side, feats, expected in zip(('student', 'teacher'), (student, teacher), channels):
         if feats.dim() != 4 or feats.shape[1] != expected:
@@ -51,15 +40,7 @@ def check_pair(
         )
 
 
-def same_size(resize: str | None, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Resize the map (N, C, H, W) that ``resize`` names, if any, to the size of the other."""
-    if resize is None or student.shape[2:] == teacher.shape[2:]:
-        return student, teacher
-    if resize == 'student':
-        return _resized(student, like=teacher), teacher
-    return student, _resized(teacher, like=student)
-
-
-def _resized(feats: Tensor, like: Tensor) -> Tensor:
+def resized(feats: Tensor, like: Tensor) -> Tensor:
+    """Resize a map (N, C, H, W) to the size of another."""
     feats = feats.to(working_dtype(feats))
     return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)

@@ -15,12 +15,7 @@ from ..progress import with_progress
 
 
 class ChannelCovariance:
-    """Covariance of channels, accumulated in float64 over batches and ranks.
-
-    Args:
-        num_channels (int): Channels C.
-        device (torch.device): Device of the accumulators.
-    """
+    """Covariance (C, C) of channels, accumulated in float64 over batches and ranks."""
 
     def __init__(self, num_channels: int, device: torch.device) -> None:
         options = {'dtype': torch.float64, 'device': device}
@@ -29,11 +24,7 @@ class ChannelCovariance:
         self.square = torch.zeros(num_channels, num_channels, **options)
 
     def update(self, feats: Tensor) -> None:
-        """Add a feature map.
-
-        Args:
-            feats (Tensor): Map (N, C, H, W).
-        """
+        """Add a feature map (N, C, H, W)."""
         positions = feats.detach().double().transpose(0, 1).flatten(1)  # (C, N * H * W)
         self.count += positions.shape[1]
         self.sum += positions.sum(1)
@@ -53,14 +44,7 @@ def teacher_covariances(
 ) -> list[dict[str, list[Tensor]]]:
     """Compute the channel covariances of the teachers' maps at all taps and levels, in one pass.
 
-    Args:
-        parts (Sequence[Distillation]): One per teacher.
-        preprocessor (nn.Module): The student's data preprocessor.
-        batches (Iterable): Batches from the training data loader.
-
-    Returns:
-        list[dict[str, list[Tensor]]]: Per teacher, a dict from tap to the float64 covariance
-        (C, C) of each level.
+    Per teacher, they are a dict from tap to the float64 covariance (C, C) of each level.
     """
     sums: list[dict[str, list[ChannelCovariance]]] = [{} for _ in parts]
     for batch in batches:
@@ -69,8 +53,7 @@ def teacher_covariances(
             feats = part.teacher_feats(data['inputs'], data['data_samples'])
             for tap, levels in feats.items():
                 if tap not in of_part:
-                    channels = [maps.shape[1] for maps in levels]
-                    of_part[tap] = [ChannelCovariance(c, levels[0].device) for c in channels]
+                    of_part[tap] = [ChannelCovariance(it.shape[1], it.device) for it in levels]
                 for covariance, maps in zip(of_part[tap], levels):
                     covariance.update(maps)
     return [
@@ -90,8 +73,7 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
         model (nn.Module): A distilled student; its projections are fitted in place.
         batches (Iterable): Batches from the training data loader.
     """
-    parts = [part for part in model.distill.parts if part.wanted]
-    parts = [part for part in parts if not part.teacher.projected]
+    parts = [part for part in model.distill.parts if part.wanted and not part.teacher.projected]
     parts = [part for part in parts if any(loss.projections for _, loss in part.items())]
     if not parts:
         return
@@ -109,9 +91,6 @@ def default_calibration_images(num_images: int) -> int:
     the data set takes 1.8 percent of an epoch. Below 32 images the coarsest levels have too few
     positions for a covariance; 32 images take more than 3 percent of an epoch only where the data
     set has fewer than 192 images and an epoch is short.
-
-    Args:
-        num_images (int): Size of the data set.
     """
     return min(256, max(32, num_images // 10))
 
@@ -126,14 +105,6 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
 
     The training data loader itself is not used, so training sees the same batches as without
     calibration. Rank 0 shows a progress bar on a terminal.
-
-    Args:
-        dataloader (DataLoader): Training data loader.
-        num_images (int): Number of images over all ranks; rounded up to full batches.
-        seed (int): Seed of the sample.
-
-    Yields:
-        object: Batches of this rank.
     """
     size = batch_size(dataloader)
     # `num_images` counts over all ranks: up to rounding, the basis is the same for any world size.

@@ -14,14 +14,8 @@ KEY = 'distillation'
 def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
     """Return the facts that the bases and adapters of a training depend on.
 
-    Loss weights and schedules are not included, because they may change between runs.
-
-    Args:
-        distill (Distillation | SeveralTeachers): Distillation of the training.
-
-    Returns:
-        dict[str, str]: Name of a fact to its value: the fingerprint of each teacher's checkpoint,
-        if that file is available, and :meth:`FeatureLoss.facts` of each tap.
+    They are the fingerprint of each teacher's checkpoint, if that file is available, and
+    :meth:`FeatureLoss.facts` of each tap. Loss weights and schedules may change between runs.
     """
     facts = {}
     for part in distill.parts:
@@ -35,16 +29,7 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
 
 
 def check_same_distillation(meta: Mapping, facts: Mapping[str, str]) -> None:
-    """Check that a checkpoint belongs to this training.
-
-    Args:
-        meta (Mapping): 'meta' of the checkpoint; facts that it lacks, as in checkpoints of earlier
-            versions, are not compared.
-        facts (Mapping[str, str]): Facts of this training, from :func:`training_facts`.
-
-    Raises:
-        ConfigError: A fact differs; the message names it.
-    """
+    """Check a checkpoint's 'meta'; facts that it lacks, as those of earlier versions do, pass."""
     of_checkpoint = meta.get(KEY) or {}
     for what, value in facts.items():
         earlier = of_checkpoint.get(what, value)
