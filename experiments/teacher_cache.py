@@ -38,7 +38,7 @@ def main() -> None:
     cfg = cli.read_config_file(args.config)
     cli.apply_options(cfg, args.cfg_options)
     cached = cached_student(cfg)
-    read_speed(cached.distill.parts[0].teacher.cache)
+    read_speed(cached.distill.per_teacher[0].teacher.cache)
     live = MODELS.build(without_cache(cfg).model).to(get_device()).train()
     live.distill.load_state_dict(cached.distill.state_dict())  # the same bases
     compare_steps(cfg, cached, live, args.steps)
@@ -48,13 +48,13 @@ def cached_student(cfg: Config) -> nn.Module:
     """Build the distilled student of a config whose only teacher is read from a cache."""
     check_data(cfg, ['train'])
     model = distilled_student(check_model(cfg, training=False)).to(get_device()).train()
-    teachers = [part.teacher for part in model.distill.parts]
+    teachers = [part.teacher for part in model.distill.per_teacher]
     if len(teachers) != 1 or not isinstance(teachers[0], CachedTeacher):
         raise ConfigError(
             f'{cfg.filename} has no teacher with a cache to compare with; make one with '
             f'tools/cache_teacher.py, and add --cfg-options model.teacher.cache=DIR.'
         )
-    model.distill.parts[0].prepare(cfg)
+    model.distill.per_teacher[0].prepare(cfg)
     return model
 
 
@@ -66,7 +66,7 @@ def compare_steps(cfg: Config, cached: nn.Module, live: nn.Module, steps: int) -
     batches = chain.from_iterable(repeat(loader))
     for batch in islice(batches, steps + 1):  # the first step is a warm-up
         for kind, (model, factor) in kinds.items():
-            model.distill.parts[0].set_factor(factor)
+            model.distill.per_teacher[0].set_factor(factor)
             seconds[kind].append(step_time(model, copy.deepcopy(batch)))
     medians = {kind: statistics.median(times[1:]) for kind, times in seconds.items()}
     for kind, median in medians.items():

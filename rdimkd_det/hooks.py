@@ -107,7 +107,7 @@ class DistillHook(Hook):
             self._to_stop_at = defer_checks(runner)
             self._describe_checkpoints = partial(describe_last_finite, runner.work_dir)
         self._apply_schedule(runner, model.distill)
-        parts = [part for part in model.distill.parts if part.wanted]
+        parts = [part for part in model.distill.per_teacher if part.has_weight]
         if parts and not self.schedule.stopped(self._time(runner)):
             for part in parts:
                 part.prepare(runner.cfg)
@@ -121,7 +121,7 @@ class DistillHook(Hook):
         for tensor in model.distill.state_dict().values():
             broadcast(tensor)
         _update_averaged_models(runner, model.distill)
-        for part in model.distill.parts:
+        for part in model.distill.per_teacher:
             for line in part.describe():
                 runner.logger.info('RdimKD: %s', line)
 
@@ -131,14 +131,14 @@ class DistillHook(Hook):
             self._skipper.start_step()
         distill = distilled_student(runner.model).distill
         if self.every_n_train_iters(runner, self.monitor_interval):
-            for part in distill.parts:
+            for part in distill.per_teacher:
                 part.monitor.due = True
         if self.schedule.constant:
             return
         factor = self._apply_schedule(runner, distill)
         runner.message_hub.update_scalar('train/rdimkd_factor', factor)
         if self.schedule.stopped(self._time(runner)):
-            for part in distill.parts:
+            for part in distill.per_teacher:
                 if part.teacher.built:
                     part.teacher.release()
                     runner.logger.info('RdimKD: distillation is over, the teacher is freed')
@@ -151,7 +151,7 @@ class DistillHook(Hook):
         stop_if_broken(self._to_stop_at, self._describe_checkpoints)
         if not self.every_n_train_iters(runner, self.monitor_interval):
             return
-        for part in distilled_student(runner.model).distill.parts:
+        for part in distilled_student(runner.model).distill.per_teacher:
             scalars = part.monitor.take()
             for _, loss in part.items():
                 scalars.update(effective_weights(loss))
@@ -161,7 +161,7 @@ class DistillHook(Hook):
     def _apply_schedule(self, runner: Runner, distill: Distillation) -> float:
         end = runner.max_iters / self._unit(runner)
         factor = self.schedule.factor(self._time(runner), end)
-        for part in distill.parts:
+        for part in distill.per_teacher:
             part.set_factor(factor)
         return factor
 

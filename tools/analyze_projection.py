@@ -58,7 +58,7 @@ def measure(cfg: Config, num_images: int) -> dict[str, Tensor]:
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batches = calibration_batches(loader, num_images, seed=0)
     spectra = {}
-    parts = model.distill.parts
+    parts = model.distill.per_teacher
     all_covariances = teacher_covariances(parts, model.data_preprocessor, batches)
     for part, covariances in zip(parts, all_covariances):
         for tap, loss in part.items():

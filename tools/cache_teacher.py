@@ -91,8 +91,8 @@ def main() -> None:
     model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()
     caches = [
         (part, directory)
-        for part, directory in zip(model.distill.parts, directories)
-        if part.wanted
+        for part, directory in zip(model.distill.per_teacher, directories)
+        if part.has_weight
     ]
     if not caches:
         raise ConfigError(f'config {args.config}: no loss has a weight, nothing is to be stored.')

@@ -68,7 +68,7 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
     if get_device() == 'cpu':
         _without_mixed_precision(cfg)
     cfg.optim_wrapper.optimizer.lr = 0.0  # the same step over and over
-    if not check_model(cfg, training=True).distill.wanted:
+    if not check_model(cfg, training=True).distill.has_weight:
         raise ConfigError(
             'each loss_weight in model.losses is 0, so there is no distillation to measure; e.g. '
             '--cfg-options model.losses.neck.loss_weight=1.'

@@ -81,11 +81,11 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
 
 def _check_teachers(cfg: Config, model: nn.Module) -> None:
     distill = distilled_student(model).distill
-    for part in distill.parts:
-        if part.wanted:
+    for part in distill.per_teacher:
+        if part.has_weight:
             part.check(cfg)
     if distill.inherit and not cfg.get('resume'):
-        weights = weights_to_inherit(distill.parts[0].teacher.checkpoint)
+        weights = weights_to_inherit(distill.per_teacher[0].teacher.checkpoint)
         matching_weights(model, weights, distill.inherit)
 
 

@@ -54,7 +54,7 @@ class Distillation(OneOrMoreTeachers, nn.Module):
             self.requires_grad_(False)
 
     @property
-    def parts(self) -> list[Distillation]:
+    def per_teacher(self) -> list[Distillation]:
         """list[Distillation]: One per teacher: itself."""
         return [self]
 

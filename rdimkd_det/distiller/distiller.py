@@ -96,7 +96,7 @@ class RdimKDDistiller:
             for each level.
         """
         distill = self.distill
-        if not distill.wanted:
+        if not distill.has_weight:
             return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
         active = distill.active
         # The teacher first: its intermediate maps are freed before the student's graph grows.
@@ -228,7 +228,7 @@ def _miss_no_distillation(module: nn.Module, incompatible_keys: tuple) -> None:
 class _WithoutTeacher(nn.Module):
     """Replaces a ``Distillation`` whose teacher config cannot be read, so that testing works."""
 
-    wanted = active = True
+    has_weight = active = True
     needs_auto_weight = False
 
     def __init__(self, error: ConfigError) -> None:

@@ -70,7 +70,7 @@ def inherit_from_teacher(model: nn.Module) -> dict[str, int]:
     """Do :func:`inherit_weights` for a distilled student's ``inherit`` and its first teacher."""
     if not model.distill.inherit:
         return {}
-    weights = weights_to_inherit(model.distill.parts[0].teacher.checkpoint)
+    weights = weights_to_inherit(model.distill.per_teacher[0].teacher.checkpoint)
     return inherit_weights(model, weights, model.distill.inherit)
 
 

@@ -10,12 +10,12 @@ from ..losses import FeatureLoss
 
 
 class OneOrMoreTeachers:
-    """What the losses of all ``parts``, one ``Distillation`` per teacher, have in common."""
+    """What the losses of all ``per_teacher``, one ``Distillation`` per teacher, have in common."""
 
     @property
     def taps(self) -> list[str]:
         """list[str]: The tapped paths of the student, each once."""
-        return list(dict.fromkeys(tap for part in self.parts for tap in part.teacher_taps))
+        return list(dict.fromkeys(tap for part in self.per_teacher for tap in part.teacher_taps))
 
     @property
     def active(self) -> bool:
@@ -23,7 +23,7 @@ class OneOrMoreTeachers:
         return any(loss.active for loss in self.all_losses())
 
     @property
-    def wanted(self) -> bool:
+    def has_weight(self) -> bool:
         """bool: Whether any loss has a weight above 0, apart from the schedule's factor."""
         return any(max(loss.level_weights) > 0 for loss in self.all_losses())
 
@@ -40,14 +40,14 @@ class OneOrMoreTeachers:
 
     def all_losses(self) -> list[FeatureLoss]:
         """Return the losses of all teachers and taps."""
-        return [loss for part in self.parts for loss in part.losses.values()]
+        return [loss for part in self.per_teacher for loss in part.losses.values()]
 
 
 class SeveralTeachers(OneOrMoreTeachers, nn.ModuleList):
     """Several teachers, one ``Distillation`` each, with the interface of one."""
 
     @property
-    def parts(self) -> list[nn.Module]:
+    def per_teacher(self) -> list[nn.Module]:
         """list[nn.Module]: One ``Distillation`` per teacher."""
         return list(self)
 

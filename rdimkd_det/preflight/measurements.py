@@ -77,8 +77,8 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
     """
     number = f'{len(batches)} batch{"es" * (len(batches) > 1)}'
     table = Table(f"Before training, at the student's maps, median of {number}", GRADIENT_COLUMNS)
-    for part in model.distill.parts:
-        if not part.wanted:
+    for part in model.distill.per_teacher:
+        if not part.has_weight:
             continue
         weights = _take_weights(part)
         levels, balances = _measure(model, part, batches)

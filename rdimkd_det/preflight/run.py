@@ -47,7 +47,7 @@ def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool
     report = static_report(cfg, model)
     model = distilled_student(model).to(get_device())
     batches = _measure(cfg, model, num_images, report) if num_images else []
-    for part in model.distill.parts:
+    for part in model.distill.per_teacher:
         if is_live(part) and (batches or eval_teacher):
             _check_teacher(cfg, model, part, batches, eval_teacher, report)
     return report

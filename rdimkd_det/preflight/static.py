@@ -33,13 +33,13 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
         check_load_from(cfg.load_from, model, report)
     image = probed_image(model)
     table = Table(f'Levels, of an image of {image}x{image}', LEVEL_COLUMNS)
-    for part in model.distill.parts:
+    for part in model.distill.per_teacher:
         if is_live(part):
             check_weights(part, report)
             check_teacher_classes(part, data, report)
             check_input(model, part, report)
         else:
-            why = part.teacher.describe() if part.wanted else 'no loss has a weight'
+            why = part.teacher.describe() if part.has_weight else 'no loss has a weight'
             report.ok(topic('Teacher weights', part), f'not loaded: {why}')
         for tap, loss in part.items():
             table.rows += level_rows(part, tap, loss, image)
@@ -48,7 +48,7 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
 
 def is_live(part: Distillation) -> bool:
     """Return whether a teacher will run: a loss has a weight, and its maps are not cached."""
-    return part.wanted and not part.teacher.projected
+    return part.has_weight and not part.teacher.projected
 
 
 def topic(name: str, part: Distillation) -> str:
@@ -190,7 +190,9 @@ def _described(preprocessor: nn.Module) -> str:
 
 def probed_image(model: RdimKDDistiller) -> int:
     """Return the side of an image that student and teachers accept, in pixels."""
-    pairs = [pair for part in model.distill.parts for pair in chain(*part.level_pairs.values())]
+    pairs = [
+        pair for part in model.distill.per_teacher for pair in chain(*part.level_pairs.values())
+    ]
     return max(level.image for pair in pairs for level in pair)
 
 

@@ -60,7 +60,7 @@ def measure_time(
 
 
 def _set_factor(model: RdimKDDistiller, factor: float) -> None:
-    for part in model.distill.parts:
+    for part in model.distill.per_teacher:
         part.set_factor(factor)
 
 
@@ -72,7 +72,7 @@ def _memory(
     _set_factor(model, factor)
     held = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
     if held and not factor:  # a plain training has no teacher in memory
-        held -= sum(part.teacher.num_bytes for part in model.distill.parts)
+        held -= sum(part.teacher.num_bytes for part in model.distill.per_teacher)
     steps = [partial(model.train_step, deepcopy(batch), optimizer) for batch in batches]
     return held + max(peak_memory(step, device) for step in steps)
 

@@ -73,7 +73,9 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
         model (nn.Module): A distilled student; its projections are fitted in place.
         batches (Iterable): Batches from the training data loader.
     """
-    parts = [part for part in model.distill.parts if part.wanted and not part.teacher.projected]
+    parts = [
+        part for part in model.distill.per_teacher if part.has_weight and not part.teacher.projected
+    ]
     parts = [part for part in parts if any(loss.projections for _, loss in part.items())]
     if not parts:
         return

@@ -18,7 +18,7 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
     :meth:`FeatureLoss.facts` of each tap. Loss weights and schedules may change between runs.
     """
     facts = {}
-    for part in distill.parts:
+    for part in distill.per_teacher:
         of_teacher = part.teacher.fingerprint()
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher

@@ -176,7 +176,7 @@ def test_several_teachers__named_apart(files, teacher, tmp_path):
     checkpoint = load(tmp_path / 'run/epoch_1.pth')
     MODELS.build(fcos()).load_state_dict(checkpoint['state_dict'], strict=True)
     assert {key.split('.')[0] for key in checkpoint['distill']} == {'0', '1'}
-    assert [part.name for part in runner.model.distill.parts] == ['big', 't1']
+    assert [part.name for part in runner.model.distill.per_teacher] == ['big', 't1']
 
 
 def test_several_teachers__same_name(teacher):

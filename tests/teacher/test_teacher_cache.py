@@ -311,7 +311,7 @@ def test_several_teachers__one_cached_one_live(same_size):
     live = {k: v for k, v in config.model.teacher.items() if k != 'cache'}
     config.model.teacher = [config.model.teacher, live]
     model = train(config).model
-    cached, live = (part.losses['neck'].projections[0].basis for part in model.distill.parts)
+    cached, live = (part.losses['neck'].projections[0].basis for part in model.distill.per_teacher)
     arrays = TeacherCache(same_size / 'cache').arrays
     assert torch.equal(cached, torch.from_numpy(arrays[0].basis)) and live.shape == (24, 8)
 

@@ -193,7 +193,7 @@ def test_step__exchanges_once_more_than_the_plain_student(files, tmp_path, norma
 
 
 def off_and_on(model: nn.Module, step: int) -> None:
-    for part in model.distill.parts:
+    for part in model.distill.per_teacher:
         part.set_factor(step % 2)
 
 

@@ -135,8 +135,8 @@ class Viewer:
         pipeline: Compose,
         score_threshold: float,
     ) -> None:
-        first = distilled.distill.parts[0]
-        if any(part.teacher.projected for part in distilled.distill.parts):
+        first = distilled.distill.per_teacher[0]
+        if any(part.teacher.projected for part in distilled.distill.per_teacher):
             raise ConfigError(
                 'visualize: model.teacher.cache holds the maps of its own images only; drop it '
                 'from the config, so that the teacher itself runs.'
@@ -165,7 +165,7 @@ class Viewer:
         batch = pseudo_collate([shown])
         batch = self.distilled.data_preprocessor(batch, False)
         inputs, samples = batch['inputs'], batch['data_samples']
-        parts = self.distilled.distill.parts
+        parts = self.distilled.distill.per_teacher
         if self.teacher is not None:
             seen = parts[0].teacher.bridge(inputs, samples)
             (found,) = self.teacher.predict(seen, at_size_of(seen, samples))

@@ -56,7 +56,7 @@ def _tensors(node: object) -> Iterator[Tensor]:
 
 def defer_checks(runner: Runner) -> list[FiniteCheck]:
     """Defer the checks of the distillation losses, and return them; the caller must query them."""
-    checks = [part.finite for part in distilled_student(runner.model).distill.parts]
+    checks = [part.finite for part in distilled_student(runner.model).distill.per_teacher]
     for check in checks:
         check.deferred = True
     return checks

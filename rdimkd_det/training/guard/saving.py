@@ -20,7 +20,7 @@ INTERRUPTED = 'interrupted.pth'
 NEEDED_TO_RESUME = ('optimizer', 'message_hub')
 
 
-class WholeFileBackend(LocalBackend):
+class AtomicFileBackend(LocalBackend):
     """mmengine's backend for the local disk, with files written whole or not at all."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
@@ -41,7 +41,7 @@ def write_checkpoints_whole() -> None:
 
     mmengine (0.10.7, OneDL 0.10.12) writes both in place: a kill or a full disk leaves half a file.
     """
-    register_backend('local', WholeFileBackend, force=True, prefixes='')
+    register_backend('local', AtomicFileBackend, force=True, prefixes='')
     # The only file that this module opens is `last_checkpoint`.
     checkpoint_hook.open = lambda path, mode: written_whole(Path(path), mode)
 
