@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import rdimkd_det  # noqa: F401  # provides mmcv's operators, where they are not compiled
+
+# isort: split
 from collections.abc import Sequence
 from pathlib import Path
 

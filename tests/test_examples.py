@@ -6,10 +6,10 @@ import importlib
 import pytest
 
 MODULES = [
-    'functional',
+    'distiller.monitoring',
+    'functional.distances',
     'losses.feature_loss',
     'losses.rdimkd',
-    'monitoring',
     'projections',
     'schedule',
     'wrapping',

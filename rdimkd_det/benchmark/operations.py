@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from unittest import mock
 
 import torch
-from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, deform_conv, modulated_deform_conv
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from .subject import Subject
+
+CONVOLUTIONS = (deform_conv, modulated_deform_conv)
 
 
 def count_operations(subject: Subject) -> dict[str, float]:
@@ -54,10 +59,10 @@ def count(piece: Callable) -> int:
 
 @contextmanager
 def _deformable_convolutions() -> Iterator[list[int]]:
-    """Count the operations of mmcv's own convolutions, which PyTorch's counter does not see.
+    """Count the operations of mmcv's deformable convolutions, compiled or not, in the same way.
 
     Each counts as an ordinary convolution of its shape; with gradient three times, for the
-    gradients of input and weight.
+    gradients of input and weight. PyTorch's counter sees none of what they do.
     """
     counts: list[int] = []
 
@@ -67,7 +72,23 @@ def _deformable_convolutions() -> Iterator[list[int]]:
             counts.append(3 * once if output.requires_grad else once)
 
     handle = register_module_forward_hook(note)
+    hidden = [mock.patch.object(it, 'ext_module', _Unseen(it.ext_module)) for it in CONVOLUTIONS]
     try:
-        yield counts
+        with hidden[0], hidden[1]:
+            yield counts
     finally:
         handle.remove()
+
+
+class _Unseen:
+    """Operators of ``mmcv._ext`` whose work is hidden from PyTorch's counter."""
+
+    def __init__(self, operators: ModuleType) -> None:
+        self.operators = operators
+
+    def __getattr__(self, name: str) -> Callable:
+        def call(*args, **kwargs) -> object:
+            with _disable_current_modes():
+                return getattr(self.operators, name)(*args, **kwargs)
+
+        return call

@@ -61,6 +61,8 @@ def operator(function: Callable) -> Callable:
 
     @wraps(function)
     def run(first: Tensor, *args, **kwargs):
+        if torch.onnx.is_in_onnx_export():
+            raise NotImplementedError(f"ONNX has no counterpart of mmcv's {function.__name__}")
         torchvision_loads()
         with torch.autocast(first.device.type, enabled=False):
             return function(first, *args, **kwargs)
