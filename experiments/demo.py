@@ -48,7 +48,7 @@ STUDY = replace(
     paces={'teacher': 0.18, 'plain': 0.12, 'distilled': 0.2},
 )
 TITLE = 'RdimKD on handwritten digits'
-COLUMNS = ('', 'AP', 'AP50', 'AP75', 'parameters', 'training time')
+COLUMNS = ('', 'AP', 'AP50', 'AP75', 'params', 'training time')
 KINDS = ('plain', 'rdimkd')
 NUM_EXAMPLES = 6
 
