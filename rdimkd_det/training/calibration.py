@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce, get_world_size, is_main_process
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..distiller import distilled_student
 from ..distiller.distillation import Distillation
 from ..progress import with_progress
 
@@ -72,7 +73,12 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
     Args:
         model (nn.Module): A distilled student; its projections are fitted in place.
         batches (Iterable): Batches from the training data loader.
+
+    Raises:
+        ConfigError: The model is not distilled, or its teacher's config, module or cache cannot be
+            read.
     """
+    model = distilled_student(model)
     parts = [
         part for part in model.distill.per_teacher if part.has_weight and not part.teacher.projected
     ]
