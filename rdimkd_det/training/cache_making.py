@@ -21,10 +21,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from .. import functional
 from ..distiller.distillation import Distillation
 from ..errors import ConfigError
+from ..projections import Projection
 from ..teacher.cache.images import cacheable_datasets, entry_key, image_pipeline, unaugmented
 from ..teacher.cache.origin import projection_facts
 from ..teacher.cache.shards import split_levels
-from ..teacher.cache.store import LevelArrays, TeacherCache
+from ..teacher.cache.store import LevelTensors, TeacherCache
 
 # Number of images from which the size of an entry is estimated.
 NUM_SAMPLES = 8
@@ -36,29 +37,16 @@ PADDING_SIDE = 1024
 def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict[str, str]]:
     """Return the dataset of all images to cache, without annotations: unflipped, then flipped.
 
-    Args:
-        cfg (Config): Config of the training run.
-        flip (bool): Whether the run flips images; if not, there are no flipped ones.
-
-    Returns:
-        tuple[Dataset, dict[str, str]]: The images; and the fact 'images', which stands for the keys
-        of those that are not flipped, in their order.
-
-    Raises:
-        ConfigError: Two images have the same key.
+    With it comes the fact 'images', which stands for the keys of the unflipped ones, in their
+    order.
     """
-    parts, facts = [], {}
-    for flipped in (False, True) if flip else (False,):
-        for leaf in cacheable_datasets(cfg.train_dataloader.dataset):
-            pipeline = unaugmented(leaf['pipeline'], flipped)
-            parts.append(DATASETS.build(ConfigDict({**leaf, 'pipeline': pipeline})))
-        if not flipped:
-            facts = _name_facts(parts)
-    return ConcatDataset(parts), facts
-
-
-def _name_facts(datasets: Sequence[Dataset]) -> dict[str, str]:
-    names = [entry_key(part.get_data_info(n)) for part in datasets for n in range(len(part))]
+    parts = [
+        DATASETS.build(ConfigDict({**leaf, 'pipeline': unaugmented(leaf['pipeline'], flipped)}))
+        for flipped in ((False, True) if flip else (False,))
+        for leaf in cacheable_datasets(cfg.train_dataloader.dataset)
+    ]
+    unflipped = parts[: len(parts) // 2] if flip else parts
+    names = [entry_key(part.get_data_info(n)) for part in unflipped for n in range(len(part))]
     doubles = len(names) - len(set(names))
     if doubles:
         raise ConfigError(
@@ -66,16 +54,11 @@ def _name_facts(datasets: Sequence[Dataset]) -> dict[str, str]:
             f'make them unique.'
         )
     digest = hashlib.sha256('\n'.join(names).encode()).hexdigest()
-    return {'images': f'{len(names)} (their names: {digest[:8]})'}
+    return ConcatDataset(parts), {'images': f'{len(names)} (their names: {digest[:8]})'}
 
 
 def part_facts(part: Distillation, cfg: Config) -> dict:
-    """Return all facts that the cache of a teacher depends on.
-
-    Args:
-        part (Distillation): The live teacher and its losses.
-        cfg (Config): Config of the training run.
-    """
+    """Return all facts that the cache of a live teacher depends on."""
     return {
         **image_pipeline(cfg),
         **projection_facts(part.loss_configs, part.teacher_taps),
@@ -93,24 +76,18 @@ def part_levels(part: Distillation) -> list[list]:
 
 
 def use_bases(part: Distillation, cache: TeacherCache) -> None:
-    """Load the bases of a cache, so that new entries are projected like the existing ones.
-
-    Args:
-        part (Distillation): The live teacher and its losses.
-        cache (TeacherCache): A cache of that teacher.
-
-    Raises:
-        ConfigError: The cache holds other levels.
-    """
+    """Load the bases of a cache, so that new entries are projected like the existing ones."""
     if part_levels(part) != cache.about['levels']:
         raise ConfigError(
             f'teacher cache {cache.directory} holds the levels {cache.about["levels"]}, this '
             f'config needs {part_levels(part)}; make another one for it.'
         )
-    projections = [projection for _, loss in part.items() for projection in loss.projections]
-    for projection, arrays in zip(projections, cache.arrays):
-        state = {'basis': arrays.basis, 'variance_kept': arrays.variance_kept}
-        projection.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()})
+    for projection, tensors in zip(_projections(part), cache.tensors):
+        tensors.load_into(projection)
+
+
+def _projections(part: Distillation) -> list[Projection]:
+    return [projection for _, loss in part.items() for projection in loss.projections]
 
 
 @torch.no_grad()
@@ -119,19 +96,8 @@ def coordinates(
 ) -> Iterator[tuple[str, tuple[int, int], list[np.ndarray]]]:
     """Project the teacher's maps of a batch, with each image padded as if it were alone.
 
-    Images of the same size form one batch, which needs a single wait for the GPU.
-
-    Args:
-        part (Distillation): The live teacher and its losses, fitted.
-        preprocessor (nn.Module): The student's data preprocessor.
-        batch (Mapping): Images (3, H, W) of any sizes in 'inputs', and 'data_samples'.
-
-    Yields:
-        tuple[str, tuple[int, int], list[np.ndarray]]: Key and (H, W) of an image, and its maps
-        (d, h, w), float16, tap by tap and level by level.
-
-    Raises:
-        FloatingPointError: A coordinate is not finite, or exceeds half precision.
+    Images of the same size form one batch, which needs a single wait for the GPU. Yields key and
+    (H, W) of an image, and its maps (d, h, w), float16, tap by tap and level by level.
     """
     groups: dict[torch.Size, list] = {}
     for image, sample in zip(batch['inputs'], batch['data_samples']):
@@ -139,17 +105,27 @@ def coordinates(
     for group in groups.values():
         images, samples = zip(*group)
         data = preprocessor({'inputs': list(images), 'data_samples': list(samples)}, True)
-        feats = part.teacher_feats(data['inputs'], data['data_samples'])
-        levels = [
-            functional.project(maps.float(), projection.basis).unflatten(2, maps.shape[2:])
-            for tap, loss in part.items()
-            for projection, maps in zip(loss.projections, feats[tap])
-        ]
+        levels = _projected(part, data['inputs'], data['data_samples'])
         shapes = [tuple(maps.shape[1:]) for maps in levels]
-        rows = _in_half_precision(torch.cat([maps.flatten(1) for maps in levels], 1))
-        for sample, row in zip(data['data_samples'], rows):
+        rows = torch.cat([maps.flatten(1) for maps in levels], 1).half().cpu()
+        if not rows.isfinite().all():
+            raise FloatingPointError(
+                "teacher cache: the teacher's maps hold NaN, infinity, or values beyond half "
+                'precision (65504); is its checkpoint sound, and its input what it expects?'
+            )
+        for sample, row in zip(data['data_samples'], rows.numpy()):
             image_shape = tuple(sample.metainfo['img_shape'][:2])
             yield entry_key(sample.metainfo), image_shape, split_levels(row, shapes)
+
+
+def _projected(part: Distillation, inputs: Tensor, data_samples: Sequence) -> list[Tensor]:
+    """Return the teacher's projected maps (N, d, h, w) of a batch, one per level."""
+    feats = part.teacher_feats(inputs, data_samples)
+    maps = [of_level for tap in part.taps for of_level in feats[tap]]
+    return [
+        functional.project(m.float(), projection.basis).unflatten(2, m.shape[2:])
+        for m, projection in zip(maps, _projections(part))
+    ]
 
 
 def prepare_cache(
@@ -160,16 +136,7 @@ def prepare_cache(
     images: Dataset,
     shard_bytes: int,
 ) -> TeacherCache:
-    """Create a cache without shards, after estimating the size of an entry on a few images.
-
-    Args:
-        directory (Path): Directory of the cache.
-        part (Distillation): The live teacher and its losses, fitted.
-        facts (Mapping): From :func:`part_facts`.
-        preprocessor (nn.Module): The student's data preprocessor.
-        images (Dataset): From :func:`cache_images`.
-        shard_bytes (int): Approximate size of a shard, in bytes.
-    """
+    """Create a cache without shards, after estimating the size of an entry on a few images."""
     numbers = np.linspace(0, len(images) - 1, min(NUM_SAMPLES, len(images))).astype(int)
     samples = pseudo_collate([images[number] for number in numbers])
     sizes = [
@@ -178,10 +145,9 @@ def prepare_cache(
     ]
     entry_bytes = sum(sizes) // len(sizes)
     padding = padding_coordinates(part, preprocessor)
-    projections = [projection for _, loss in part.items() for projection in loss.projections]
-    arrays = [
-        LevelArrays(*(tensor.cpu().numpy() for tensor in (p.basis, p.variance_kept, of_padding)))
-        for p, of_padding in zip(projections, padding)
+    tensors = [
+        LevelTensors(projection.basis, projection.variance_kept, of_padding)
+        for projection, of_padding in zip(_projections(part), padding)
     ]
     of_each_process = -(-len(images) // get_world_size())
     about = {
@@ -195,37 +161,21 @@ def prepare_cache(
         'shard_entries': max(1, min(shard_bytes // entry_bytes, of_each_process)),
         'entry_bytes': entry_bytes,
     }
-    return TeacherCache.create(directory, about, arrays)
+    return TeacherCache.create(directory, about, tensors)
 
 
 @torch.no_grad()
 def padding_coordinates(part: Distillation, preprocessor: nn.Module) -> list[Tensor]:
-    """Return the coordinates (d,) of each level where the teacher sees only padding.
-
-    Args:
-        part (Distillation): The live teacher and its losses, fitted.
-        preprocessor (nn.Module): The student's data preprocessor.
-    """
+    """Return the coordinates (d,) of each level where the teacher sees only padding."""
     shape = (1, 3, PADDING_SIDE, PADDING_SIDE)
     blank = torch.full(shape, float(preprocessor.pad_value), device=preprocessor.device)
     # An image of size zero, so that the whole input is padding.
-    feats = part.teacher_feats(blank, [DetDataSample(metainfo={'img_shape': (0, 0)})])
-    return [
-        maps[0, :, maps.shape[2] // 2, maps.shape[3] // 2].float() @ projection.basis
-        for tap, loss in part.items()
-        for projection, maps in zip(loss.projections, feats[tap])
-    ]
+    levels = _projected(part, blank, [DetDataSample(metainfo={'img_shape': (0, 0)})])
+    return [maps[0, :, maps.shape[2] // 2, maps.shape[3] // 2] for maps in levels]
 
 
 def check_room(cache: TeacherCache) -> str:
-    """Check that the missing shards of a cache fit on the disk.
-
-    Returns:
-        str: One line on the size of the cache.
-
-    Raises:
-        ConfigError: They do not fit.
-    """
+    """Check that the missing shards of a cache fit on the disk, and return a line on its size."""
     about, free = cache.about, shutil.disk_usage(cache.directory).free
     entries = about['shard_entries'] * len(cache.missing_shards())
     needed = min(entries, about['num_entries']) * about['entry_bytes']
@@ -254,14 +204,7 @@ def fill_cache(
 ) -> None:
     """Write the missing shards; with several processes, each writes its share.
 
-    Args:
-        cache (TeacherCache): The cache.
-        part (Distillation): The live teacher and its losses, with the bases of the cache.
-        preprocessor (nn.Module): The student's data preprocessor.
-        images (Dataset): From :func:`cache_images`.
-        batch_size (int): Images per batch.
-        num_workers (int): Worker processes of the data loader.
-        advance (Callable): Called after each shard with its number of entries.
+    ``advance`` is called after each shard with its number of entries.
     """
     rank, world_size = get_dist_info()
     size = cache.about['shard_entries']
@@ -286,13 +229,3 @@ def fill_cache(
                 entries[key] = shape, maps
         cache.write_shard(number, entries)
         advance(len(numbers))
-
-
-def _in_half_precision(rows: Tensor) -> np.ndarray:
-    stored = rows.half().cpu()
-    if not stored.isfinite().all():
-        raise FloatingPointError(
-            "teacher cache: the teacher's maps hold NaN, infinity, or values beyond half "
-            'precision (65504); is its checkpoint sound, and its input what it expects?'
-        )
-    return stored.numpy()

@@ -121,18 +121,16 @@ def test_mixed_sizes__the_map_of_each_image_alone_then_the_response_to_padding(m
     data = cached.data_preprocessor(copy.deepcopy(batch), True)
     found = cached.distill.teacher_feats(data['inputs'], data['data_samples'])['neck']
     assert [found[level].shape[2:] for level in range(3)] == [(12, 12), (6, 6), (3, 3)]
-    arrays = TeacherCache(mixed / 'cache').arrays
+    tensors = TeacherCache(mixed / 'cache').tensors
     for number in range(4):
         alone = {key: [value[number]] for key, value in copy.deepcopy(batch).items()}
         alone = live.data_preprocessor(alone, True)
         maps = live.distill.teacher_feats(alone['inputs'], alone['data_samples'])['neck']
-        for level, (of_image, of_level) in enumerate(zip(maps, arrays)):
+        for level, (of_image, of_level) in enumerate(zip(maps, tensors)):
             height, width = of_image.shape[2:]
             assert {height, width} == set([(8, 12), (4, 6), (2, 3)][level])
-            coordinates = torch.from_numpy(of_level.basis).t() @ of_image[0].flatten(1)
-            expected = torch.from_numpy(of_level.padding)[:, None, None].repeat(
-                1, *found[level].shape[2:]
-            )
+            coordinates = of_level.basis.t() @ of_image[0].flatten(1)
+            expected = of_level.padding[:, None, None].repeat(1, *found[level].shape[2:])
             expected[:, :height, :width] = coordinates.unflatten(1, (height, width))
             torch.testing.assert_close(found[level][number], expected, rtol=HALF, atol=1e-5)
 
@@ -150,13 +148,11 @@ def test_padding__is_what_the_live_teacher_gives_far_from_an_image(mixed):
     inputs[..., :32, :32] = torch.randn(1, 3, 32, 32)
     sample = DetDataSample(metainfo={'img_shape': (32, 32)})
     maps = live.distill.teacher_feats(inputs, [sample])['neck']
-    for of_level, of_image in zip(TeacherCache(mixed / 'cache').arrays, maps):
+    for of_level, of_image in zip(TeacherCache(mixed / 'cache').tensors, maps):
         middle = of_image[0, :, of_image.shape[2] // 2, of_image.shape[3] // 2]
-        expected = middle @ torch.from_numpy(of_level.basis)
+        expected = middle @ of_level.basis
         assert expected.norm() > 0.01
-        torch.testing.assert_close(
-            torch.from_numpy(of_level.padding), expected, rtol=1e-3, atol=1e-4
-        )
+        torch.testing.assert_close(of_level.padding, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_place__pads_below_and_to_the_right():
@@ -211,9 +207,9 @@ def test_train__no_teacher_anywhere(same_size):
     assert len(lines) == 4 and all(0 < line['loss_rdimkd_neck_s8'] < 4 for line in lines)
     checkpoint = load(Path(config.work_dir) / 'epoch_2.pth')
     MODELS.build(config.model.student).load_state_dict(checkpoint['state_dict'], strict=True)
-    arrays = TeacherCache(same_size / 'cache').arrays
+    tensors = TeacherCache(same_size / 'cache').tensors
     basis = checkpoint['distill']['losses.neck.projections.1.basis']
-    assert torch.equal(basis, torch.from_numpy(arrays[1].basis))
+    assert torch.equal(basis, tensors[1].basis)
 
 
 def test_train__equals_training_with_the_live_teacher(same_size):
@@ -312,8 +308,8 @@ def test_several_teachers__one_cached_one_live(same_size):
     config.model.teacher = [config.model.teacher, live]
     model = train(config).model
     cached, live = (part.losses['neck'].projections[0].basis for part in model.distill.per_teacher)
-    arrays = TeacherCache(same_size / 'cache').arrays
-    assert torch.equal(cached, torch.from_numpy(arrays[0].basis)) and live.shape == (24, 8)
+    tensors = TeacherCache(same_size / 'cache').tensors
+    assert torch.equal(cached, tensors[0].basis) and live.shape == (24, 8)
 
 
 # Mistakes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,12 +14,8 @@ from ...options import PACKAGES, type_name
 # Allow-lists: any other transform may draw random numbers or mix images. Another package's Resize
 # may do anything.
 MAKES_THE_IMAGE = ('LoadImageFromFile', 'Resize', 'FixScaleResize', 'FixShapeResize', 'Pad')
-LEAVES_THE_IMAGE = (
-    'LoadAnnotations',
-    'LoadPanopticAnnotations',
-    'LoadProposals',
-    'FilterAnnotations',
-)
+LOADS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals')
+LEAVES_THE_IMAGE = (*LOADS, 'FilterAnnotations')
 WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
 PIPELINE_SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 PREPROCESSORS = ('DetDataPreprocessor', 'BoxInstDataPreprocessor')
@@ -29,25 +25,16 @@ IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
 
 
 def entry_key(metainfo: Mapping) -> str:
-    """Return the cache key of an image that the pipeline produced.
+    """Return the cache key of an image, e.g. '139:000000000139.jpg', or with '+flip' at its end.
 
-    Args:
-        metainfo (Mapping): Of its data sample: 'img_id', 'img_path' and, if flipped, 'flip'.
-
-    Returns:
-        str: E.g. '139:000000000139.jpg', or '139:000000000139.jpg+flip'. The directory is left out,
-        so that a dataset can be moved.
+    The directory is left out, so that a dataset can be moved.
     """
     flip = '+flip' if metainfo.get('flip') else ''
     return f'{metainfo["img_id"]}:{Path(metainfo["img_path"]).name}{flip}'
 
 
 def cacheable_datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Yield the configs of the datasets below repeating and concatenating wrappers.
-
-    Raises:
-        ConfigError: There is another wrapper, which may mix images.
-    """
+    """Yield the configs of the datasets below wrappers; any that may mix images is refused."""
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
         for part in dataset['datasets']:
@@ -61,19 +48,11 @@ def cacheable_datasets(dataset: Mapping) -> Iterator[Mapping]:
 
 
 def image_pipeline(cfg: Config) -> dict:
-    """Describe what a training run does to an image before the teacher sees it.
+    """Describe what a training run does to an image before the teacher sees it, in JSON types.
 
-    Args:
-        cfg (Config): Config of the run.
-
-    Returns:
-        dict: 'transforms', the configs of the transforms that change the image, including the
-        position of 'RandomFlip'; 'batch_augments' of the student's preprocessor; and 'flip',
-        whether images are flipped. JSON types only.
-
-    Raises:
-        ConfigError: A transform, wrapper, batch augmentation or hook does not give the same image
-            each time; the message names it and the remedy.
+    These are 'transforms', the configs of those that change the image, with the position of
+    'RandomFlip'; 'batch_augments' of the student's preprocessor; and 'flip', whether images are
+    flipped. What does not give the same image each time is refused, with the remedy.
     """
     scope = cfg.get('default_scope') or 'mmdet'
     if scope not in PACKAGES:
@@ -93,12 +72,7 @@ def image_pipeline(cfg: Config) -> dict:
 
 
 def unaugmented(pipeline: list, flip: bool) -> list[dict]:
-    """Return the pipeline for the images of a cache, without annotations and randomness.
-
-    Args:
-        pipeline (list): A pipeline that :func:`image_pipeline` accepts.
-        flip (bool): Whether to flip every image; otherwise none is flipped.
-    """
+    """Return a pipeline without annotations and randomness, which flips all images or none."""
     kept = [dict(step) for step in pipeline if type_name(step) not in LEAVES_THE_IMAGE]
     for step in kept:
         if type_name(step) == 'RandomFlip':
@@ -112,10 +86,17 @@ def _transforms(pipeline: list) -> dict:
         kind = type_name(step)
         options = {key: value for key, value in step.items() if key not in IRRELEVANT_OPTIONS}
         if kind == 'RandomFlip':
-            flips.append(_flip_probability(step))
+            prob, direction = step.get('prob') or 0, step.get('direction', 'horizontal')
+            if direction != 'horizontal' or not isinstance(prob, (int, float)):
+                remedy = "flip in the one direction 'horizontal' only, with one probability"
+                _refuse(kind, remedy)
+            flips.append(prob)
             kept.append({'type': kind})
         elif kind == 'PackDetInputs':
-            _check_meta_keys(step, needed=META_KEYS if flips else META_KEYS[:-1])
+            needed = META_KEYS if flips else META_KEYS[:-1]
+            missing = [key for key in needed if key not in step.get('meta_keys', META_KEYS)]
+            if missing:
+                _refuse(kind, f'add {", ".join(missing)} to its meta_keys')
         elif kind in MAKES_THE_IMAGE:
             kept.append({**options, 'type': kind})
         elif kind not in LEAVES_THE_IMAGE:
@@ -129,38 +110,18 @@ def _transforms(pipeline: list) -> dict:
     return {'transforms': as_json(kept), 'flip': any(flips)}
 
 
-def _flip_probability(step: Mapping) -> float:
-    prob, direction = step.get('prob') or 0, step.get('direction', 'horizontal')
-    if direction != 'horizontal' or not isinstance(prob, (int, float)):
-        _refuse('RandomFlip', "flip in the one direction 'horizontal' only, with one probability")
-    return prob
-
-
-def _check_meta_keys(step: Mapping, needed: Sequence[str]) -> None:
-    missing = [key for key in needed if key not in step.get('meta_keys', META_KEYS)]
-    if missing:
-        _refuse('PackDetInputs', f'add {", ".join(missing)} to its meta_keys')
-
-
 def _batch_augments(cfg: Config) -> list:
-    preprocessor = _student_preprocessor(cfg)
+    # The student's preprocessor is looked up like `RdimKDDistiller` and the Runner do.
+    places = (cfg.model.get('student', {}), cfg.model, cfg)
+    found = (place['data_preprocessor'] for place in places if 'data_preprocessor' in place)
+    preprocessor = next(found, None) or {}
     if 'type' in preprocessor and type_name(preprocessor) not in PREPROCESSORS:
         _refuse(type_name(preprocessor), f'take one of {", ".join(PREPROCESSORS)}')
-    augments = [
-        {**augment, 'type': type_name(augment)}
-        for augment in preprocessor.get('batch_augments') or ()
-    ]
+    augments = [{**it, 'type': type_name(it)} for it in preprocessor.get('batch_augments') or ()]
     for augment in augments:
         if augment['type'] != 'BatchFixedSizePad':
             _refuse(augment['type'], 'take it out of data_preprocessor.batch_augments')
     return as_json(augments)
-
-
-def _student_preprocessor(cfg: Config) -> Mapping:
-    """Return the student's preprocessor, looked up like ``RdimKDDistiller`` and the Runner do."""
-    places = (cfg.model.get('student', {}), cfg.model, cfg)
-    found = (place['data_preprocessor'] for place in places if 'data_preprocessor' in place)
-    return next(found, None) or {}
 
 
 def _refuse(name: str, remedy: str) -> None:

@@ -12,14 +12,9 @@ from .store import TeacherCache
 
 
 def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, str]) -> dict:
-    """Return the projection config at each tapped module of the teacher.
+    """Return the projection config at each tapped module of the teacher, or say what hinders.
 
-    Args:
-        losses (Mapping[str, Mapping]): Tap of the student to the config of its loss.
-        teacher_taps (Mapping[str, str]): Tap of the student to the tap of the teacher.
-
-    Raises:
-        ConfigError: Two losses tap the same module of the teacher, or one compares whole maps.
+    Both arguments are by tap of the student: configs of losses, and taps of the teacher.
     """
     if len(set(teacher_taps.values())) < len(teacher_taps):
         raise ConfigError(
@@ -41,17 +36,10 @@ def projection_facts(losses: Mapping[str, Mapping], teacher_taps: Mapping[str, s
 
 
 def check_facts(cache: TeacherCache, given: Mapping) -> None:
-    """Check that a cache fits a training run.
+    """Check that a cache fits a training run, of which all or some facts are given.
 
     A run without flips may use a cache with flipped entries. Weights are compared by hash if both
     hashes are known, otherwise by file name.
-
-    Args:
-        cache (TeacherCache): The cache.
-        given (Mapping): All or some of the run's facts.
-
-    Raises:
-        ConfigError: A fact differs; the message names it.
     """
     facts = cache.about['facts']
     ignored = {'flip'} if given.get('flip') is False else set()

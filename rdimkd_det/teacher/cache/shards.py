@@ -23,21 +23,13 @@ from ...files.atomic import write_bytes
 
 
 class Entry(NamedTuple):
-    """The location of one image's maps.
-
-    Attributes:
-        shard (int): Number of the shard.
-        offset (int): Position of the first byte in the shard's file.
-        crc32 (int): Checksum of key, shapes and values.
-        image_shape (tuple[int, int]): (H, W) of the image without padding.
-        map_shapes (tuple): (d, h, w) of each level.
-    """
+    """The location of one image's maps."""
 
     shard: int
-    offset: int
-    crc32: int
-    image_shape: tuple[int, int]
-    map_shapes: tuple[tuple[int, int, int], ...]
+    offset: int  # of the first byte in the shard's file
+    crc32: int  # of key, shapes and values
+    image_shape: tuple[int, int]  # without padding
+    map_shapes: tuple[tuple[int, int, int], ...]  # (d, h, w) of each level
 
 
 class DamagedShardError(ConfigError):
@@ -47,11 +39,7 @@ class DamagedShardError(ConfigError):
 def write_shard(path: Path, bases: str, entries: Mapping[str, tuple]) -> None:
     """Write a shard, completely or not at all.
 
-    Args:
-        path (Path): The file.
-        bases (str): SHA-256 of the cache's bases.
-        entries (Mapping[str, tuple]): Key of an image to its (H, W) and its maps (d, h, w), one per
-            level, float16.
+    ``entries`` are an image's (H, W) and its maps (d, h, w), float16, one per level, by key.
     """
     rows, images = {}, {}
     for key, (image_shape, maps) in entries.items():
@@ -65,11 +53,7 @@ def write_shard(path: Path, bases: str, entries: Mapping[str, tuple]) -> None:
 def read_index(path: Path, number: int, bases: str, known: dict[tuple, tuple]) -> dict[str, Entry]:
     """Return the entries of a shard; {} if it is missing, cut short, or of another cache.
 
-    Args:
-        path (Path): The file.
-        number (int): Number of the shard.
-        bases (str): SHA-256 of the cache's bases.
-        known (dict): Shapes of earlier entries; equal ones share one object.
+    Shapes that equal one of the ``known``, of earlier entries, share one object with it.
     """
     index = {}
     try:
@@ -91,17 +75,7 @@ def read_index(path: Path, number: int, bases: str, known: dict[tuple, tuple]) -
 
 
 def read_row(path: Path, key: str, entry: Entry, check: bool) -> np.ndarray:
-    """Read the values of an image.
-
-    Args:
-        path (Path): The shard.
-        key (str): The image's key.
-        entry (Entry): Its entry.
-        check (bool): Whether to verify the checksum.
-
-    Raises:
-        DamagedShardError: The shard is damaged; the message names it.
-    """
+    """Read the values of an image, and verify its checksum if ``check`` is set."""
     row = np.empty(sum(d * h * w for d, h, w in entry.map_shapes), np.float16)
     try:
         # Not the library's `safe_open`, which holds the GIL while it waits for the disk.
@@ -117,12 +91,7 @@ def read_row(path: Path, key: str, entry: Entry, check: bool) -> np.ndarray:
 
 
 def split_levels(row: np.ndarray, shapes: Sequence[tuple]) -> list[np.ndarray]:
-    """Split the row of values of an image into one map per level.
-
-    Args:
-        row (np.ndarray): All values of an image, level after level.
-        shapes (Sequence[tuple]): (d, h, w) of each level.
-    """
+    """Split an image's values, level after level, into a map (d, h, w) per level."""
     ends = np.cumsum([d * h * w for d, h, w in shapes])[:-1]
     return [part.reshape(shape) for part, shape in zip(np.split(row, ends), shapes)]
 

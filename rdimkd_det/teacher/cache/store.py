@@ -1,6 +1,6 @@
 """``TeacherCache``: the teacher's projected maps of every training image, on disk.
 
-A directory holds ``cache.json`` (what was cached), ``bases.safetensors`` (a :class:`LevelArrays`
+A directory holds ``cache.json`` (what was cached), ``bases.safetensors`` (:class:`LevelTensors`
 per level), and shards, e.g. ``00007.safetensors``.
 """
 
@@ -16,45 +16,38 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.torch import load, save
+from torch import Tensor
 
 from ...errors import ConfigError
 from ...files.atomic import write_bytes, write_text
+from ...projections import Projection
 from .shards import DamagedShardError, Entry, read_index, read_row, split_levels, write_shard
 
 FORMAT = 2
 
 
-class LevelArrays(NamedTuple):
-    """The arrays that a cache holds once per level, all float32.
+class LevelTensors(NamedTuple):
+    """The tensors that a cache holds once per level, all float32."""
 
-    Attributes:
-        basis (np.ndarray): Basis K (C, d).
-        variance_kept (np.ndarray): 0-dim, the share of the teacher's variance in the subspace.
-        padding (np.ndarray): Coordinates (d,) of the teacher's map where its input is padding.
-    """
+    basis: Tensor  # K (C, d)
+    variance_kept: Tensor  # 0-dim, the share of the teacher's variance in the subspace
+    padding: Tensor  # (d,), coordinates of the teacher's map where its input is padding
 
-    basis: np.ndarray
-    variance_kept: np.ndarray
-    padding: np.ndarray
+    def load_into(self, projection: Projection) -> None:
+        """Give a projection the basis."""
+        projection.load_state_dict({'basis': self.basis, 'variance_kept': self.variance_kept})
 
 
 class TeacherCache:
     """A teacher cache on disk, whose entries are read and whose shards are written.
-
-    Args:
-        directory (str | Path): Directory of the cache.
-
-    Raises:
-        FileNotFoundError: There is no cache.
-        ConfigError: The cache is damaged, or its format is of another version of the package.
 
     Attributes:
         about (dict): What was cached. 'facts': what the cache depends on; 'taps': path of a tapped
             module of the teacher to [index, stride, channels] of its levels; 'levels':
             [tap, index] of the levels in an entry, in their order; 'num_entries';
             'shard_entries': entries per shard; 'entry_bytes': estimated size of an entry.
-        arrays (list[LevelArrays]): One per level of an entry.
+        tensors (list[LevelTensors]): One per level of an entry.
         entries (dict[str, Entry] | None): Image key to its entry; None until the index is loaded.
     """
 
@@ -73,8 +66,8 @@ class TeacherCache:
             if _digest(content) != self.about['bases']:
                 raise ValueError('bases.safetensors is not what cache.json says')
             tensors = load(content)
-            self.arrays = [
-                LevelArrays(*(tensors[f'{number}.{field}'] for field in LevelArrays._fields))
+            self.tensors = [
+                LevelTensors(*(tensors[f'{number}.{field}'] for field in LevelTensors._fields))
                 for number in range(len(self.about['levels']))
             ]
         except ConfigError:
@@ -92,22 +85,19 @@ class TeacherCache:
         return {**vars(self), 'entries': None, '_verified': set()}
 
     @classmethod
-    def create(cls, directory: Path, about: Mapping, arrays: Sequence[LevelArrays]) -> TeacherCache:
-        """Create a cache without shards; ``cache.json`` is written last.
-
-        Args:
-            directory (Path): Directory of the cache, created if missing.
-            about (Mapping): See :attr:`about`.
-            arrays (Sequence[LevelArrays]): One per level of an entry.
-        """
+    def create(
+        cls, directory: Path, about: Mapping, tensors: Sequence[LevelTensors]
+    ) -> TeacherCache:
+        """Create a cache without shards; ``cache.json`` is written last."""
         with _writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            tensors = {
-                f'{number}.{field}': np.ascontiguousarray(value)
-                for number, of_level in enumerate(arrays)
-                for field, value in of_level._asdict().items()
-            }
-            content = save(tensors)
+            content = save(
+                {
+                    f'{number}.{field}': value.contiguous()
+                    for number, of_level in enumerate(tensors)
+                    for field, value in of_level._asdict().items()
+                }
+            )
             write_bytes(directory / 'bases.safetensors', content)
             about = {'format': FORMAT, **about, 'bases': _digest(content)}
             write_text(directory / 'cache.json', json.dumps(about, indent=1))
@@ -128,22 +118,12 @@ class TeacherCache:
             path.unlink(missing_ok=True)
 
     def write_shard(self, number: int, entries: Mapping[str, tuple]) -> None:
-        """Write a shard, whole or not at all.
-
-        Args:
-            number (int): Number of the shard.
-            entries (Mapping[str, tuple]): Key of an image to its (H, W) and its maps (d, h, w), one
-                per level, float16.
-        """
+        """Write a shard, whole or not at all; see ``shards.write_shard``."""
         with _writing(self.directory):
             write_shard(self._path(number), self.about['bases'], entries)
 
     def load_index(self) -> None:
-        """Load the index, unless it is loaded already.
-
-        Raises:
-            ConfigError: Shards are missing.
-        """
+        """Load the index, unless it is loaded already; no shard may be missing."""
         if self.entries is not None:
             return
         indexes = [self._read_index(number) for number in range(self.num_shards)]
@@ -157,15 +137,7 @@ class TeacherCache:
         self.entries = {key: entry for index in indexes for key, entry in index.items()}
 
     def find(self, key: str, image_shape: tuple[int, int]) -> Entry:
-        """Return the location of one image's maps.
-
-        Args:
-            key (str): See :func:`rdimkd_det.teacher.cache.images.entry_key`.
-            image_shape (tuple[int, int]): (H, W) of the image in training.
-
-        Raises:
-            ConfigError: The image is not in the cache, or was cached at another size.
-        """
+        """Return the location of the maps of an image that has this (H, W) in training."""
         self.load_index()
         entry = self.entries.get(key)
         if entry is None or entry.image_shape != tuple(image_shape):
@@ -177,16 +149,9 @@ class TeacherCache:
         return entry
 
     def read(self, key: str, image_shape: tuple[int, int]) -> list[np.ndarray]:
-        """Read the maps of one image (see :meth:`find`); several threads may call this.
+        """Read the maps (d, h, w), float16, of one image; several threads may call this.
 
         The checksum is verified only the first time that an image is read.
-
-        Returns:
-            list[np.ndarray]: Maps (d, h, w), float16, one per level.
-
-        Raises:
-            ConfigError: As :meth:`find`.
-            DamagedShardError: The shard is damaged; the message names it.
         """
         entry = self.find(key, image_shape)
         row = read_row(self._path(entry.shard), key, entry, check=key not in self._verified)
@@ -194,14 +159,7 @@ class TeacherCache:
         return split_levels(row, entry.map_shapes)
 
     def damage(self, number: int) -> str | None:
-        """Read and verify a whole shard.
-
-        Args:
-            number (int): Number of the shard.
-
-        Returns:
-            str | None: What is wrong with the shard, None if nothing.
-        """
+        """Read and verify a whole shard, and return what is wrong with it."""
         index = self._read_index(number)
         if not index:
             return f'shard {self._path(number)} is missing or cut short'
