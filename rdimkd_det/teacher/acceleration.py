@@ -24,33 +24,14 @@ CHECK_SIZE = 64
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Teacher options that affect speed and memory, and change the maps by rounding only.
+    """Teacher options that affect speed and memory, and change the maps by rounding only."""
 
-    Args:
-        fuse (bool): Whether to fold each BatchNorm into the convolution before it. Defaults to
-            True.
-        channels_last (bool): Whether to run the network in the ``channels_last`` memory format.
-            Defaults to True.
-        precision (str): 'fp32', 'fp16' (GPU only) or 'bf16': precision of convolutions, linear
-            layers and the returned maps. 'auto' follows the student's autocast on a GPU and is
-            'fp32' otherwise. Defaults to 'auto'.
-        compile (bool): Whether to compile backbone and neck, with dynamic shapes. Defaults to
-            False.
-        own_stream (bool): Whether to run the teacher in a separate CUDA stream, in parallel with
-            the student's forward pass. Defaults to False.
-        share_weights (bool): Whether to memory-map the weights from the checkpoint file, so that
-            all processes of a machine share one copy; CPU only. Defaults to False.
-
-    Raises:
-        ConfigError: An option is out of range or contradicts another.
-    """
-
-    fuse: bool = True
-    channels_last: bool = True
-    precision: str = 'auto'
-    compile: bool = False
-    own_stream: bool = False
-    share_weights: bool = False
+    fuse: bool = True  # fold each BatchNorm into the convolution before it
+    channels_last: bool = True  # memory format
+    precision: str = 'auto'  # also of the returned maps; 'auto' is the student's autocast on a GPU
+    compile: bool = False  # backbone and neck, with dynamic shapes
+    own_stream: bool = False  # in parallel with the student's forward pass, on a GPU
+    share_weights: bool = False  # between the processes of a machine, memory-mapped; CPU only
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -79,13 +60,7 @@ class Acceleration:
     ) -> torch.dtype | None:
         """Return the half precision to run in on a device, or None for float32.
 
-        Args:
-            device (torch.device): Device that the teacher runs on.
-            of_training (torch.dtype, optional): Result of :func:`training_dtype`; 'auto' uses it
-                outside the training's autocast.
-
-        Raises:
-            ConfigError: The device does not support the precision.
+        'auto' uses that ``of_training`` outside of the training's autocast.
         """
         if self.precision == 'auto':
             return (cuda_autocast_dtype() or of_training) if device.type == 'cuda' else None
@@ -95,11 +70,7 @@ class Acceleration:
 
 
 def training_dtype(cfg: Mapping) -> torch.dtype | None:
-    """Return the half precision that a training's autocast uses, or None for float32.
-
-    Args:
-        cfg (Mapping): Config of the training.
-    """
+    """Return the half precision that a training's autocast uses, or None for float32."""
     options = cfg.get('optim_wrapper') or {}
     if type_name(options) != 'AmpOptimWrapper':
         return None
@@ -109,15 +80,7 @@ def training_dtype(cfg: Mapping) -> torch.dtype | None:
 
 
 def build_acceleration(options: Mapping, others: Iterable[str] = ()) -> Acceleration:
-    """Build the options from a config entry.
-
-    Args:
-        options (Mapping): Options of a teacher.
-        others (Iterable[str]): Names of its other options, for the message. Defaults to none.
-
-    Raises:
-        ConfigError: An option is unknown (the message suggests the closest name) or invalid.
-    """
+    """Build the options from a config entry; ``others`` are known too, for the message."""
     known = [field.name for field in fields(Acceleration)]
     check_names('model.teacher', options, (*others, *known))
     return Acceleration(**options)
@@ -126,16 +89,7 @@ def build_acceleration(options: Mapping, others: Iterable[str] = ()) -> Accelera
 def accelerate(
     build: Callable[[], nn.Module], options: Acceleration, taps: Sequence[str]
 ) -> nn.Module:
-    """Build a network and apply the options that leave its maps unchanged up to rounding.
-
-    Args:
-        build (Callable): Builds the network, frozen and in eval mode.
-        options (Acceleration): Requested options.
-        taps (Sequence[str]): Paths of the modules whose maps must stay the same.
-
-    Returns:
-        nn.Module: The network, frozen and in eval mode.
-    """
+    """Build a frozen network, and apply the options that keep its maps at the taps."""
     steps = [fuse_conv_bn] if options.fuse else []
     steps += [_channels_last] if options.channels_last else []
     network = _apply_harmless(steps, build, taps) if steps else build()
@@ -199,12 +153,7 @@ def _channels_last(network: nn.Module) -> nn.Module:
 
 
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Cast in place the weights that autocast would otherwise cast at every forward pass.
-
-    Args:
-        network (nn.Module): A frozen network that only runs under autocast from now on.
-        dtype (torch.dtype): Precision of the autocast.
-    """
+    """Cast in place the weights that autocast would otherwise cast at every forward pass."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             module.to(dtype)

@@ -24,21 +24,10 @@ SOURCES = {'config': DetectorSource, 'module': ModuleSource}
 def build_teacher(
     entry: Mapping, losses: Mapping[str, dict], preprocessor: nn.Module
 ) -> tuple[Teacher | CachedTeacher, dict[str, str]]:
-    """Build a teacher.
+    """Build a teacher, and return with it the teacher's tap for each tap of the student.
 
-    Args:
-        entry (Mapping): Entry of ``model.teacher``.
-        losses (Mapping[str, dict]): Tap of the student to the config of its loss; the key
-            ``teacher_module`` is removed from it.
-        preprocessor (nn.Module): The student's data preprocessor.
-
-    Returns:
-        tuple[Teacher | CachedTeacher, dict[str, str]]: The teacher; and, for each tap of the
-        student, that of the teacher.
-
-    Raises:
-        UnreadableConfigError: The teacher's config, module or cache cannot be read.
-        ConfigError: The entry or the teacher is invalid.
+    The key ``teacher_module`` is removed from the configs of the ``losses``, which are by tap of
+    the student.
     """
     kind, given, acceleration = _read(entry)
     if entry.get('cache') is None:

@@ -19,12 +19,7 @@ from .source import checkpoint_facts
 
 
 class FeatureExtractor(nn.Module):
-    """Backbone and neck of a detector, the part that its ``extract_feat`` runs.
-
-    Args:
-        model (ConfigDict): The detector's config.
-        with_neck (bool): Whether to build the neck, if the config has one.
-    """
+    """Backbone and neck of a detector, the part that its ``extract_feat`` runs."""
 
     display_name = 'the teacher'  # name in error messages
 
@@ -42,14 +37,7 @@ class FeatureExtractor(nn.Module):
 class DetectorSource:
     """Backbone and neck of a trained detector, see :class:`rdimkd_det.teacher.source.Source`.
 
-    Args:
-        config (str | dict): Path of the detector's config file, ``'mmdet::...'`` for one that
-            ships with MMDetection, or a config with a ``model``.
-        checkpoint (str): Path or URL of the detector's weights.
-
-    Raises:
-        UnreadableConfigError: The config cannot be read.
-        ConfigError: The config has no backbone, or the checkpoint is not a path or URL.
+    ``config`` is a path, ``'mmdet::...'``, or a config with a ``model``.
     """
 
     options = ('config', 'checkpoint')
@@ -76,27 +64,22 @@ class DetectorSource:
             return FeatureExtractor(self.model, with_neck)
 
     def read_weights(self, mapped: bool) -> Mapping[str, Tensor]:
-        """Read the checkpoint."""
         return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
 
     def load(self, weights: Mapping[str, Tensor], taps: Sequence[str]) -> FeatureExtractor:
-        """Build the network, load the weights strictly, and freeze it in eval mode."""
-        network = None
         try:
             # The meta device skips an initialisation that the weights replace.
             with torch.device('meta'):
                 network = self.build(taps)
         except (NotImplementedError, RuntimeError):
-            pass
-        else:
-            load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
-        if network is None or _lacks_values(network):
+            network = self.build(taps)
+        load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
+        if _lacks_values(network):
             network = self.build(taps)
             load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
         return network.requires_grad_(False).eval()
 
     def build_preprocessor(self) -> nn.Module:
-        """Build the detector's own data preprocessor."""
         # Like a detector, fall back to mmengine's base class if the config or its type is missing.
         options = self.model.get('data_preprocessor') or {}
         return MODELS.build({'type': 'BaseDataPreprocessor', **options})
@@ -106,7 +89,6 @@ class DetectorSource:
         return self.given_facts({'model': self.model}, self.checkpoint)
 
     def fingerprint(self) -> str | None:
-        """Return a hash of the checkpoint's content."""
         return fingerprint(self.checkpoint)
 
     @classmethod

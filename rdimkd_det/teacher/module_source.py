@@ -7,6 +7,7 @@ import hashlib
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from mmengine.model import ImgDataPreprocessor
@@ -25,22 +26,10 @@ from .source import checkpoint_facts
 class ModuleSource:
     """Any torch module that turns images (N, 3, H, W) into maps.
 
-    Its methods are those of :class:`rdimkd_det.teacher.source.Source`.
-
-    Args:
-        module (nn.Module | dict): The module, which is copied; or ``type``, an importable callable
-            that returns one (or its dotted path), and its keyword arguments. The module returns a
-            map (N, C, H, W), a list or dict of maps, or an object with ``feature_maps``.
-        checkpoint (str, optional): Path or URL of its weights. Defaults to those that it has when
-            it is built.
-        mean (Sequence[float]): Subtracted from the images, on the scale of 0 to 255, one number
-            per channel in the module's order.
-        std (Sequence[float]): Divided by, in the same way.
-        bgr (bool): Whether the module takes its channels as BGR. Defaults to False (RGB).
-
-    Raises:
-        ConfigError: An argument is missing or of another kind. When built:
-            ``UnreadableConfigError`` if the callable cannot be imported or fails.
+    Its methods are those of :class:`rdimkd_det.teacher.source.Source`. ``module`` is the module,
+    which is copied; or ``type``, an importable callable that returns one (or its dotted path), and
+    its keyword arguments. It returns a map, a list or dict of maps, or an object with
+    ``feature_maps``. ``mean`` and ``std`` are on the scale of 0 to 255, in its order of channels.
     """
 
     options = ('module', 'checkpoint', 'mean', 'std', 'bgr')
@@ -64,7 +53,6 @@ class ModuleSource:
         self.module = module
         self.checkpoint = None if checkpoint is None else str(checkpoint)
         self.input = {'mean': list(mean), 'std': list(std), 'bgr_to_rgb': not bgr}
-        self._digest: str | None = None
 
     def build(self, taps: Sequence[str] = ()) -> nn.Module:
         """Copy the module, or call the callable, always from the same random state."""
@@ -88,7 +76,6 @@ class ModuleSource:
         return made.cpu()
 
     def read_weights(self, mapped: bool) -> Mapping[str, Tensor] | None:
-        """Read the checkpoint, if there is one."""
         if self.checkpoint is not None:
             return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
         if mapped:
@@ -99,7 +86,6 @@ class ModuleSource:
         return None
 
     def load(self, weights: Mapping[str, Tensor] | None, taps: Sequence[str]) -> nn.Module:
-        """Build the module, load the weights strictly, and freeze it in eval mode."""
         network = self.build()
         if weights is not None:
             load_strictly(network, weights, self.checkpoint, self.name, 'teacher', assign=True)
@@ -111,7 +97,7 @@ class ModuleSource:
 
     def facts(self) -> dict:
         """Return the callable, its arguments, the input, and a hash of checkpoint or weights."""
-        own = {} if self.checkpoint else {'checkpoint': None, 'weights': self._own_digest()}
+        own = {} if self.checkpoint else {'checkpoint': None, 'weights': self._own_digest}
         return {**self._facts_without_building(), **own}
 
     def _facts_without_building(self) -> dict:
@@ -126,21 +112,20 @@ class ModuleSource:
         """Return a hash of the checkpoint's content; without one, of the weights."""
         if self.checkpoint is not None:
             return fingerprint(self.checkpoint)
-        return self._own_digest()[:16]
+        return self._own_digest[:16]
 
     @classmethod
     def given_facts(cls, **entry) -> dict:
         """Return the facts that an entry of a config tells; the module is not built."""
         return cls(**entry)._facts_without_building()
 
+    @cached_property
     def _own_digest(self) -> str:
-        if self._digest is None:
-            digest = hashlib.sha256()
-            for key, value in sorted(self.build().state_dict().items()):
-                digest.update(f'{key} {tuple(value.shape)} {value.dtype}'.encode())
-                digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
-            self._digest = digest.hexdigest()
-        return self._digest
+        digest = hashlib.sha256()
+        for key, value in sorted(self.build().state_dict().items()):
+            digest.update(f'{key} {tuple(value.shape)} {value.dtype}'.encode())
+            digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def _name(module: object) -> str:

@@ -65,11 +65,7 @@ class Source(Protocol):
 
 
 def checkpoint_facts(checkpoint: str) -> dict:
-    """Return a checkpoint's file name and its SHA-256 (None if the file is not on this machine).
-
-    Args:
-        checkpoint (str): Path or URL.
-    """
+    """Return a checkpoint's file name and its SHA-256 (None if the file is not on this machine)."""
     name = Path(urlparse(checkpoint).path).name
     path = local_path(checkpoint)
     return {'checkpoint': name, 'weights': sha256_of(path) if path.is_file() else None}

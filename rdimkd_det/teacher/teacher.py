@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
@@ -31,22 +31,8 @@ class Teacher:
 
     The teacher is a plain object, not a module. So its weights stay out of the student's
     ``state_dict``, parameters, optimizer, DDP and EMA copies. A deepcopy shares the teacher; a
-    pickle holds its source, which loads the weights again.
-
-    Args:
-        source (Source): Where the network comes from.
-        taps (Sequence[str]): Paths of the tapped modules.
-        acceleration (Acceleration, optional): Options for speed and memory. Defaults to
-            ``Acceleration()``.
-        student_preprocessor (nn.Module, optional): Data preprocessor of the batches that the
-            teacher is called with. Defaults to None: they are as its own preprocessor makes them.
-
-    Raises:
-        ConfigError: A tap lies inside a compiled module, or one of the two preprocessors is not an
-            ``ImgDataPreprocessor``.
-
-    Attributes:
-        bridge (InputBridge | None): Converts the batches.
+    pickle holds its source, which loads the weights again. Without a ``student_preprocessor``, it
+    is called with batches as its own preprocessor makes them.
     """
 
     # A `CachedTeacher` returns coordinates in the subspace instead of maps.
@@ -91,9 +77,7 @@ class Teacher:
     @property
     def num_bytes(self) -> int:
         """int: Memory of the weights in bytes; 0 while they are not loaded."""
-        return (
-            sum(value.nbytes for value in self._network.state_dict().values()) if self.built else 0
-        )
+        return sum(v.nbytes for v in self._network.state_dict().values()) if self.built else 0
 
     @property
     def checkpoint(self) -> str | None:
@@ -125,12 +109,6 @@ class Teacher:
         """Build the network, and note the precision of the training's autocast.
 
         Fitting projections and making a cache run the teacher outside that autocast.
-
-        Args:
-            cfg (Config): Config of the training.
-
-        Raises:
-            ConfigError: As :meth:`build`.
         """
         self.build()
         self._training_dtype = training_dtype(cfg)
@@ -162,25 +140,18 @@ class Teacher:
         return levels, size_divisor(network, divisor, levels[self.taps[0]][0].image)
 
     def build(self) -> None:
-        """Build the network and load its weights, unless they are loaded.
-
-        Raises:
-            ConfigError: The checkpoint is missing, unreadable, or not of this architecture.
-        """
+        """Build the network and load its weights, unless they are loaded."""
         if self._network is None:
-            # Read the checkpoint first, to fail early on an unreadable one.
-            weights = self.source.read_weights(self.acceleration.share_weights)
-            load = partial(self.source.load, weights, self.taps)
-            self._network = accelerate(load, self.acceleration, self.taps)
+            self._network = accelerate(self._loader(), self.acceleration, self.taps)
 
     def load_plain(self) -> nn.Module:
-        """Build and return the network without acceleration; the teacher does not keep it.
+        """Build and return the network without acceleration; the teacher does not keep it."""
+        return self._loader()()
 
-        Raises:
-            ConfigError: As :meth:`build`.
-        """
+    def _loader(self) -> Callable[[], nn.Module]:
+        # Read the checkpoint first, to fail early on an unreadable one.
         weights = self.source.read_weights(self.acceleration.share_weights)
-        return self.source.load(weights, self.taps)
+        return partial(self.source.load, weights, self.taps)
 
     def release(self) -> None:
         """Free the weights; the next call loads them again."""
@@ -190,17 +161,9 @@ class Teacher:
     def __call__(
         self, inputs: Tensor, data_samples: Sequence | None = None
     ) -> dict[str, list[Tensor]]:
-        """Compute the feature maps of a batch; with ``own_stream`` they need :meth:`wait` first.
+        """Compute the maps at the taps, without gradient, in the teacher's precision.
 
-        Args:
-            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor; without one, as the
-                teacher's own makes it.
-            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' separates the images
-                from the padding.
-
-        Returns:
-            dict[str, list[Tensor]]: Tap to its maps (N, C, H, W), without gradient, in the
-            teacher's precision.
+        With ``own_stream`` they need :meth:`wait` first.
         """
         self.build()
         if self.bridge is not None:
@@ -236,11 +199,7 @@ class Teacher:
             yield
 
     def wait(self, outputs: Mapping[str, Sequence[Tensor]]) -> None:
-        """Make the current stream wait for maps, if the teacher runs in a separate stream.
-
-        Args:
-            outputs (Mapping[str, Sequence[Tensor]]): Maps from a call of the teacher, by any key.
-        """
+        """Make the current stream wait for maps, by any key, of a teacher in a separate stream."""
         if self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
             current.wait_stream(self._stream)
