@@ -21,13 +21,6 @@ class InputBridge:
     channel order. The area outside the images gets the teacher's padding value, and the batch is
     padded to the teacher's size divisor. The student's batch augmentations are kept: the teacher
     sees the augmented images. Where both preprocessors agree, the batch is returned as it is.
-
-    Args:
-        student (nn.Module): Student's data preprocessor.
-        teacher (nn.Module): Teacher's data preprocessor.
-
-    Raises:
-        ConfigError: One of them is not an ``ImgDataPreprocessor``, so its effect is unknown.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -54,15 +47,9 @@ class InputBridge:
         self.same_padding = self.same_values and student.pad_value == teacher.pad_value
 
     def __call__(self, inputs: Tensor, data_samples: Sequence | None = None) -> Tensor:
-        """Convert a batch.
+        """Convert a batch (N, 3, H, W); ``inputs`` itself is returned if nothing differs.
 
-        Args:
-            inputs (Tensor): Batch (N, 3, H, W) from the student's preprocessor.
-            data_samples (Sequence[DetDataSample], optional): Their 'img_shape' separates the
-                images from the padding. Without them, every image is assumed to fill the batch.
-
-        Returns:
-            Tensor: Batch (N, 3, H', W') for the teacher; ``inputs`` itself if nothing differs.
+        Without samples, whose 'img_shape' tells images from padding, every image fills the batch.
         """
         full = tuple(inputs.shape[2:])
         shapes = [tuple(s.metainfo.get('img_shape', full)[:2]) for s in data_samples or ()]

@@ -33,19 +33,12 @@ class ProbeError(ConfigError):
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map of a tap.
+    """One feature map of a tap."""
 
-    Attributes:
-        index (int): Index among the feature maps that the tapped module returns.
-        stride (int): Input pixels per position.
-        channels (int): Channels of the map.
-        image (int): Side of the image used to measure the level, in pixels.
-    """
-
-    index: int
-    stride: int
+    index: int  # among the feature maps that the tapped module returns
+    stride: int  # input pixels per position
     channels: int
-    image: int = field(default=PROBE_SIZES[0], compare=False)
+    image: int = field(default=PROBE_SIZES[0], compare=False)  # side of the image it is measured on
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -55,17 +48,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 @contextmanager
 def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Record the feature maps that modules return while the block runs.
-
-    The forward hooks are removed when the block ends.
-
-    Args:
-        network (nn.Module): Network that runs in the block.
-        taps (Sequence[str]): Paths of its modules to record, e.g. 'neck'.
-
-    Yields:
-        dict[str, list[Tensor]]: Tap to its feature maps (N, C, H, W); filled during the block.
-    """
+    """Record the feature maps (N, C, H, W) that modules return while the block runs, by tap."""
     outputs: dict[str, list[Tensor]] = {}
     modules = {tap: find_module(network, tap) for tap in taps}
     handles = [
@@ -84,11 +67,7 @@ def _record(outputs: dict, tap: str, module: nn.Module, args: tuple, output: obj
 
 
 def as_feature_maps(output: object) -> list[Tensor]:
-    """Return the 4-D tensors in a module's output.
-
-    Args:
-        output (object): A tensor, a sequence or dict, or an object with such ``feature_maps``.
-    """
+    """Return the 4-D tensors in a module's output, or in its ``feature_maps``."""
     output = getattr(output, 'feature_maps', output)
     if isinstance(output, Tensor):
         output = [output]
@@ -99,11 +78,7 @@ def as_feature_maps(output: object) -> list[Tensor]:
 
 
 def find_module(network: nn.Module, tap: str) -> nn.Module:
-    """Return the module at a path; the network itself for :data:`OUTPUT`.
-
-    Raises:
-        ConfigError: The network has no module at this path; the message lists its children.
-    """
+    """Return the module at a path; the network itself for :data:`OUTPUT`."""
     if tap == OUTPUT:
         return network
     try:
@@ -124,17 +99,7 @@ def find_module(network: nn.Module, tap: str) -> nn.Module:
 def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Level]]:
     """Measure strides and channels of the feature maps at taps, on one small blank image.
 
-    Args:
-        network (nn.Module): Network that takes images (N, 3, H, W). It runs in eval mode; the
-            modes of its modules are restored.
-        taps (Sequence[str]): Paths of its modules to tap.
-
-    Returns:
-        dict[str, list[Level]]: Tap to its levels.
-
-    Raises:
-        ProbeError: The network fails on the images of all probe sizes.
-        ConfigError: A tap is missing, never runs, or returns no feature map.
+    The network runs in eval mode; the modes of its modules are restored.
     """
     modes = [(module, module.training) for module in network.modules()]
     for module, _ in modes:
@@ -158,17 +123,10 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
 
 @torch.no_grad()
 def size_divisor(network: nn.Module, divisor: int, size: int) -> int:
-    """Find the divisor that the sides of a network's images must have.
+    """Return the divisor that the sides of a network's images must have, a multiple of its own.
 
-    The neck of RTMDet concatenates maps whose sizes match only if its data pipeline has padded.
-
-    Args:
-        network (nn.Module): Takes images (N, 3, H, W); in evaluation mode.
-        divisor (int): ``pad_size_divisor`` of its own preprocessor.
-        size (int): Side of an image that it accepts, see ``Level.image``.
-
-    Returns:
-        int: ``divisor``, or a multiple of it if the network refuses such an image.
+    The neck of RTMDet concatenates maps whose sizes match only if its data pipeline has padded. An
+    image whose side is ``size`` is accepted.
     """
     try:
         _outputs_of_blank(network, (), [size + divisor])
@@ -228,22 +186,10 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
 def match_levels(
     student: Sequence[Level], teacher: Sequence[Level], where: str, nearest: bool = False
 ) -> list[tuple[Level, Level]]:
-    """Match student and teacher levels by stride, independent of their index.
+    """Match student and teacher levels by stride, in ascending order, whatever their index.
 
-    Where a model has several levels of one stride, the last one is used.
-
-    Args:
-        student (Sequence[Level]): Student's levels.
-        teacher (Sequence[Level]): Teacher's levels.
-        where (str): Component and tap, for the error message.
-        nearest (bool): Whether, if no stride is common, to match levels whose strides differ by a
-            factor of at most 2. Their maps must then be resized. Defaults to False.
-
-    Returns:
-        list[tuple[Level, Level]]: Pairs of student's and teacher's level, by ascending stride.
-
-    Raises:
-        ConfigError: No levels match.
+    Where a model has several levels of one stride, the last one is used. With ``nearest``, if no
+    stride is common, strides may differ by a factor of at most 2; the maps must then be resized.
     """
     of_student = {level.stride: level for level in student}
     of_teacher = {level.stride: level for level in teacher}
@@ -262,27 +208,15 @@ def match_levels(
 def crop_to_common(
     student: Tensor, teacher: Tensor, student_stride: int = 1, teacher_stride: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Crop two maps to the part of the image that both cover.
+    """Crop two maps (N, C, H, W) to the part of the image that both cover.
 
     Both maps start at the image's first pixel, but one extends further if its model pads the batch
     more. After cropping, maps of the same stride have the same size.
-
-    Args:
-        student (Tensor): Map (N, C_s, H_s, W_s).
-        teacher (Tensor): Map (N, C_t, H_t, W_t).
-        student_stride (int): Pixels per position of the student's map. Defaults to 1.
-        teacher_stride (int): Pixels per position of the teacher's map. Defaults to 1.
-
-    Returns:
-        tuple[Tensor, Tensor]: The cropped student's and teacher's map.
     """
-    covered = [
-        min(s * student_stride, t * teacher_stride)
-        for s, t in zip(student.shape[2:], teacher.shape[2:])
-    ]
-    return _crop(student, student_stride, covered), _crop(teacher, teacher_stride, covered)
-
-
-def _crop(maps: Tensor, stride: int, covered: Sequence[int]) -> Tensor:
-    height, width = (ceil(pixels / stride) for pixels in covered)
-    return maps[:, :, :height, :width]
+    strides, sizes = (student_stride, teacher_stride), zip(student.shape[2:], teacher.shape[2:])
+    covered = [min(s * strides[0], t * strides[1]) for s, t in sizes]
+    cropped = []
+    for maps, stride in zip((student, teacher), strides):
+        height, width = (ceil(pixels / stride) for pixels in covered)
+        cropped.append(maps[:, :, :height, :width])
+    return tuple(cropped)

@@ -52,16 +52,7 @@ def command_line() -> str:
 def run(
     args: argparse.Namespace, measure: Callable[[Subject], dict], show: Callable[[dict], None]
 ) -> None:
-    """Measure a config, and show and write the report.
-
-    Args:
-        args (argparse.Namespace): Parsed arguments of :func:`make_parser`.
-        measure (Callable): Returns the numbers.
-        show (Callable): Prints the report: the numbers, and how they were measured.
-
-    Raises:
-        ConfigError: An argument or the config cannot be used.
-    """
+    """Measure a config, and show and write the report: the numbers, and how they were measured."""
     if min(*args.shape, args.batch, args.rounds) < 1:
         raise ConfigError('--shape, --batch and --rounds must be 1 or more.')
     if args.json:

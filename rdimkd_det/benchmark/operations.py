@@ -22,15 +22,8 @@ CONVOLUTIONS = (deform_conv, modulated_deform_conv)
 def count_operations(subject: Subject) -> dict[str, float]:
     """Count the operations of a plain and a distilled step, and of the teacher's forward pass.
 
-    Multiplications and additions count separately; only matrix products and convolutions count.
-
-    Args:
-        subject (Subject): The two networks and their batch.
-
-    Returns:
-        dict[str, float]: 'student_step', 'distilled_step' and 'teacher' (backbone and neck) in
-        units of 10^9; 'teacher_to_student' and 'distilled_to_student', their ratios to the
-        student's step.
+    Multiplications and additions count separately, in units of 10^9; only matrix products and
+    convolutions count. The ratios are to the student's step.
     """
     pieces = {
         'student_step': subject.plain_step,
@@ -46,11 +39,7 @@ def count_operations(subject: Subject) -> dict[str, float]:
 
 
 def count(piece: Callable) -> int:
-    """Count the operations of a piece of work.
-
-    Args:
-        piece (Callable): A function without arguments.
-    """
+    """Count the operations of a piece of work."""
     torch.manual_seed(0)  # two-stage detectors sample the regions that they train on
     with _deformable_convolutions() as hidden, FlopCounterMode(display=False) as counter:
         piece()

@@ -26,14 +26,7 @@ NUM_BOXES = 4
 def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
     """Check a config, and change it in place so that it can be measured on this machine.
 
-    Args:
-        cfg (Config): Config of a distilled training.
-        random_teacher (Path, optional): Where to write a teacher's checkpoint of random weights;
-            None keeps the checkpoint of the config. Defaults to None.
-
-    Raises:
-        ConfigError: The config has no optimizer, not exactly one live teacher, or no loss with a
-            weight.
+    A checkpoint of random weights, written to ``random_teacher``, replaces the teacher's own.
     """
     check_sections(cfg)
     if not (cfg.get('optim_wrapper') or {}).get('optimizer'):
@@ -66,7 +59,9 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
         cfg.model.teacher.checkpoint = str(random_teacher)
         torch.save(teacher.state_dict(), random_teacher)
     if get_device() == 'cpu':
-        _without_mixed_precision(cfg)
+        cfg.optim_wrapper.type = 'OptimWrapper'  # without mixed precision
+        for option in ('loss_scale', 'dtype'):
+            cfg.optim_wrapper.pop(option, None)
     cfg.optim_wrapper.optimizer.lr = 0.0  # the same step over and over
     if not check_model(cfg, training=True).distill.has_weight:
         raise ConfigError(
@@ -75,20 +70,10 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
         )
 
 
-def _without_mixed_precision(cfg: Config) -> None:
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    for option in ('loss_scale', 'dtype'):
-        cfg.optim_wrapper.pop(option, None)
-
-
 def random_batch(num: int, shape: tuple[int, int], masks: bool = False) -> dict:
     """Return a batch of noise images with a few objects each, in the format of a data loader.
 
-    Args:
-        num (int): Number of images.
-        shape (tuple[int, int]): Image size (H, W).
-        masks (bool): Whether objects have masks; some detectors use masks whenever there are any.
-            Defaults to False.
+    Some detectors use ``masks`` whenever there are any.
     """
     height, width = shape
     corners = torch.rand(NUM_BOXES, 2) * torch.tensor([width / 2, height / 2])

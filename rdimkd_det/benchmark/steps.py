@@ -25,14 +25,7 @@ TEACHER = 'teacher: '
 
 
 def step_pieces(subject: Subject) -> dict[str, Callable]:
-    """Return everything about a step that is timed.
-
-    Args:
-        subject (Subject): The two networks and their batch.
-
-    Returns:
-        dict[str, Callable]: Name to a function without arguments.
-    """
+    """Return everything about a step that is timed, as functions without arguments."""
     return {
         PLAIN: subject.plain_step,
         DISTILLED: subject.distilled_step,
@@ -103,17 +96,9 @@ def _distillation_loss(subject: Subject) -> dict[str, Callable]:
 
 
 def compare_with_floor(steps: Mapping[str, Cost]) -> dict:
-    """Compare the distilled step with the floor.
+    """Compare the distilled step with the student step and with the floor, in ms.
 
     The floor is a student step, the teacher's fastest forward pass, and reading both maps once.
-
-    Args:
-        steps (Mapping[str, Cost]): Name of each of :func:`step_pieces` to its cost.
-
-    Returns:
-        dict: 'steps', the fields of each cost; 'floor' in ms; 'fastest_teacher', its name;
-        'distilled_to_floor' and 'distilled_to_plain', the ratios of the distilled step to the floor
-        and to the student step.
     """
     student, distilled = steps[PLAIN].median, steps[DISTILLED].median
     teachers = [name for name in steps if name.startswith(TEACHER)]

@@ -12,23 +12,11 @@ from ..features import record_outputs
 from ..training.calibration import fit_projections
 from .preparation import random_batch
 
-Maps = dict[str, list[Tensor]]
-
 
 class Subject:
-    """The student to measure, with and without distillation, and a batch of noise.
+    """A student with and without distillation, and a batch of noise that has ``num`` images.
 
-    Args:
-        cfg (Config): Config, prepared by :func:`rdimkd_det.benchmark.preparation.prepare`.
-        num (int): Number of images in the batch.
-        shape (tuple[int, int]): Image size (H, W).
-        device (torch.device): Device of the networks and the batch.
-
-    Attributes:
-        model (nn.Module): The distilled student, with projections fitted to the batch.
-        student (nn.Module): The same student without distillation.
-        inputs (Tensor): The preprocessed batch (N, 3, H, W).
-        samples (list[DetDataSample]): The data samples of the batch.
+    The config is one from :func:`rdimkd_det.benchmark.preparation.prepare`.
     """
 
     def __init__(self, cfg: Config, num: int, shape: tuple[int, int], device: torch.device) -> None:
@@ -75,12 +63,12 @@ class Subject:
         """Return the context in which a step runs: autocast, if the config has mixed precision."""
         return self._optimizer.optim_context(self.model)
 
-    def teacher_maps(self) -> Maps:
+    def teacher_maps(self) -> dict[str, list[Tensor]]:
         """Return the teacher's maps as in a step, by tap of the student."""
         with self.in_training():
             return self.model.distill.teacher_feats(self.inputs, self.samples)
 
-    def student_maps(self) -> Maps:
+    def student_maps(self) -> dict[str, list[Tensor]]:
         """Return the student's maps as in a step, by tap, detached and requiring gradients."""
         taps = self.model.distill.taps
         with self.in_training(), torch.no_grad(), record_outputs(self.model, taps) as outputs:

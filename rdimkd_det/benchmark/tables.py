@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,11 +11,7 @@ from .steps import PLAIN
 
 
 def print_report(report: Mapping) -> None:
-    """Print all that has been measured.
-
-    Args:
-        report (Mapping): Content of the JSON file.
-    """
+    """Print all that has been measured: the content of the JSON file."""
     height, width = report['shape']
     what = f'{report["batch"]} x {height} x {width}, {report["machine"]["device"]}'
     if 'steps' in report:
@@ -29,39 +25,38 @@ def print_report(report: Mapping) -> None:
 
 
 def print_costs(title: str, costs: Mapping[str, Mapping], of: str) -> None:
-    """Print costs, and their ratio to one of them.
-
-    Args:
-        title (str): Title of the table.
-        costs (Mapping[str, Mapping]): Name to the fields of a ``Cost``.
-        of (str): Name of the cost that the others are divided by.
-    """
-    table = Table(title=title)
-    table.add_column(no_wrap=True)
-    for column in ('ms', 'quartiles', f'of {of}', 'peak MiB'):
-        table.add_column(column, justify='right', no_wrap=True)
-    for name, cost in costs.items():
-        share = f'{cost["median"] / costs[of]["median"]:.2f}' if of in costs else '-'
-        quartiles = f'{cost["low"]:.1f} - {cost["high"]:.1f}'
-        table.add_row(name, f'{cost["median"]:.1f}', quartiles, share,
-                      f'{cost["memory"] / 2**20:.0f}')  # fmt: skip
-    Console(width=100).print(table)
+    """Print costs by name, and their ratio to the one of the name ``of``."""
+    rows = [
+        (
+            name,
+            f'{cost["median"]:.1f}',
+            f'{cost["low"]:.1f} - {cost["high"]:.1f}',
+            f'{cost["median"] / costs[of]["median"]:.2f}' if of in costs else '-',
+            f'{cost["memory"] / 2**20:.0f}',
+        )
+        for name, cost in costs.items()
+    ]
+    _print_table(title, ('ms', 'quartiles', f'of {of}', 'peak MiB'), rows)
 
 
 def print_operations(title: str, report: Mapping) -> None:
-    """Print operations, and their ratio to the student's step.
+    """Print operations, and their ratio to the student's step."""
+    found = {
+        name: report['operations'][name] for name in ('student_step', 'distilled_step', 'teacher')
+    }
+    rows = [
+        (name.replace('_', ' '), f'{count:.1f}', f'{count / found["student_step"]:.3f}')
+        for name, count in found.items()
+    ]
+    _print_table(title, ('GFLOP', 'of student step'), rows)
+    print(f"the teacher's weights: {report['weights']['teacher'] / 1e6:.0f} MB")
 
-    Args:
-        title (str): Title of the table.
-        report (Mapping): Content of the JSON file.
-    """
-    operations = report['operations']
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[tuple]) -> None:
     table = Table(title=title)
     table.add_column(no_wrap=True)
-    for column in ('GFLOP', 'of student step'):
+    for column in columns:
         table.add_column(column, justify='right', no_wrap=True)
-    for name in ('student_step', 'distilled_step', 'teacher'):
-        share = operations[name] / operations['student_step']
-        table.add_row(name.replace('_', ' '), f'{operations[name]:.1f}', f'{share:.3f}')
+    for row in rows:
+        table.add_row(*row)
     Console(width=100).print(table)
-    print(f"the teacher's weights: {report['weights']['teacher'] / 1e6:.0f} MB")
