@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from ..commands import cli
 from ..commands.cfg_options import OptionsAction
 from ..commands.mistakes import errors_explained
 from ..errors import ConfigError
-from ..files.atomic import write_text
+from ..files.atomic import write_json
 from ..stopwatch import describe_device
 from .preparation import prepare
 from .subject import Subject
@@ -78,4 +77,4 @@ def run(
             }
     show(report)
     if args.json:
-        write_text(args.json, json.dumps(report, indent=2) + '\n')
+        write_json(args.json, report)

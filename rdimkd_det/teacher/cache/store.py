@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...files.atomic import write_bytes, write_text
+from ...files.atomic import write_bytes, write_json
 from ...projections import Projection
 from .shards import DamagedShardError, Entry, read_index, read_row, split_levels, write_shard
 
@@ -100,7 +100,7 @@ class TeacherCache:
             )
             write_bytes(directory / 'bases.safetensors', content)
             about = {'format': FORMAT, **about, 'bases': _digest(content)}
-            write_text(directory / 'cache.json', json.dumps(about, indent=1))
+            write_json(directory / 'cache.json', about)
         return cls(directory)
 
     @property
