@@ -236,6 +236,25 @@ def test_loss__auto_weight(files, tmp_path):
     assert 0 < loss.auto_weight.item() != 1
 
 
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (torch.ones(2, 3), r'a Tensor of shape \(2, 3\)\.$'),
+        (torch.ones(1), r'a Tensor of shape \(1,\)\.$'),
+        (0.5, r'a float\.$'),
+    ],
+)
+def test_loss__whose_distance_is_no_scalar(given, message):
+    class Forgot(CosineLoss):
+        def distance(self, level, student, teacher):
+            return given
+
+    maps = [torch.randn(2, 5, 6, 8)]
+    loss = Forgot(student_channels=5, teacher_channels=5, num_levels=1, level_names=['neck_s8'])
+    with pytest.raises(ValueError, match=rf'Forgot at neck_s8: .* 0-dim tensor.* got {message}'):
+        loss(maps, maps)
+
+
 def test_pictures__of_a_loss_without_a_subspace_compare_whole_maps():
     loss = CosineLoss(student_channels=5, teacher_channels=5, num_levels=1)
     teacher = torch.randn(1, 5, 6, 8)

@@ -218,6 +218,8 @@ class FeatureLoss(nn.Module):
         # Sums over a whole feature map need more than half precision.
         with torch.autocast(student_feats[0].device.type, enabled=False):
             found = dict(zip(levels, self.level_distances(levels, maps)))
+        for level, distance in found.items():
+            self._check_distance(level, distance)
         nothing = student_feats[0].new_zeros((), dtype=working_dtype(student_feats[0]))
         return {
             name: found[level] if level in found else nothing + self._zero(level)
@@ -256,6 +258,15 @@ class FeatureLoss(nn.Module):
         check_pair(who, student, teacher, channels, resized=self.resize is not None)
         if self.projections:
             self.projections[level].check_fitted(who)
+
+    def _check_distance(self, level: int, distance: object) -> None:
+        if not isinstance(distance, Tensor) or distance.dim():
+            shape = f'of shape {tuple(distance.shape)}' if isinstance(distance, Tensor) else ''
+            raise ValueError(
+                f'{type(self).__name__} at {self.level_names[level]}: the distance of a level must '
+                f'be a 0-dim tensor, e.g. a mean; got a {type(distance).__name__} {shape}'.rstrip()
+                + '.'
+            )
 
     def _require(self, condition: bool, otherwise: str) -> None:
         if not condition:

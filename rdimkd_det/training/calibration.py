@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..distiller.distillation import Distillation
+from ..distiller.distiller import distilled_student
 from ..progress import with_progress
 
 
@@ -89,7 +90,12 @@ def fit_projections(model: nn.Module, batches: Iterable) -> None:
     Args:
         model (nn.Module): A distilled student; its projections are fitted in place.
         batches (Iterable): Batches from the training data loader.
+
+    Raises:
+        ConfigError: The model is not distilled, or its teacher's config, module or cache cannot be
+            read.
     """
+    model = distilled_student(model)
     parts = [part for part in model.distill.parts if part.wanted]
     parts = [part for part in parts if not part.teacher.projected]
     parts = [part for part in parts if any(loss.projections for _, loss in part.items())]

@@ -7,10 +7,11 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from processes import run_distributed
+from runs import fcos
 from sklearn.decomposition import PCA
 from torch.utils.data import BatchSampler, DataLoader
 
-from rdimkd_det import PCAProjection
+from rdimkd_det import ConfigError, PCAProjection, RdimKDDistiller
 from rdimkd_det.random_state import preserved_random_state
 from rdimkd_det.training import calibration
 from rdimkd_det.training.calibration import (
@@ -132,6 +133,16 @@ def test_fit__leaves_the_networks_alone(distilled, random_batch):
     assert model.distill.losses['neck'].fitted and model.training
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_fit__names_a_teacher_that_cannot_be_read():
+    model = RdimKDDistiller(
+        student=fcos(),
+        teacher=dict(config='no_such.py', checkpoint='teacher.pth'),
+        losses=dict(neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=2))),
+    )
+    with pytest.raises(ConfigError, match='config no_such.py cannot be read'):
+        fit_projections(model, [])
 
 
 @pytest.mark.parametrize('wanted, expected', [(1, 4), (8, 8), (9, 12), (1000, 22)])
