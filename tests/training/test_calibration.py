@@ -141,7 +141,7 @@ def test_fit__names_a_teacher_that_cannot_be_read():
         teacher=dict(config='no_such.py', checkpoint='teacher.pth'),
         losses=dict(neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=2))),
     )
-    with pytest.raises(ConfigError, match='config no_such.py cannot be read'):
+    with pytest.raises(ConfigError, match=r'config no_such\.py cannot be read'):
         fit_projections(model, [])
 
 
