@@ -112,6 +112,12 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
     for tap in taps:
         if not outputs.get(tap):
             raise ConfigError(_without_maps(network, tap, size))
+        for maps in outputs[tap]:
+            if maps.shape[2] != maps.shape[3]:
+                raise ConfigError(
+                    f"tap '{tap}': of a square image, {_name(network)} gives a map of shape "
+                    f'{tuple(maps.shape)}, which is not (N, C, H, W); permute maps (N, H, W, C).'
+                )
     return {
         tap: [
             Level(index, round(size / maps.shape[2]), maps.shape[1], size)

@@ -137,7 +137,7 @@ def _maps_of_noise(
             network(image)
     except ConfigError:  # a missing tap
         raise
-    except (AttributeError, TypeError, *SIZE_ERRORS):
+    except (AttributeError, KeyError, TypeError, *SIZE_ERRORS):
         return None
     return [maps for tap in taps for maps in outputs[tap]]
 

@@ -109,10 +109,11 @@ class ModuleSource:
         }
 
     def fingerprint(self) -> str | None:
-        """Return a hash of the checkpoint's content; without one, of the weights."""
-        if self.checkpoint is not None:
-            return fingerprint(self.checkpoint)
-        return self._own_digest[:16]
+        """Return a hash of the input and of the checkpoint, or without one of the weights."""
+        weights = fingerprint(self.checkpoint) if self.checkpoint else self._own_digest
+        if weights is None:
+            return None
+        return hashlib.sha256(f'{weights} {self.input}'.encode()).hexdigest()[:16]
 
     @classmethod
     def given_facts(cls, **entry) -> dict:
@@ -122,7 +123,9 @@ class ModuleSource:
     @cached_property
     def _own_digest(self) -> str:
         digest = hashlib.sha256()
-        for key, value in sorted(self.build().state_dict().items()):
+        state = self.build().state_dict()
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        for key, value in sorted(tensors.items()):
             digest.update(f'{key} {tuple(value.shape)} {value.dtype}'.encode())
             digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

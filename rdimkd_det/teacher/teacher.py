@@ -175,7 +175,13 @@ class Teacher:
         autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
         taps = record_outputs(self._network, self.taps)
         with self._beside_current_stream(inputs), autocast, taps as outputs:
+            version = None if inputs.is_inference() else inputs._version
             self._network(inputs)
+        if version is not None and inputs._version != version:
+            raise ConfigError(
+                f'teacher: {self.source.name} changes its input in place, which may be the '
+                f"student's batch; let it work on a copy."
+            )
         return outputs
 
     def _precision(self, device: torch.device) -> torch.dtype | None:

@@ -13,6 +13,7 @@ from detectors import random_batch
 from mmdet.registry import MODELS
 from runs import assert_equal, call_tool, distilled, fcos, load, run_config, train, trained_losses
 from safetensors.torch import save_file
+from torch import nn
 
 from rdimkd_det import ConfigError
 from rdimkd_det.benchmark.preparation import prepare
@@ -315,3 +316,52 @@ def test_module_that_is_not_installed__stops_training_only(tmp_path):
     assert student.eval().predict(data['inputs'], data['data_samples'])
     with pytest.raises(UnreadableConfigError, match=r'no_such.make cannot be made'):
         student.train().loss(data['inputs'], data['data_samples'])
+
+
+class OfStrideEight(nn.Module):
+    """One map of stride 8, with something unusual done to input or output."""
+
+    def __init__(self, before=lambda images: images, after=lambda maps: maps, convolution=None):
+        super().__init__()
+        self.stem = nn.Sequential(convolution or nn.Conv2d(3, 24, 8, 8), nn.BatchNorm2d(24))
+        self.before, self.after = before, after
+
+    def forward(self, images):
+        return self.after(self.stem(self.before(images)))
+
+
+def losses_with(module):
+    teacher = dict(module=module, **INPUT)
+    model = MODELS.build(
+        distilled(fcos(), teacher, projection=dict(type='RandomProjection', dim=4))
+    )
+    data = model.train().data_preprocessor(random_batch(num_classes=3), training=True)
+    return model(**data, mode='loss')
+
+
+def test_module__that_changes_its_input_is_refused():
+    """Where the bridge has nothing to do, that is the student's batch."""
+    with pytest.raises(ConfigError, match='OfStrideEight changes its input in place'):
+        losses_with(OfStrideEight(before=lambda images: images.div_(255)))
+
+
+def test_module__whose_channels_are_last_is_named():
+    with pytest.raises(ConfigError, match=r'\(1, 32, 32, 24\), which is not \(N, C, H, W\)'):
+        losses_with(OfStrideEight(after=lambda maps: maps.permute(0, 2, 3, 1)))
+
+
+def test_module__whose_batch_norm_cannot_be_folded():
+    """Folding assigns the weight, and one that is parametrized raises a KeyError."""
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 24, 8, 8))
+    assert losses_with(OfStrideEight(convolution=weight_norm))['loss_rdimkd_neck_s8'] > 0
+
+
+def test_fingerprint__input_and_entries_of_the_state_that_are_no_tensors():
+    class WithExtraState(OfStrideEight):
+        def get_extra_state(self):
+            return {'version': 1}
+
+    module = WithExtraState()
+    one = ModuleSource(module, **INPUT)
+    assert one.fingerprint() == ModuleSource(module, **INPUT).fingerprint()
+    assert one.fingerprint() != ModuleSource(module, **INPUT, bgr=True).fingerprint()
