@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import runpy
 import shutil
 import sys
 from unittest import mock
@@ -154,8 +153,8 @@ def test_tool__without_the_repository(tmp_path, capsys):
     """As in a wheel, where tools lie beside configs only."""
     (tmp_path / 'tools').mkdir()
     tool = shutil.copy(REPOSITORY / 'tools/check_gpu.py', tmp_path / 'tools')
-    with pytest.raises(SystemExit, match='2'), mock.patch.object(sys, 'argv', [tool]):
-        runpy.run_path(tool, run_name='__main__')
+    with pytest.raises(SystemExit, match='2'):
+        call_tool(tool)
     assert capsys.readouterr().err.startswith('check_gpu.py: needs the repository')
 
 
