@@ -41,6 +41,7 @@ class Student:
     # Plain data: 'cfg', 'dataset_meta', 'epoch', 'iter', 'metrics', 'distillation' and versions;
     # unknown entries are left out.
     meta: dict
+    names: tuple[str, str] = ('given', 'the config')  # of checkpoint and config, for messages
 
     def build(self) -> nn.Module:
         """Build the detector with these weights, in eval mode."""
@@ -52,7 +53,7 @@ class Student:
             raise ConfigError(
                 f'the model of the config cannot be built: {explain(error)}'
             ) from error
-        load_strictly(model, self.weights, 'given', 'the config', who='student')
+        load_strictly(model, self.weights, *self.names, who='student')
         return model.eval()
 
 
@@ -89,7 +90,7 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
         'rdimkd_det_version': __version__,
     }
     kept = {key: plain_data(value) for key, value in kept.items() if value}
-    return Student(student, weights, kept)
+    return Student(student, weights, kept, (checkpoint, config.filename or 'the config'))
 
 
 def _config_beside(checkpoint: Path, run: str) -> Config:

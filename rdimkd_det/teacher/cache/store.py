@@ -74,7 +74,8 @@ class TeacherCache:
             raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(
-                f'teacher cache {directory} is damaged ({error}); delete it and rebuild it.'
+                f'teacher cache {directory} is damaged ({error}); delete it and make it again: '
+                f'python tools/cache_teacher.py CONFIG --out {directory}'
             ) from error
         self.entries: dict[str, Entry] | None = None
         self._verified: set[str] = set()
