@@ -1,7 +1,9 @@
-# STACK=openmmlab (default) or onedl; OPS=torch (default) or compiled; PYTHON selects the interpreter; ARGS go to what is run.
+# STACK=openmmlab (default) or onedl; OPS=torch (default) or compiled; PYTHON selects the interpreter; ARGS go to what is run;
+# JOBS, processes of the tests.
 STACK ?= openmmlab
 OPS ?= torch
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv$(if $(filter onedl,$(STACK)),-onedl)$(if $(filter compiled,$(OPS)),-compiled)
 PY := $(VENV)/bin/python
 
@@ -9,7 +11,7 @@ PY := $(VENV)/bin/python
 help:
 	@echo 'make demo    train teacher, plain and RdimKD student on digits; table and report'
 	@echo 'make results run the experiments on digits that have no result yet; tables in docs/results.md'
-	@echo 'make test    all tests; ARGS="-k losses" for some'
+	@echo 'make test    all tests, in JOBS=2 processes; ARGS="-k losses" for some'
 	@echo 'make smoke   a quick representative set of the tests'
 	@echo 'make lint    ruff; make format fixes what it can'
 	@echo 'make setup   only make the environment, $(VENV)'
@@ -31,8 +33,9 @@ results: setup
 # One thread a process: the tests start processes of their own.
 test smoke: export OMP_NUM_THREADS ?= 1
 
+# A process per core, each with whole files, whose tests share data sets and teachers.
 test: setup
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 smoke: setup
 	@$(PY) -m pytest -m smoke $(ARGS)

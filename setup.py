@@ -35,7 +35,7 @@ EXTRAS = {
     ],
     'demo': DEMO,
     'onnx': ONNX,
-    'dev': [*DEMO, *ONNX, 'pytest', 'ruff'],
+    'dev': [*DEMO, *ONNX, 'pytest', 'pytest-xdist', 'ruff'],
 }
 
 
