@@ -1,5 +1,5 @@
-# STACK=openmmlab (default) or onedl; OPS=torch (default) or compiled; PYTHON selects the interpreter; ARGS go to what is run;
-# JOBS, processes of the tests.
+# STACK=openmmlab (default) or onedl; OPS=torch (default) or compiled; PYTHON selects the
+# interpreter; JOBS, the processes of the tests; ARGS go to what is run.
 STACK ?= openmmlab
 OPS ?= torch
 PYTHON ?= python3
