@@ -64,8 +64,10 @@ class Plan:
         taught_by = self.study.table.get(experiment.teacher)
         teacher = self.run(taught_by, seed) if taught_by else None
         epochs = self.epochs or cfg.train_cfg.max_epochs
-        digest = self._digest(cfg, seed, epochs, teacher)
+        digest = self._digest(cfg, seed, epochs, teacher, experiment.weights)
         paths = self._data_paths()
+        if experiment.weights:
+            paths['load_from'] = path_option(self.data.parent / experiment.weights)
         if teacher is not None:
             paths['model.teacher.checkpoint'] = path_option(teacher.checkpoint)
         kind = 'teacher' if experiment in self.study.teachers else 'plain'
@@ -87,14 +89,16 @@ class Plan:
             needs=() if teacher is None else (teacher,),
         )
 
-    def _digest(self, cfg: Config, seed: int, epochs: int, teacher: Run | None) -> str:
+    def _digest(
+        self, cfg: Config, seed: int, epochs: int, teacher: Run | None, weights: str | None
+    ) -> str:
         model = dict(cfg.model)
         model.pop('teacher', None)
         if teacher is not None:
             model['teacher'] = [teacher.digest, cfg.model.teacher.config]
         decisive = {key: cfg.get(key) for key in DECISIVE}
         content = [{**decisive, 'model': model}, seed, epochs]
-        content += [self.study.version, asdict(self.images)]
+        content += [self.study.version, asdict(self.images), *([weights] if weights else [])]
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -31,6 +31,8 @@ class Experiment:
             there is none. Defaults to 'pkd'.
         seed (int, optional): A fixed seed, as teachers have, that overrides the requested seeds.
             Defaults to None.
+        weights (str, optional): Name of a file beside the data set's directory with the weights
+            that the training starts from. Defaults to None.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Experiment:
     plain: str = 'plain'
     rival: str | None = 'pkd'
     seed: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,4 @@
+# The plain student: YOLOX-nano of half the width, from scratch.
+_base_ = ['../_base_/yolox_pico.py', '../_base_/aquarium.py']
+
+model = dict(bbox_head=dict(num_classes=7))
