@@ -126,6 +126,15 @@ class Projection(nn.Module):
         return f'num_channels={self.num_channels}, dim={self.basis.shape[1] or "to be fitted"}'
 
 
+def default_dim(student_channels: int, teacher_channels: int) -> int:
+    """Return the number of directions d that suits two models: a quarter of the fewer channels.
+
+    A student of 32 channels that must match 32 directions has no complement left in which it is
+    free: docs/results.md has AP over d for several pairs.
+    """
+    return max(1, min(student_channels, teacher_channels) // 4)
+
+
 def check_dim(name: str, dim: int, num_channels: int) -> int:
     """Return ``dim`` if it is a whole number from 1 to the number of channels."""
     if not is_whole_number(dim, least=1) or dim > num_channels:

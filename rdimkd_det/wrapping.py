@@ -36,10 +36,11 @@ def distill_config(
         projection (str | Mapping): 'pca', 'autoencoder', 'random' or 'identity'; or the config of
             a projection, e.g. of one's own. Defaults to 'pca'.
         dim (int | float, optional): Number of directions d; for 'pca' also the share of variance
-            to keep. Defaults to half of the teacher's channels, at the level with the fewest.
+            to keep. Defaults to a quarter of the channels of the model that has fewer.
         tap (str | Sequence[str]): Path or paths of the matched modules. Defaults to 'neck'.
         hook (Mapping, optional): Options of ``DistillHook``.
-        **loss_options: Further options of ``RdimKDLoss``, e.g. ``loss_weight=2.0``.
+        **loss_options: Further options of ``RdimKDLoss``, e.g. ``loss_weight=2.0``,
+            which is 'auto' by default here.
 
     Returns:
         Config: The student's config with a distilled model and ``DistillHook``.
@@ -51,9 +52,9 @@ def distill_config(
         >>> from rdimkd_det import distill_config
         >>> cfg = distill_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
         ...                      'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-        ...                      'retinanet_r50.pth', loss_weight=2.0)
-        >>> cfg.model.losses.neck.projection.dim
-        128
+        ...                      'retinanet_r50.pth', dim=32)
+        >>> cfg.model.losses.neck.projection, cfg.model.losses.neck.loss_weight
+        ({'type': 'PCAProjection', 'dim': 32}, 'auto')
     """
     taps = [tap] if isinstance(tap, str) else list(tap)
     student_cfg = student.copy() if isinstance(student, Config) else read_config(student, 'student')
@@ -62,13 +63,14 @@ def distill_config(
     losses = {
         path: {
             'type': 'RdimKDLoss',
-            'projection': projection_config(
-                projection, dim, loss_options.get('teacher_module', path), teacher, checkpoint
-            ),
+            'projection': projection_config(projection, dim),
+            'loss_weight': 'auto',
             **loss_options,
         }
         for path in taps
     }
+    matched = [loss_options.get('teacher_module', path) for path in taps]
+    Teacher(DetectorSource(teacher, checkpoint), matched).probe()  # raises if it has none of these
     named = isinstance(teacher, (str, Path))
     reference = teacher if named else {'model': teacher.model.to_dict()}
     student_cfg.model = ConfigDict(
@@ -89,17 +91,8 @@ def distill_config(
     return student_cfg
 
 
-def projection_config(
-    projection: str | Mapping,
-    dim: int | float | None,
-    tap: str,
-    teacher: str | Config,
-    checkpoint: str,
-) -> dict:
-    """Make the config of one tap's projection.
-
-    The arguments are those of :func:`distill_config`, but ``tap`` is the path in the teacher.
-    """
+def projection_config(projection: str | Mapping, dim: int | float | None) -> dict:
+    """Make the config of a projection; the arguments are those of :func:`distill_config`."""
     if isinstance(projection, Mapping):
         return dict(projection)
     if projection not in PROJECTIONS:
@@ -108,10 +101,7 @@ def projection_config(
         )
     if projection == 'identity':
         return {'type': PROJECTIONS[projection]}
-    if dim is None:
-        levels = Teacher(DetectorSource(teacher, checkpoint), [tap]).probe()[tap]
-        dim = max(1, min(level.channels for level in levels) // 2)
-    return {'type': PROJECTIONS[projection], 'dim': dim}
+    return {'type': PROJECTIONS[projection], **({} if dim is None else {'dim': dim})}
 
 
 def write_config(path: str, student: str, distilled: Config) -> None:

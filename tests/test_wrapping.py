@@ -35,9 +35,7 @@ def test_distill_config__student_stays_as_it_is():
     assert cfg.optim_wrapper == plain.optim_wrapper
     assert cfg.model.teacher == dict(config=R50, checkpoint='r50.pth')
     assert cfg.model.losses.to_dict() == {
-        'neck': dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=2.0
-        )
+        'neck': dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight=2.0)
     }
     assert cfg.custom_hooks == [dict(type='DistillHook', calibration_images=64)]
     assert cfg.custom_imports.imports == ['rdimkd_det']
@@ -66,7 +64,8 @@ def test_distill_config__given_configs_are_not_changed():
     assert student.model.type == 'FCOS' and 'custom_hooks' not in student
     model = MODELS.build(cfg.model)
     assert isinstance(model, RdimKDDistiller) and model.distill.taps == ['backbone', 'neck']
-    assert model.distill.losses.neck.projections[0].dim == 12
+    assert model.distill.losses.neck.projections[0].dim == 4  # a quarter of the student's 16
+    assert model.distill.losses.neck.auto
 
 
 def test_distill_config__projection_given_as_a_config():
@@ -76,11 +75,11 @@ def test_distill_config__projection_given_as_a_config():
     assert cfg.model.losses.neck.projection == given
 
 
-def test_distill_config__default_dim_is_of_the_teachers_module():
-    """The teacher's stage 2 has 16 channels, its neck 24."""
+def test_distill_config__default_dim_follows_from_both_models():
     student, teacher = Config(dict(model=fcos())), Config(dict(model=fcos(fpn_channels=24)))
-    cfg = distill_config(student, teacher, 'none.pth', teacher_module='backbone.layer2')
-    assert cfg.model.losses.neck.projection.dim == 8
+    for pair, dim in (((student, teacher), 4), ((teacher, student), 4), ((teacher, teacher), 6)):
+        model = MODELS.build(distill_config(*pair, 'none.pth').model)
+        assert model.distill.losses.neck.projections[0].dim == dim
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_save_config__gives_the_same_training(student, teacher, tmp_path, capsys
     call_tool('distill.py', student, teacher, 't.pth', '--dim', 32, '--save-config', path)
     assert f'wrote {path}' in capsys.readouterr().out
     written, expected = Config.fromfile(path), distill_config(student, teacher, 't.pth', dim=32)
-    expected.model.losses.neck.loss_weight = 1.0
+    expected.model.losses.neck.loss_weight = 'auto'
     for key in ('model', 'custom_hooks', 'custom_imports', 'optim_wrapper', 'train_dataloader'):
         assert without_scope(written[key]) == without_scope(expected[key]), key
     assert len(path.read_text().splitlines()) < 40

@@ -19,12 +19,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dim',
         type=cli.number,
-        help="directions d; for pca also a share of variance. Defaults to half of the teacher's "
-        'channels',
+        help='directions d; for pca also a share of variance. Defaults to a quarter of the '
+        'channels of the model that has fewer',
     )
     parser.add_argument('--normalize', choices=['standardize', 'teacher', 'none'])
     parser.add_argument(
-        '--loss-weight', type=cli.weight, default=1.0, help="a number or 'auto'. Defaults to 1"
+        '--loss-weight', type=cli.weight, default='auto', help="a number or 'auto', the default"
     )
     parser.add_argument(
         '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"

@@ -9,10 +9,13 @@ from .images import Photos, prepare_photos
 
 COCO_WEIGHTS = 'yolox_nano_coco_mmdet.pth'
 GROUPS = {
+    'main': 'RdimKD and its rivals: YOLOX-nano of half the width, 24 epochs',
     'weight': 'Loss weight, at d = 8',
-    'dim': 'Number of directions d (the student has 32 channels, the teacher 64)',
+    'dim': 'Number of directions d (the student has 32 channels, the teacher 64), at weight 100',
+    'balance': "The weight 'auto': its share, and following the balance during training",
+    'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
 }
-DIM = 8  # unless a row says otherwise
+VARIANTS = {'custom_imports.imports': ['rdimkd_det', 'experiments.photos.variants']}
 WEIGHTS = (1, 10, 100, 1000)
 
 
@@ -33,7 +36,32 @@ def photos_study(photos: Photos) -> Study:
 
 
 def _table(configs: str) -> dict[str, Experiment]:
-    plain, distilled = f'{configs}/yolox_pico.py', f'{configs}/rdimkd_yolox_nano_pico.py'
+    """Return the rows of a set, whose configs are in a folder."""
+
+    def plain(name: str, title: str, *groups: str, student: str = 'yolox_pico', **changes):
+        return Experiment(name, title, groups, f'{configs}/{student}.py', changes)
+
+    def distilled(
+        name: str,
+        title: str,
+        *groups: str,
+        projection: str | None = 'PCAProjection',
+        dim: int | None = None,
+        weight: float | str = 'auto',
+        type: str = 'RdimKDLoss',
+        student: str = 'pico',
+        changes: Mapping | None = None,
+        teacher: str = 'teacher',
+        **options,
+    ) -> Experiment:
+        loss = {'type': type, 'loss_weight': weight, **options}
+        if projection:
+            loss['projection'] = {'type': projection, **({'dim': dim} if dim else {})}
+        changes = {**VARIANTS, 'model.losses': {'_delete_': True, 'neck': loss}, **(changes or {})}
+        base = f'{configs}/rdimkd_yolox_nano_{student}.py'
+        beside = {'pico': 'plain', 'gfl_r18': 'gfl_plain'}[student]
+        return Experiment(name, title, groups, base, changes, teacher, beside)
+
     teacher = Experiment(
         'teacher',
         'teacher, YOLOX-nano from COCO weights',
@@ -42,32 +70,48 @@ def _table(configs: str) -> dict[str, Experiment]:
         seed=0,
         weights=COCO_WEIGHTS,
     )
-
-    def rdimkd(
-        name: str,
-        title: str,
-        *groups: str,
-        dim: int = DIM,
-        weight: float | str = 100.0,
-        changes: Mapping | None = None,
-        **options,
-    ) -> Experiment:
-        projection = {'type': 'PCAProjection', 'dim': dim}
-        loss = {'type': 'RdimKDLoss', 'projection': projection, 'loss_weight': weight, **options}
-        changes = {'model.losses': {'_delete_': True, 'neck': loss}, **(changes or {})}
-        return Experiment(name, title, groups, distilled, changes, 'teacher')
-
     return _by_name(
         [
             teacher,
-            Experiment('plain', 'plain student', tuple(GROUPS), plain),
+            plain('plain', 'plain student', 'main', 'weight', 'dim', 'balance'),
+            distilled('rdimkd_p', 'RdimKD-P', 'main', 'weight', 'dim', 'balance'),
+            distilled('rdimkd_r', 'RdimKD-R', 'main', projection='RandomProjection'),
+            distilled('rdimkd_a', 'RdimKD-A', 'main', projection='AutoencoderProjection'),
+            distilled('pkd', 'PKD', 'main', projection='IdentityProjection'),
+            distilled('l2', 'naive L2', 'main', projection='IdentityProjection', normalize=None),
+            distilled('cosine', 'cosine', 'main', projection=None, type='CosineLoss'),
             *(
-                rdimkd(f'd8_w{w}', f'RdimKD-P, d = 8, weight {w}', 'weight', weight=float(w))
+                distilled(
+                    f'd8_w{w}', f'RdimKD-P, d = 8, weight {w}', 'weight', dim=8, weight=float(w)
+                )
                 for w in WEIGHTS
             ),
             *(
-                rdimkd(f'd{dim}_w100', f'RdimKD-P, d = {dim}, weight 100', 'dim', dim=dim)
-                for dim in (2, 4, 16, 32)
+                distilled(
+                    f'd{dim}_w100', f'RdimKD-P, d = {dim}, weight 100', 'dim', dim=dim, weight=100.0
+                )
+                for dim in (4, 16, 32)
+            ),
+            *(
+                distilled(f'share{share}', f'share {share}', 'balance', auto_share=float(share))
+                for share in (1, 3, 30, 100)
+            ),
+            distilled('following', 'share 10, followed', 'balance', type='FollowingLoss'),
+            plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
+            distilled('gfl_rdimkd_p', 'RdimKD-P', 'gfl', student='gfl_r18'),
+            *(
+                distilled(f'gfl_d{dim}', f'd = {dim}', 'gfl', dim=dim, student='gfl_r18')
+                for dim in (8, 32, 64)
+            ),
+            *(
+                distilled(
+                    f'gfl_share{share}',
+                    f'share {share}',
+                    'gfl',
+                    auto_share=float(share),
+                    student='gfl_r18',
+                )
+                for share in (1, 100)
             ),
         ]
     )

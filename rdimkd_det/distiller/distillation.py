@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..features import Level, crop_to_common, match_levels, probe_levels
 from ..files.configs import teacher_entries
 from ..losses import FeatureLoss
-from ..losses.auto_weight import set_auto_weight
+from ..losses.auto_weight import note_balance
 from ..losses.maps import ComparedMaps
 from ..options import type_name
 from ..teacher.build import build_teacher
@@ -126,17 +126,19 @@ class Distillation(OneOrMoreTeachers, nn.Module):
     ) -> dict[str, Tensor]:
         """Compute the 0-dim losses 'loss_<name>_<tap>_s<stride>' of all taps and levels.
 
-        ``task_loss`` returns the student's own loss, to set ``loss_weight='auto'``. A loss that is
-        not finite raises a ``FloatingPointError``, unless ``DistillHook`` checks later.
+        ``task_loss`` returns the student's own loss of a batch that ``loss_weight='auto'`` may be
+        measured in. A loss that is not finite raises a ``FloatingPointError``, unless ``DistillHook`` checks later.
         """
         losses, compared = {}, self.compared(student_outputs, teacher_feats)
         for tap, loss, student_feats, teacher_maps in compared:
-            if not loss.needs_auto_weight or task_loss is None:
+            # Without gradients, as in a look at the losses before training, none is measured.
+            measures = task_loss and loss.measures_balance and torch.is_grad_enabled()
+            if not (measures or loss.needs_auto_weight):
                 losses.update(loss(student_feats, teacher_maps))
                 continue
             distances = loss.distances(student_feats, teacher_maps)
-            if torch.is_grad_enabled():  # otherwise there are no gradients to compare
-                set_auto_weight(tap, loss, distances, student_outputs[tap], task_loss())
+            if measures:
+                note_balance(tap, loss, distances, student_outputs[tap], task_loss())
             losses.update(loss.weighted(distances))
         self.monitor(compared)
         self.finite.note(losses)

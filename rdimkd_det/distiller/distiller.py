@@ -18,7 +18,7 @@ from ..features import record_outputs
 from ..files.configs import UnreadableConfigError
 from ..host.patches import patch_detectors
 from ..host.registry import register
-from ..losses.auto_weight import differentiable_checkpoints
+from ..losses.auto_weight import differentiable_checkpoints, has_objects
 from .distillation import build_distillation
 
 # The wrappers of a Runner that keep every parameter whole on every rank.
@@ -103,15 +103,16 @@ class RdimKDDistiller:
         teacher_feats = (
             distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
         )
-        checkpoints = differentiable_checkpoints() if distill.needs_auto_weight else nullcontext()
+        measures = active and distill.measures_balance and has_objects(batch_data_samples)
+        checkpoints = differentiable_checkpoints() if measures else nullcontext()
         # Also while the schedule's factor is 0: torch.compile would miss taps registered later.
         with checkpoints, record_outputs(self, distill.taps) as student_outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
         if not active:
             return {**losses, **distill.zero_losses()}
         _check_taps(distill.taps, student_outputs)
-        found = distill(student_outputs, teacher_feats, lambda: self.parse_losses(losses)[0])
-        return {**losses, **found}
+        task_loss = (lambda: self.parse_losses(losses)[0]) if measures else None
+        return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
 
     def init_weights(self) -> None:
         """Initialise the student as without distillation; the adapters keep their weights."""
@@ -229,7 +230,7 @@ class _WithoutTeacher(nn.Module):
     """Replaces a ``Distillation`` whose teacher config cannot be read, so that testing works."""
 
     has_weight = active = True
-    needs_auto_weight = False
+    measures_balance = False
 
     def __init__(self, error: ConfigError) -> None:
         super().__init__()

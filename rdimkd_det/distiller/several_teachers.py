@@ -28,9 +28,9 @@ class OneOrMoreTeachers:
         return any(max(loss.level_weights) > 0 for loss in self.all_losses())
 
     @property
-    def needs_auto_weight(self) -> bool:
-        """bool: Whether a loss still has to determine its weight 'auto'."""
-        return any(loss.needs_auto_weight for loss in self.all_losses())
+    def measures_balance(self) -> bool:
+        """bool: Whether a loss still measures its weight 'auto'."""
+        return any(loss.measures_balance for loss in self.all_losses())
 
     def zero_losses(self) -> dict[str, Tensor]:
         """Return :meth:`FeatureLoss.zero_losses` of all losses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,20 +17,41 @@ from .feature_loss import FeatureLoss
 
 # Loss scale: without it, most gradients of a mean over large maps underflow in half precision.
 SCALE = 4096
+PLAUSIBLE = (1e-4, 1e4)  # the task's gradient over the distillation's
 
 
-def set_auto_weight(
+def has_objects(data_samples: Sequence) -> bool:
+    """Return whether any rank's batch has an object, without which the task's gradient is untypical.
+
+    Samples without boxes, as of segmentation, count as having objects.
+    """
+    known = [it.gt_instances for it in data_samples if 'gt_instances' in it]
+    found = torch.tensor(float(not known or any(len(instances) for instances in known)))
+    all_reduce(found, 'max')
+    return bool(found)
+
+
+def note_balance(
     tap: str,
     loss: FeatureLoss,
     distances: Mapping[str, Tensor],
     maps: Sequence[Tensor],
     task: Tensor,
 ) -> None:
-    """Set the weight 'auto' of a loss from a batch, unless its gradients are not finite."""
-    loss.auto_weight.copy_(loss.auto_share * gradient_balance(task, sum(distances.values()), maps))
-    if not loss.needs_auto_weight:
-        weight = float(loss.auto_weight)
-        print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
+    """Measure the balance of a batch for the weight 'auto' of a loss."""
+    loss.note_balance(gradient_balance(task, sum(distances.values()), maps))
+    if loss.measures_balance:
+        return
+    weight = float(loss.auto_weight)
+    print_log(f"RdimKD: loss_weight='auto' at '{tap}' is {weight:.4g}", 'current')
+    if not PLAUSIBLE[0] <= weight / loss.auto_share <= PLAUSIBLE[1]:
+        print_log(
+            f"RdimKD: at '{tap}' the task's gradient is {weight / loss.auto_share:.2g} times the "
+            f"distillation's, so the weight 'auto' is implausible; run tools/preflight.py on the "
+            f'config, or give loss_weight a number.',
+            'current',
+            logging.WARNING,
+        )
 
 
 def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ from ..options import is_amount
 from .adapters import adapt, new_adapter, zero_of
 from .maps import RESIZE_MODES, check_pair, resized
 
+BALANCE_BATCHES = 10  # that loss_weight='auto' is the median of
+
 
 class FeatureLoss(nn.Module):
     """Distance of two feature pyramids, level by level: checks, adapters, weights and names.
@@ -36,10 +38,10 @@ class FeatureLoss(nn.Module):
         teacher_channels (int | Sequence[int]): Channels C_t of the teacher's maps, likewise.
         num_levels (int): Number of FPN levels.
         loss_weight (float | Sequence[float] | str): Weight of every level, or one weight per level,
-            0 or more. ``'auto'``, under ``RdimKDDistiller`` only, is set once, at the first
-            training batch with finite gradients: the distillation's gradient norm at the student's
-            maps is then ``auto_share`` times the task's. Defaults to 1.0.
-        auto_share (float): See ``loss_weight='auto'``; above 0. Defaults to 1.0.
+            0 or more. ``'auto'``, under ``RdimKDDistiller`` only, makes the distillation's gradient
+            norm at the student's maps ``auto_share`` times the task's, in the median of the first
+            10 training batches with objects; from then on it is fixed. Defaults to 1.0.
+        auto_share (float): See ``loss_weight='auto'``; above 0. Defaults to 10.0.
         resize (str, optional): Which of two maps of different size to resize (bilinearly) to the
             size of the other: 'student' or 'teacher'. With None, different sizes are an error.
             Defaults to None.
@@ -70,7 +72,7 @@ class FeatureLoss(nn.Module):
         teacher_channels: int | Sequence[int],
         num_levels: int,
         loss_weight: float | Sequence[float] | str = 1.0,
-        auto_share: float = 1.0,
+        auto_share: float = 10.0,
         resize: str | None = None,
         level_names: Sequence[str] | None = None,
     ) -> None:
@@ -100,7 +102,9 @@ class FeatureLoss(nn.Module):
             for level, (c_s, c_t) in enumerate(zip(self.student_channels, self.teacher_channels))
         )
         self.register_buffer('auto_weight', torch.tensor(math.nan if self.auto else 1.0))
-        self._weight_known = not self.auto
+        balances = torch.full((BALANCE_BATCHES,), math.nan) if self.auto else None
+        self.register_buffer('balances', balances)
+        self._num_balances: int | None = 0 if self.auto else BALANCE_BATCHES
 
     def distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the maps of one level; implement this or :meth:`level_distances`.
@@ -159,15 +163,37 @@ class FeatureLoss(nn.Module):
         return self.factor > 0 and any(weight > 0 for weight in self.level_weights)
 
     @property
-    def needs_auto_weight(self) -> bool:
-        """bool: Whether ``loss_weight='auto'`` has not been set yet."""
-        if not self._weight_known:  # reading `auto_weight` waits for the device
-            self._weight_known = not bool(self.auto_weight.isnan())
-        return not self._weight_known
+    def num_balances(self) -> int:
+        """int: How many batches the weight 'auto' is known from; all without 'auto'."""
+        if self._num_balances is None:  # reading the buffer waits for the device
+            self._num_balances = int((~self.balances.isnan()).sum())
+        return self._num_balances
 
-    def _load_from_state_dict(self, *args) -> None:
-        self._weight_known = not self.auto
-        super()._load_from_state_dict(*args)
+    @property
+    def needs_auto_weight(self) -> bool:
+        """bool: Whether ``loss_weight='auto'`` is not known from any batch yet."""
+        return self.num_balances == 0
+
+    @property
+    def measures_balance(self) -> bool:
+        """bool: Whether the weight 'auto' takes part of the next batch with objects."""
+        return self.num_balances < BALANCE_BATCHES
+
+    def note_balance(self, balance: Tensor) -> None:
+        """Note the task's gradient over the distillation's in a batch, 0-dim, unless it is NaN."""
+        if bool(balance.isfinite()):
+            self.balances[self.num_balances] = balance
+            self._num_balances += 1
+            self.auto_weight.copy_(self.auto_share * self.balances.nanmedian())
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if self.auto:
+            self._num_balances = None
+            # Checkpoints of versions before 0.3 have the weight of one batch, and keep it.
+            weight = state_dict.get(f'{prefix}auto_weight', self.auto_weight)
+            of_one_batch = (weight / self.auto_share).expand(BALANCE_BATCHES)
+            state_dict.setdefault(f'{prefix}balances', of_one_batch)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from .. import functional
 from ..functional import working_dtype
 from ..functional.moments import merge_spreads, spread
-from ..host.registry import register
+from ..host.registry import find_type, register
 from ..options import is_amount
-from ..projections import Projection
+from ..projections import Projection, default_dim
 from .adapters import fold_adapter, project_adapted, zero_of_bias
 from .feature_loss import FeatureLoss
 
@@ -36,7 +37,8 @@ class RdimKDLoss(FeatureLoss):
 
     Args:
         projection (dict | Sequence[Projection]): Config of the projection, from which one is built
-            per level; or the built projections, one per level.
+            per level, without ``dim`` with a quarter of the channels of the model that has fewer;
+            or the built projections, one per level.
         normalize (str, optional): ``'standardize'`` scales every direction of both maps to zero
             mean and unit deviation, ``'teacher'`` divides the loss by the teacher's variance in
             the subspace, ``None`` does not normalise. Defaults to 'standardize'.
@@ -67,7 +69,7 @@ class RdimKDLoss(FeatureLoss):
         num_levels: int,
         normalize: str | None = 'standardize',
         loss_weight: float | Sequence[float] | str = 1.0,
-        auto_share: float = 1.0,
+        auto_share: float = 10.0,
         resize: str | None = None,
         level_names: Sequence[str] | None = None,
         momentum: float = 0.05,
@@ -86,8 +88,8 @@ class RdimKDLoss(FeatureLoss):
     def _build_projections(self, projection: dict | Sequence[Projection]) -> list[Projection]:
         if isinstance(projection, Mapping) and 'type' in projection:
             built = [
-                MODELS.build(dict(projection, num_channels=channels, level=level))
-                for level, channels in enumerate(self.teacher_channels)
+                MODELS.build(self._with_dim(projection, level) | {'level': level})
+                for level in range(self.num_levels)
             ]
         else:
             built = [it for it in projection if isinstance(it, Projection)]
@@ -103,6 +105,15 @@ class RdimKDLoss(FeatureLoss):
             f'{self.teacher_channels}; give one projection per level.',
         )
         return built
+
+    def _with_dim(self, projection: Mapping, level: int) -> dict:
+        """Fill in a level's number of channels, and d where the projection needs one."""
+        teacher = self.teacher_channels[level]
+        filled_in = {'num_channels': teacher}
+        dim = inspect.signature(find_type(projection, MODELS)).parameters.get('dim')
+        if dim is not None and dim.default is dim.empty:
+            filled_in['dim'] = default_dim(self.student_channels[level], teacher)
+        return {**filled_in, **projection}
 
     @property
     def same_on_ranks(self) -> bool:

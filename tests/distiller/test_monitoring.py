@@ -235,7 +235,7 @@ class TestWeightsInForce:
     def test_weights_in_force__auto(self):
         loss = make_loss(loss_weight='auto')
         assert effective_weights(loss) == {}
-        loss.auto_weight.fill_(3.0)
+        loss.note_balance(torch.tensor(3.0 / loss.auto_share))
         assert effective_weights(loss) == {'rdimkd_weight_neck': 3.0}
 
 

@@ -306,7 +306,7 @@ def test_weight__auto_alone_is_refused():
     assert loss.needs_auto_weight
     with pytest.raises(RuntimeError, match="'auto' compares with the task's gradient"):
         loss(pyramid(6), pyramid(6))
-    loss.auto_weight.fill_(3.0)
+    loss.note_balance(torch.tensor(3.0 / loss.auto_share))
     student, teacher = pyramid(6), pyramid(6)
     values, plain = loss(student, teacher), build()(student, teacher)
     assert all(values[name] == 3 * plain[name] for name in plain)

@@ -11,6 +11,6 @@ model = dict(
         checkpoint='work_dirs/yolox_nano_teacher/epoch_12.pth',
     ),
     losses=dict(
-        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=8), loss_weight=1.0)
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )
