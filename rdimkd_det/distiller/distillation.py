@@ -14,6 +14,7 @@ from ..files.configs import teacher_entries
 from ..losses import FeatureLoss
 from ..losses.auto_weight import note_balance
 from ..losses.maps import ComparedMaps
+from ..losses.padding import positions_in_images
 from ..options import type_name
 from ..teacher.build import build_teacher
 from .build_loss import build_tap_loss, check_losses
@@ -103,9 +104,15 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         }
 
     def compared(
-        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: Mapping[str, list[Tensor]]
+        self,
+        student_outputs: Mapping[str, list[Tensor]],
+        teacher_feats: Mapping[str, list[Tensor]],
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[ComparedMaps]:
-        """Match the student's maps and :meth:`teacher_feats` of a batch; the losses see these."""
+        """Match the student's maps and :meth:`teacher_feats` of a batch; the losses see these.
+
+        ``sizes`` are (H, W) of the images in pixels; None if no image is padded.
+        """
         self.teacher.wait(teacher_feats)
         found = []
         for tap, loss in self.items():
@@ -115,7 +122,11 @@ class Distillation(OneOrMoreTeachers, nn.Module):
                 )
                 for (student, teacher), maps in zip(self.level_pairs[tap], teacher_feats[tap])
             ]
-            found.append(ComparedMaps(tap, loss, *zip(*pairs)))
+            positions = [
+                positions_in_images(sizes, maps, student.stride)
+                for (student, _), (maps, _) in zip(self.level_pairs[tap], pairs)
+            ]
+            found.append(ComparedMaps(tap, loss, *zip(*pairs), tuple(positions)))
         return found
 
     def forward(
@@ -123,20 +134,22 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         student_outputs: Mapping[str, list[Tensor]],
         teacher_feats: Mapping[str, list[Tensor]],
         task_loss: Callable[[], Tensor] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the 0-dim losses 'loss_<name>_<tap>_s<stride>' of all taps and levels.
 
         ``task_loss`` returns the student's own loss of a batch that ``loss_weight='auto'`` may be
-        measured in. A loss that is not finite raises a ``FloatingPointError``, unless ``DistillHook`` checks later.
+        measured in; ``sizes`` are those of :meth:`compared`. A loss that is not finite raises a
+        ``FloatingPointError``, unless ``DistillHook`` checks later.
         """
-        losses, compared = {}, self.compared(student_outputs, teacher_feats)
-        for tap, loss, student_feats, teacher_maps in compared:
+        losses, compared = {}, self.compared(student_outputs, teacher_feats, sizes)
+        for tap, loss, *maps in compared:
             # Without gradients, as in a look at the losses before training, none is measured.
             measures = task_loss and loss.measures_balance and torch.is_grad_enabled()
             if not (measures or loss.needs_auto_weight):
-                losses.update(loss(student_feats, teacher_maps))
+                losses.update(loss(*maps))
                 continue
-            distances = loss.distances(student_feats, teacher_maps)
+            distances = loss.distances(*maps)
             if measures:
                 note_balance(tap, loss, distances, student_outputs[tap], task_loss())
             losses.update(loss.weighted(distances))

@@ -19,6 +19,7 @@ from ..files.configs import UnreadableConfigError
 from ..host.patches import patch_detectors
 from ..host.registry import register
 from ..losses.auto_weight import differentiable_checkpoints, has_objects
+from ..losses.padding import image_sizes
 from .distillation import build_distillation
 
 # The wrappers of a Runner that keep every parameter whole on every rank.
@@ -112,7 +113,8 @@ class RdimKDDistiller:
             return {**losses, **distill.zero_losses()}
         _check_taps(distill.taps, student_outputs)
         task_loss = (lambda: self.parse_losses(losses)[0]) if measures else None
-        return {**losses, **distill(student_outputs, teacher_feats, task_loss)}
+        sizes = image_sizes(batch_data_samples)
+        return {**losses, **distill(student_outputs, teacher_feats, task_loss, sizes)}
 
     def init_weights(self) -> None:
         """Initialise the student as without distillation; the adapters keep their weights."""

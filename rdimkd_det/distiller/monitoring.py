@@ -16,6 +16,7 @@ from ..functional.moments import centred, merge, merge_ranks, moments
 from ..losses import FeatureLoss
 from ..losses.adapters import fold_adapter
 from ..losses.maps import ComparedMaps
+from ..losses.padding import select_positions
 
 # Prevents NaN along a direction without any variance.
 TINY = 1e-30
@@ -54,7 +55,10 @@ def _share(statistics: Tensor) -> Tensor:
 
 @torch.no_grad()
 def explained_shares(
-    loss: FeatureLoss, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    loss: FeatureLoss,
+    student_feats: Sequence[Tensor],
+    teacher_feats: Sequence[Tensor],
+    positions: Sequence[Tensor | None] | None = None,
 ) -> dict[str, Tensor]:
     """Compute the share of the teacher's variance explained inside and outside the subspace.
 
@@ -63,7 +67,8 @@ def explained_shares(
     teacher is cached.
     """
     length = -(-max(maps[0, 0].numel() for maps in student_feats) // NUM_PIECES)
-    levels = enumerate(zip(student_feats, teacher_feats))
+    within = positions or [None] * len(student_feats)
+    levels = enumerate(zip(student_feats, teacher_feats, within))
     with torch.autocast(student_feats[0].device.type, enabled=False):
         statistics = merge_ranks([_moments(loss, level, *maps, length) for level, maps in levels])
     shares = {}
@@ -77,7 +82,12 @@ def explained_shares(
 
 
 def _moments(
-    loss: FeatureLoss, level: int, student: Tensor, teacher: Tensor, length: int
+    loss: FeatureLoss,
+    level: int,
+    student: Tensor,
+    teacher: Tensor,
+    positions: Tensor | None,
+    length: int,
 ) -> Tensor:
     """Compute the moments of a level on this rank: (6, d), or (6, d + C_t) with the complement.
 
@@ -90,7 +100,8 @@ def _moments(
     else:
         directions = of_teacher = _with_complement(basis)
     of_student = fold_adapter(loss.adapters[level], directions)
-    pieces = zip(*(maps.flatten(2).split(length, 2) for maps in (student, teacher)))
+    selected = (select_positions(maps.flatten(2), positions) for maps in (student, teacher))
+    pieces = zip(*(maps.split(length, 2) for maps in selected))
     coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
     return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
 
@@ -113,9 +124,9 @@ class Monitor:
     @torch.compiler.disable  # so that a change of `due` does not compile the student again
     def __call__(self, compared: Iterable[ComparedMaps]) -> None:
         """Record :func:`explained_shares` of all losses with projections, if that is due."""
-        for _, loss, student_feats, teacher_feats in compared if self.due else ():
+        for _, loss, *maps in compared if self.due else ():
             if loss.projections:
-                self._shares.update(explained_shares(loss, student_feats, teacher_feats))
+                self._shares.update(explained_shares(loss, *maps))
 
     def take(self) -> dict[str, float]:
         """Return the recorded shares by name, and end recording; waits for the device once."""

@@ -56,7 +56,11 @@ class SeveralTeachers(OneOrMoreTeachers, nn.ModuleList):
         return [part.teacher_feats(*args, **kwargs) if part.active else None for part in self]
 
     def forward(
-        self, student_outputs: Mapping[str, list[Tensor]], teacher_feats: list, task_loss=None
+        self,
+        student_outputs: Mapping[str, list[Tensor]],
+        teacher_feats: list,
+        task_loss=None,
+        sizes=None,
     ) -> dict[str, Tensor]:
         """Compute the losses of all teachers, see :meth:`Distillation.forward`."""
         losses = {}
@@ -64,5 +68,5 @@ class SeveralTeachers(OneOrMoreTeachers, nn.ModuleList):
             if feats is None:
                 losses.update(part.zero_losses())
             else:
-                losses.update(part(student_outputs, feats, task_loss))
+                losses.update(part(student_outputs, feats, task_loss, sizes))
         return losses

@@ -21,7 +21,7 @@ PLAUSIBLE = (1e-4, 1e4)  # the task's gradient over the distillation's
 
 
 def has_objects(data_samples: Sequence) -> bool:
-    """Return whether any rank's batch has an object, without which the task's gradient is untypical.
+    """Return whether any rank's batch has an object; without, the task's gradient is untypical.
 
     Samples without boxes, as of segmentation, count as having objects.
     """

@@ -28,6 +28,8 @@ class FeatureLoss(nn.Module):
         name (str): Names the losses: 'loss_<name>_<level name>'.
         uses_adapters (bool): Whether a student's map of other channels than the teacher's passes a
             learned 1x1 convolution first. Defaults to True.
+        leaves_padding_out (bool): Whether the loss takes ``positions``, see :meth:`forward`.
+            Defaults to False.
         projections (nn.ModuleList): One :class:`~rdimkd_det.projections.Projection` per level, set
             by a loss that compares in a subspace, to have them fitted, monitored and cached; empty
             otherwise.
@@ -65,6 +67,7 @@ class FeatureLoss(nn.Module):
 
     name = 'feature'
     uses_adapters = True
+    leaves_padding_out = False
 
     def __init__(
         self,
@@ -124,6 +127,8 @@ class FeatureLoss(nn.Module):
         self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
     ) -> list[Tensor]:
         """Compare the maps of some levels.
+
+        A loss that ``leaves_padding_out`` also takes ``positions``, None or as in :meth:`forward`.
 
         Args:
             levels (Sequence[int]): Indices of the levels with a weight.
@@ -196,7 +201,10 @@ class FeatureLoss(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
-        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+        self,
+        student_feats: Sequence[Tensor],
+        teacher_feats: Sequence[Tensor],
+        positions: Sequence[Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
         """Compare two feature pyramids.
 
@@ -204,6 +212,8 @@ class FeatureLoss(nn.Module):
             student_feats (Sequence[Tensor]): Student's maps (N, C_s, H, W), one per level.
             teacher_feats (Sequence[Tensor]): Teacher's maps (N, C_t, H, W) of the same levels, and
                 of the same sizes unless ``resize`` is set; no gradient flows into them.
+            positions (Sequence[Tensor | None], optional): Per level the indices (M,) into the
+                N * H * W positions to compare, None for all of them. Defaults to all.
 
         Returns:
             dict[str, Tensor]: 'loss_<name>_<level name>' to the 0-dim loss of each level, times its
@@ -218,7 +228,7 @@ class FeatureLoss(nn.Module):
                 f"{type(self).__name__}: loss_weight='auto' compares with the task's gradient, "
                 f'which only RdimKDDistiller sees; give a number.'
             )
-        return self.weighted(self.distances(student_feats, teacher_feats))
+        return self.weighted(self.distances(student_feats, teacher_feats, positions))
 
     def weighted(self, distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply :meth:`distances` by each level's weight; while 'auto' is not set, it is 1."""
@@ -229,7 +239,10 @@ class FeatureLoss(nn.Module):
         }
 
     def distances(
-        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+        self,
+        student_feats: Sequence[Tensor],
+        teacher_feats: Sequence[Tensor],
+        positions: Sequence[Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
         """Compute :meth:`forward` without the weights; 0 for a level whose weight is 0."""
         if not len(student_feats) == len(teacher_feats) == self.num_levels:
@@ -243,7 +256,8 @@ class FeatureLoss(nn.Module):
         levels = [level for level, weight in enumerate(self.level_weights) if weight > 0]
         # Sums over a whole feature map need more than half precision.
         with torch.autocast(student_feats[0].device.type, enabled=False):
-            found = dict(zip(levels, self.level_distances(levels, maps)))
+            options = {'positions': positions} if self.leaves_padding_out else {}
+            found = dict(zip(levels, self.level_distances(levels, maps, **options)))
         for level, distance in found.items():
             self._check_distance(level, distance)
         nothing = student_feats[0].new_zeros((), dtype=working_dtype(student_feats[0]))

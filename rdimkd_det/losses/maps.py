@@ -19,6 +19,7 @@ class ComparedMaps(NamedTuple):
     loss: nn.Module
     student: tuple[Tensor, ...]  # (N, C_s, H, W), one per level
     teacher: tuple[Tensor, ...]  # (N, C_t, H, W), of the same levels
+    positions: tuple[Tensor | None, ...]  # those in the images, see `positions_in_images`
 
 
 def check_pair(

@@ -18,6 +18,7 @@ from ..options import is_amount
 from ..projections import Projection, default_dim
 from .adapters import fold_adapter, project_adapted, zero_of_bias
 from .feature_loss import FeatureLoss
+from .padding import select_positions
 
 NORMALIZE_MODES = (None, 'teacher', 'standardize')
 
@@ -60,6 +61,7 @@ class RdimKDLoss(FeatureLoss):
     """
 
     name = 'rdimkd'
+    leaves_padding_out = True
 
     def __init__(
         self,
@@ -125,32 +127,43 @@ class RdimKDLoss(FeatureLoss):
         return {'projection': self.projections[0].configured, 'normalize': str(self.normalize)}
 
     def level_distances(
-        self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
+        self,
+        levels: Sequence[int],
+        maps: Sequence[tuple[Tensor, Tensor]],
+        positions: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
         """See :meth:`FeatureLoss.level_distances`."""
+        within = positions or [None] * self.num_levels
         if self.normalize == 'standardize':
             # Standardising removes the mean, and the adapter's bias with it.
             found = functional.standardized_losses(
-                self._coordinates(level, *maps[level], with_bias=False) for level in levels
+                self._coordinates(level, *maps[level], within[level], with_bias=False)
+                for level in levels
             )
             return [it + zero_of_bias(self.adapters[level]) for level, it in zip(levels, found)]
         if self.normalize == 'teacher':
-            return self._teacher_scaled(levels, maps)
-        return [self._plain(level, *maps[level]) for level in levels]
+            return self._teacher_scaled(levels, maps, within)
+        return [self._plain(level, *maps[level], within[level]) for level in levels]
 
-    def _plain(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
-        if isinstance(self.adapters[level], nn.Identity) and not self.teacher_projected:
+    def _plain(
+        self, level: int, student: Tensor, teacher: Tensor, positions: Tensor | None
+    ) -> Tensor:
+        comparable = isinstance(self.adapters[level], nn.Identity) and not self.teacher_projected
+        if comparable and positions is None:
             student, teacher = self.same_size(student, teacher)
             return functional.rdimkd_loss(student, teacher, self._basis(level, student))
-        student, teacher = self._coordinates(level, student, teacher)
+        student, teacher = self._coordinates(level, student, teacher, positions)
         return functional.mean_square(student - teacher)
 
     def _teacher_scaled(
-        self, levels: Sequence[int], maps: Sequence[tuple[Tensor, Tensor]]
+        self,
+        levels: Sequence[int],
+        maps: Sequence[tuple[Tensor, Tensor]],
+        positions: Sequence[Tensor | None],
     ) -> list[Tensor]:
         distances, spreads = [], []
         for level in levels:
-            student, teacher = self._coordinates(level, *maps[level])
+            student, teacher = self._coordinates(level, *maps[level], positions[level])
             distances.append(functional.mean_square(student - teacher))
             spreads.append(spread(teacher))
         if levels and (self.training or self.teacher_variance[levels].isnan().any()):
@@ -166,9 +179,17 @@ class RdimKDLoss(FeatureLoss):
         self.teacher_variance[levels] = running
 
     def _coordinates(
-        self, level: int, student: Tensor, teacher: Tensor, with_bias: bool = True
+        self,
+        level: int,
+        student: Tensor,
+        teacher: Tensor,
+        positions: Tensor | None,
+        with_bias: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Compute ``K^T r(F_s)``, with or without adapter bias, and ``K^T F_t``: (N, d, H * W)."""
+        """Compute ``K^T r(F_s)``, with or without adapter bias, and ``K^T F_t``: (N, d, H * W).
+
+        With ``positions`` they are (1, d, M).
+        """
         student, teacher = self.same_size(student, teacher.detach())
         basis, adapter = self._basis(level, student), self.adapters[level]
         if self.teacher_projected:
@@ -176,8 +197,10 @@ class RdimKDLoss(FeatureLoss):
         else:
             teacher = functional.project(teacher, basis)
         if with_bias:
-            return project_adapted(student, adapter, basis), teacher
-        return functional.project(student, fold_adapter(adapter, basis)), teacher
+            student = project_adapted(student, adapter, basis)
+        else:
+            student = functional.project(student, fold_adapter(adapter, basis))
+        return select_positions(student, positions), select_positions(teacher, positions)
 
     def _basis(self, level: int, student: Tensor) -> Tensor:
         # Products with half-precision maps are computed in the basis's precision.

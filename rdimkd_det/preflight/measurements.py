@@ -24,6 +24,7 @@ from ..distiller.inheritance import inherit_from_teacher
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
+from ..losses.padding import image_sizes
 from ..progress import with_progress
 from ..training.calibration import calibration_batches, fit_projections
 from .report import Report, Table
@@ -128,7 +129,7 @@ def _losses(
     broken = [name for name, value in logged.items() if not value.isfinite()]
     if broken:
         raise FloatingPointError(f"the student's own {', '.join(broken)} is not finite")
-    return task, part(outputs, teacher_feats), outputs
+    return task, part(outputs, teacher_feats, sizes=image_sizes(samples)), outputs
 
 
 def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..distiller import distilled_student
 from ..distiller.distillation import Distillation
+from ..losses.padding import image_sizes, positions_in_images, select_positions
 from ..progress import with_progress
 
 
@@ -24,12 +25,13 @@ class ChannelCovariance:
         self.sum = torch.zeros(num_channels, **options)
         self.square = torch.zeros(num_channels, num_channels, **options)
 
-    def update(self, feats: Tensor) -> None:
-        """Add a feature map (N, C, H, W)."""
-        positions = feats.detach().double().transpose(0, 1).flatten(1)  # (C, N * H * W)
-        self.count += positions.shape[1]
-        self.sum += positions.sum(1)
-        self.square += positions @ positions.t()
+    def update(self, feats: Tensor, positions: Tensor | None = None) -> None:
+        """Add a feature map (N, C, H, W), or some of its positions."""
+        vectors = select_positions(feats.detach().flatten(2), positions).double()  # (N, C, L)
+        vectors = vectors.transpose(0, 1).flatten(1)
+        self.count += vectors.shape[1]
+        self.sum += vectors.sum(1)
+        self.square += vectors @ vectors.t()
 
     def compute(self) -> Tensor:
         """Return the covariance (C, C) over all batches of all ranks, the same on every rank."""
@@ -50,13 +52,16 @@ def teacher_covariances(
     sums: list[dict[str, list[ChannelCovariance]]] = [{} for _ in parts]
     for batch in batches:
         data = preprocessor(batch, True)
+        sizes = image_sizes(data['data_samples'])
         for part, of_part in zip(parts, sums):
             feats = part.teacher_feats(data['inputs'], data['data_samples'])
             for tap, levels in feats.items():
                 if tap not in of_part:
                     of_part[tap] = [ChannelCovariance(it.shape[1], it.device) for it in levels]
-                for covariance, maps in zip(of_part[tap], levels):
-                    covariance.update(maps)
+                for covariance, maps, (_, level) in zip(
+                    of_part[tap], levels, part.level_pairs[tap]
+                ):
+                    covariance.update(maps, positions_in_images(sizes, maps, level.stride))
     return [
         {tap: [level.compute() for level in levels] for tap, levels in of_part.items()}
         for of_part in sums

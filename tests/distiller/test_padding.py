@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from runs import distilled, fcos, write_teacher
 
 from rdimkd_det.features import crop_to_common, record_outputs
+from rdimkd_det.losses.padding import positions_in_images
 
 IDENTITY = dict(type='IdentityProjection')
 
@@ -42,13 +43,15 @@ def test_equal_strides__are_cropped_and_never_interpolated(build, resize):
     assert outputs['neck'][0].shape[2:] == (12, 20) and teacher[0].shape[2:] == (16, 24)
     for stride, own, other in zip((8, 16, 32), outputs['neck'], teacher):
         height, width = own.shape[2:]
-        expected = (own - other[:, :, :height, :width]).square().mean()
+        rows, columns = -(-90 // stride), -(-150 // stride)  # those that see the image
+        expected = (own - other[:, :, :height, :width]).square()[:, :, :rows, :columns].mean()
         torch.testing.assert_close(losses[f'loss_rdimkd_neck_s{stride}'], expected)
 
 
-def test_padded_positions__count_like_others(build):
-    """As documented, a batch of unequal images is compared at all positions."""
-    model = build(normalize=None)
+@pytest.mark.parametrize('normalize', [None, 'teacher', 'standardize'])
+def test_padding__is_left_out(build, normalize):
+    """A 96x64 and a 64x160 image in a batch of 96x160: 96 + 160 of 480 positions at stride 8."""
+    model = build(normalize=normalize)
     sizes = [(96, 64), (64, 160)]
     data = model.data_preprocessor(random_batch(size=sizes, num_classes=3), training=True)
     assert data['inputs'].shape[2:] == (96, 160)
@@ -57,9 +60,23 @@ def test_padded_positions__count_like_others(build):
     with torch.no_grad():
         feats = model.distill.teacher_feats(data['inputs'], data['data_samples'])['neck']
     own, other = outputs['neck'][0], feats[0][:, :, :12, :20]
-    whole = (own - other).square()
-    torch.testing.assert_close(losses['loss_rdimkd_neck_s8'], whole.mean())
-    assert whole[0, :, :, 8:].mean() > 0  # right of the first image there is padding only
+    parts = [(maps[0, :, :, :8], maps[1, :, :8]) for maps in (own, other)]
+    own, other = (torch.cat([part.flatten(1) for part in of_one], 1) for of_one in parts)
+    assert own.shape[1] == 96 + 160
+    if normalize == 'standardize':
+        own, other = (
+            (it - it.mean(1, keepdim=True)) / it.std(1, keepdim=True) for it in (own, other)
+        )
+    scale = other.var(1).mean() if normalize == 'teacher' else 1
+    expected = (own - other).square().mean() / scale
+    torch.testing.assert_close(losses['loss_rdimkd_neck_s8'], expected, rtol=0.01, atol=0)
+
+
+def test_positions__all_of_a_batch_without_padding():
+    maps = torch.zeros(2, 3, 12, 20)
+    assert positions_in_images([(96, 160), (90, 153)], maps, 8) is None
+    assert positions_in_images(None, maps, 8) is None  # samples that do not say it
+    assert len(positions_in_images([(96, 160), (88, 160)], maps, 8)) == 2 * 240 - 20
 
 
 @pytest.mark.parametrize(
