@@ -10,13 +10,12 @@ from .images import Photos, prepare_photos
 COCO_WEIGHTS = 'yolox_nano_coco_mmdet.pth'
 GROUPS = {
     'main': 'RdimKD and its rivals: YOLOX-nano of half the width, 24 epochs',
-    'weight': 'Loss weight, at d = 8',
-    'dim': 'Number of directions d (the student has 32 channels, the teacher 64), at weight 100',
-    'balance': "The weight 'auto': its share, and following the balance during training",
+    'dim': 'Number of directions d: the student has 32 channels, the teacher 64',
+    'balance': "The share of 'auto', and following the balance during training",
+    'padding': 'Padding in the losses, statistics and calibration',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
 }
 VARIANTS = {'custom_imports.imports': ['rdimkd_det', 'experiments.photos.variants']}
-WEIGHTS = (1, 10, 100, 1000)
 
 
 def photos_study(photos: Photos) -> Study:
@@ -73,29 +72,19 @@ def _table(configs: str) -> dict[str, Experiment]:
     return _by_name(
         [
             teacher,
-            plain('plain', 'plain student', 'main', 'weight', 'dim', 'balance'),
-            distilled('rdimkd_p', 'RdimKD-P', 'main', 'weight', 'dim', 'balance'),
+            plain('plain', 'plain student', 'main', 'dim', 'balance', 'padding'),
+            distilled('rdimkd_p', 'RdimKD-P', 'main', 'dim', 'balance', 'padding'),
             distilled('rdimkd_r', 'RdimKD-R', 'main', projection='RandomProjection'),
             distilled('rdimkd_a', 'RdimKD-A', 'main', projection='AutoencoderProjection'),
             distilled('pkd', 'PKD', 'main', projection='IdentityProjection'),
             distilled('l2', 'naive L2', 'main', projection='IdentityProjection', normalize=None),
             distilled('cosine', 'cosine', 'main', projection=None, type='CosineLoss'),
-            *(
-                distilled(
-                    f'd8_w{w}', f'RdimKD-P, d = 8, weight {w}', 'weight', dim=8, weight=float(w)
-                )
-                for w in WEIGHTS
-            ),
-            *(
-                distilled(
-                    f'd{dim}_w100', f'RdimKD-P, d = {dim}, weight 100', 'dim', dim=dim, weight=100.0
-                )
-                for dim in (4, 16, 32)
-            ),
+            *(distilled(f'd{dim}', f'd = {dim}', 'dim', dim=dim) for dim in (4, 16, 32)),
             *(
                 distilled(f'share{share}', f'share {share}', 'balance', auto_share=float(share))
-                for share in (1, 3, 30, 100)
+                for share in (1, 100)
             ),
+            distilled('with_padding', 'padding compared too', 'padding', type='WithPaddingLoss'),
             distilled('following', 'share 10, followed', 'balance', type='FollowingLoss'),
             plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
             distilled('gfl_rdimkd_p', 'RdimKD-P', 'gfl', student='gfl_r18'),

@@ -53,3 +53,10 @@ class FollowingLoss(RdimKDLoss):
         elif balance.isfinite():
             change = (self.auto_share * balance / self.auto_weight) ** self.rate
             self.auto_weight.mul_(change.clamp(0.5, 2.0))
+
+
+@MODELS.register_module()
+class WithPaddingLoss(RdimKDLoss):
+    """``RdimKDLoss`` that also compares the padding of a batch; K is fitted without it."""
+
+    leaves_padding_out = False
