@@ -25,13 +25,14 @@ from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..losses.padding import image_sizes
+from ..losses import FeatureLoss
 from ..progress import with_progress
 from ..training.calibration import calibration_batches, fit_projections
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
-# Ratios of distillation's gradient to the task's, beyond which it drowns the task or does nothing.
-LARGEST_SHARE, SMALLEST_SHARE = 1e4, 1e-4
+# Distillation's gradient over the task's: within, AP hardly depends on the weight (docs/results.md).
+FLAT = 1.0, 1000.0
 
 
 def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
@@ -84,13 +85,14 @@ def measure_gradients(model: RdimKDDistiller, batches: Sequence[dict], report: R
         weights = _take_weights(part)
         levels, balances = _measure(model, part, batches)
         for tap, loss in part.items():
-            recommended = loss.auto_share * median(balances[tap])
+            balance = median(balances[tap])
+            recommended = loss.auto_share * balance
             where = part.full_name(tap)
             measured = {name: levels[name] for name in loss.level_names}
             factor = recommended if loss.auto else 1.0
             table.rows += _rows(measured, [factor * weight for weight in weights[tap]])
             _judge_frozen(where, measured, weights[tap], report)
-            _judge_weight(where, loss.auto, max(weights[tap]), recommended, report)
+            _judge_weight(where, loss, max(weights[tap]), balance, report)
             report.figures.setdefault('recommended_loss_weight', {})[where] = recommended
     report.tables.append(table)
 
@@ -166,20 +168,20 @@ def _judge_frozen(
 
 
 def _judge_weight(
-    where: str, auto: bool, weight: float, recommended: float, report: Report
+    where: str, loss: FeatureLoss, weight: float, balance: float, report: Report
 ) -> None:
-    what = f"Weight at '{where}'"
-    share = weight / recommended
-    if auto:
-        report.ok(what, f"'auto' would be {recommended:.3g}")
+    """Report distillation's gradient over the task's, whose balance is that of weight 1."""
+    what, recommended = f"Weight at '{where}'", loss.auto_share * balance
+    if loss.auto:
+        text = f"'auto' is about {recommended:.3g}: distillation's gradient"
+        report.ok(what, f"{text} is {loss.auto_share:g} times the task's")
         return
+    share = weight / balance
     times = f'{share:,.0f}' if share >= 10 else f'{share:.2g}'
-    text = (
-        f"{weight:g}: distillation's gradient is {times} times the task's, {recommended:.3g} "
-        f'would make them equal'
-    )
-    if SMALLEST_SHARE <= share <= LARGEST_SHARE:
-        report.ok(what, text)
-    else:
-        effect = 'drowns the task' if share > 1 else 'does next to nothing'
-        report.warning(what, f'{text}; it {effect}', 'set loss_weight nearer to 1')
+    text = f"{weight:g}: distillation's gradient is {times} times the task's"
+    if weight == 0 or FLAT[0] <= share <= FLAT[1]:
+        report.ok(what, f"{text}; 'auto' would be {recommended:.3g}")
+        return
+    effect = 'drowns the task' if share > 1 else 'does little'
+    remedy = f"set loss_weight='auto', which would be {recommended:.3g}"
+    report.warning(what, f'{text}; it {effect}', remedy)

@@ -60,17 +60,24 @@ def test_preflight__recommends_what_auto_sets(preflight, config):
     expected = float(model.distill.losses['neck'].auto_weight)
     recommended = auto.report['figures']['recommended_loss_weight']['neck']
     assert recommended == pytest.approx(expected, rel=1e-4)
-    assert "'auto' would be" in found(auto, 'ok')["Weight at 'neck'"][0]
+    text = f"'auto' is about {recommended:.3g}: distillation's gradient is 10 times the task's"
+    assert found(auto, 'ok')["Weight at 'neck'"][0] == text
     assert auto.report['tables'][0]['rows'][0][-1] == 'auto'
 
 
 def test_preflight__weight_that_drowns_the_task(preflight):
     done = preflight(change=lambda cfg: cfg.model.losses.neck.update(loss_weight=1e4))
     text, remedy = found(done, 'warning')["Weight at 'neck'"]
-    assert 'it drowns the task' in text and remedy == 'set loss_weight nearer to 1'
     recommended = done.report['figures']['recommended_loss_weight']['neck']
-    times = f'{1e4 / recommended:,.0f}'
-    assert f"gradient is {times} times the task's, {recommended:.3g} would make them equal" in text
+    times = f'{1e4 / recommended * 10:,.0f}'
+    assert text == f"10000: distillation's gradient is {times} times the task's; it drowns the task"
+    assert remedy == f"set loss_weight='auto', which would be {recommended:.3g}"
+
+
+def test_preflight__weight_that_does_little(preflight):
+    done = preflight(change=lambda cfg: cfg.model.losses.neck.update(loss_weight=1e-6))
+    text, remedy = found(done, 'warning')["Weight at 'neck'"]
+    assert text.endswith('it does little') and remedy.startswith("set loss_weight='auto'")
 
 
 def test_preflight__weight_zero(preflight):
