@@ -23,15 +23,15 @@ from ..distiller.distillation import Distillation
 from ..distiller.inheritance import inherit_from_teacher
 from ..features import record_outputs
 from ..files.checkpoints import load_checkpoint_safely
+from ..losses import FeatureLoss
 from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..losses.padding import image_sizes
-from ..losses import FeatureLoss
 from ..progress import with_progress
 from ..training.calibration import calibration_batches, fit_projections
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
-# Distillation's gradient over the task's: within, AP hardly depends on the weight (docs/results.md).
+# Distillation's gradient over the task's: in between, AP hardly depends on the weight.
 FLAT = 1.0, 1000.0
 
 
