@@ -24,6 +24,7 @@ def keep_result(plan: Plan, run: Run) -> None:
         'seed': run.seed,
         **history.metrics(run.epochs),
         'ap_by_epoch': history.ap_line[1],
+        'metrics': _coco_metrics(history.val[run.epochs]),
         'seconds': round(history.seconds(run.iterations), 1),
         'threads': run.threads,
         'base': experiment.base,
@@ -47,6 +48,12 @@ def keep_finished(plan: Plan, runs: Iterable[Run]) -> None:
     for run in runs:
         if is_done(run) and not plan.result(run):
             keep_result(plan, run)
+
+
+def _coco_metrics(line: Mapping) -> dict[str, float]:
+    """Return all of a validation's COCO metrics, those of each class included."""
+    names = {key: key.removeprefix('coco/') for key in line if key.startswith('coco/')}
+    return {name: line[key] for key, name in names.items()}
 
 
 def _describe_teacher(teachers: tuple[Run, ...]) -> Mapping | None:
