@@ -27,7 +27,7 @@ CLASSES = {
 
 
 def read_bccd(repository: Path) -> Iterator[tuple[str, Path, list[Box]]]:
-    """Yield split, image file and boxes of BCCD: VOC XML; its trainval.txt is train, test.txt val."""
+    """Yield split, image file and boxes of BCCD: VOC XML; train is trainval.txt, val test.txt."""
     root = repository / 'BCCD'
     for split, listed in (('train', 'trainval'), ('val', 'test')):
         for name in (root / 'ImageSets' / 'Main' / f'{listed}.txt').read_text().split():
