@@ -18,8 +18,6 @@ model = dict(
         'cascade_mask_rcnn_x101_32x4d_fpn_20e_coco_20200528_083917-ed1f4751.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

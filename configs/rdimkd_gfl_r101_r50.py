@@ -18,8 +18,6 @@ model = dict(
         'gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

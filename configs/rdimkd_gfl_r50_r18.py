@@ -18,8 +18,6 @@ model = dict(
         'gfl_r50_fpn_mstrain_2x_coco_20200629_213802-37bb1edc.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

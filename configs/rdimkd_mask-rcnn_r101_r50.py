@@ -18,8 +18,6 @@ model = dict(
         'mask_rcnn_r101_fpn_2x_coco_bbox_mAP-0.408__segm_mAP-0.366_20200505_071027-14b391c7.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

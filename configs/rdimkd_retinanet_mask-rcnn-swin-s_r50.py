@@ -18,8 +18,6 @@ model = dict(
         'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco_20210903_104808-b92c91f1.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

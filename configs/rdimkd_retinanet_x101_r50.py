@@ -18,8 +18,6 @@ model = dict(
         'retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

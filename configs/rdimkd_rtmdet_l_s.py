@@ -25,8 +25,6 @@ model = dict(
         'rtmdet_l_8xb32-300e_coco_20220719_112030-5a0be7c4.pth',
     ),
     losses=dict(
-        neck=dict(
-            type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128), loss_weight=1.0
-        )
+        neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
     ),
 )

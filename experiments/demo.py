@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
 
 def make_plan(args: argparse.Namespace) -> Plan:
     work_dir = args.work_dir or Path('work_dirs/demo_smoke' if args.smoke else 'work_dirs/demo')
-    data = args.data or (work_dir / 'digits' if args.smoke else Path(STUDY.data))
+    data = args.data or (work_dir / 'digits' if args.smoke else STUDY.data)
     images, epochs = (STUDY.few_images, 1) if args.smoke else (STUDY.images, None)
     return Plan(STUDY, work_dir, data, work_dir / 'results', images, epochs)
 

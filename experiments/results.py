@@ -33,7 +33,7 @@ def keep_result(plan: Plan, run: Run) -> None:
         'images': asdict(plan.images),
         'teacher': _describe_teacher(run.needs),
         'checkpoint_sha256': sha256_of(run.checkpoint),
-        'command': f'python tools/run_experiments.py {run.kind} --seeds {run.seed}',
+        'command': _command(plan, run),
         'date': datetime.now().astimezone().isoformat(timespec='seconds'),
         'machine': describe_machine(),
         'digest': run.digest,
@@ -48,6 +48,11 @@ def keep_finished(plan: Plan, runs: Iterable[Run]) -> None:
     for run in runs:
         if is_done(run) and not plan.result(run):
             keep_result(plan, run)
+
+
+def _command(plan: Plan, run: Run) -> str:
+    command = f'python tools/run_experiments.py {run.kind} --seeds {run.seed}'
+    return f'{command} --data-set {plan.study.name}'
 
 
 def _coco_metrics(line: Mapping) -> dict[str, float]:

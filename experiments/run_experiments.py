@@ -60,7 +60,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         return Plan(
             study,
             args.work_dir or Path('work_dirs/experiments'),
-            args.data or Path(study.data),
+            args.data or study.data,
             args.results or ROOT / study.results,
             study.images,
         )
@@ -86,14 +86,14 @@ def list_experiments(plan: Plan, experiments: list[Experiment], seeds: list[int]
 def write_report(plan: Plan, seeds: list[int]) -> None:
     """Write the tables and the plot into the documentation."""
     outcomes, picture = collect(plan, seeds), plan.results / 'results.svg'
-    document = ROOT / plan.study.document
+    document = ROOT / 'docs' / 'results.md'
     report = markdown_report(plan.study, outcomes, seeds)
     known = any(outcome.results for outcome in outcomes.values() if outcome.experiment.teacher)
     if known and plan.study.draw is not None:
         plan.study.draw(outcomes, picture)
         report += f'\n\n![AP over d, weight and epoch]({os.path.relpath(picture, document.parent)})'
     text = document.read_text(encoding='utf-8')
-    write_text(document, insert_report(text, report))
+    write_text(document, insert_report(text, report, plan.study.name))
     print(f'wrote {document}')
 
 

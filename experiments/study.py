@@ -52,11 +52,10 @@ class Study:
     """The experiments on a data set.
 
     Args:
+        name (str): Name of the data set, and of its folders: here, in ``data`` and in
+            ``docs/results``.
         table (Mapping[str, Experiment]): Name to experiment, the teachers included.
         groups (Mapping[str, str]): Group of experiments to the title of its table.
-        data (str): Directory of the data set, unless the user names one.
-        results (str): Directory of the results, relative to the repository.
-        document (str): The page with the tables, relative to the repository.
         images (object): The data set: a dataclass of the options that decide its images, of which
             ``num_train`` is their number. Its directory gets ``annotations/val.json`` and what
             the configs name.
@@ -70,17 +69,25 @@ class Study:
             Defaults to None.
     """
 
+    name: str
     table: Mapping[str, Experiment]
     groups: Mapping[str, str]
-    data: str
-    results: str
-    document: str
     images: object
     few_images: object
     version: str
     prepare: Callable[[Path, object, Console], None]
     paces: Mapping[str, float]
     draw: Callable[[Mapping, Path], None] | None = None
+
+    @property
+    def data(self) -> Path:
+        """Path: Directory of the data set, unless the user names one."""
+        return Path('data') / self.name
+
+    @property
+    def results(self) -> Path:
+        """Path: Directory of the results, relative to the repository."""
+        return Path('docs/results') / self.name
 
     @property
     def teachers(self) -> list[Experiment]:

@@ -13,7 +13,7 @@ from .plan import Plan
 from .study import Experiment, Study
 
 NOTHING = '-'
-BEGIN, END = '<!-- results of experiments: begin -->', '<!-- results of experiments: end -->'
+MARKERS = '<!-- results on {}: begin -->', '<!-- results on {}: end -->'
 
 
 @dataclass(frozen=True)
@@ -128,23 +128,25 @@ def _section(
     state = f'{done} of {len(experiments) * len(seeds)} runs done.'
     if unknown:
         state += f' Not run: {", ".join(unknown)}.'
-    parts = [f'### {study.groups[group]}', f'`tools/run_experiments.py {group}`: {state}']
+    command = f'tools/run_experiments.py {group} --data-set {study.name}'
+    parts = [f'### {study.groups[group]}', f'`{command}`: {state}']
     # Experiments shared with other groups, such as the plain student, make no table alone.
     if any(it.groups[0] == group for it in known):
         parts.append(markdown_table(known, outcomes, seeds))
     return '\n\n'.join(parts)
 
 
-def insert_report(document: str, report: str) -> str:
-    """Put a report between the markers of a document.
+def insert_report(document: str, report: str, name: str) -> str:
+    """Put a report between the markers of a document that name it.
 
     Raises:
         ConfigError: A marker is missing.
     """
-    if not 0 <= document.find(BEGIN) < document.find(END):
-        raise ConfigError(f'the document needs the lines {BEGIN} and {END}.')
-    before, rest = document.split(BEGIN, 1)
-    return f'{before}{BEGIN}\n\n{report}\n\n{END}{rest.split(END, 1)[1]}'
+    begin, end = (marker.format(name) for marker in MARKERS)
+    if not 0 <= document.find(begin) < document.find(end):
+        raise ConfigError(f'the document needs the lines {begin} and {end}.')
+    before, rest = document.split(begin, 1)
+    return f'{before}{begin}\n\n{report}\n\n{end}{rest.split(end, 1)[1]}'
 
 
 def _over(outcome: Outcome, other: Outcome | None) -> str:

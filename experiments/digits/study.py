@@ -9,11 +9,9 @@ from .plots import draw
 from .table import GROUPS, TABLE
 
 STUDY = Study(
+    name='digits',
     table=TABLE,
     groups=GROUPS,
-    data='data/digits',
-    results='docs/results/experiments',
-    document='docs/results.md',
     images=DigitsOptions(),
     few_images=DigitsOptions(num_train=32, num_val=8),
     version=VERSION,

@@ -41,12 +41,12 @@ class RedrawnProjection(RandomProjection):
 class RedrawingLoss(RdimKDLoss):
     """``RdimKDLoss`` that redraws its projections before each training step."""
 
-    def distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> dict:
-        """See :meth:`RdimKDLoss.distances`."""
+    def distances(self, *maps: object, **options) -> dict:
+        """See :meth:`FeatureLoss.distances`."""
         if self.training:
             for projection in self.projections:
                 projection.redraw()
-        return super().distances(student_feats, teacher_feats)
+        return super().distances(*maps, **options)
 
 
 @MODELS.register_module()
@@ -80,6 +80,8 @@ class PartlyWhitenedLoss(RdimKDLoss):
         **options: Options of :class:`RdimKDLoss`.
     """
 
+    leaves_padding_out = False
+
     def __init__(self, power: float = 0.5, **options) -> None:
         super().__init__(**options)
         self.power = power
@@ -91,7 +93,7 @@ class PartlyWhitenedLoss(RdimKDLoss):
 
     def level_distances(self, levels: list[int], maps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """See :meth:`FeatureLoss.level_distances`."""
-        return [self._weighed(*self._coordinates(level, *maps[level])) for level in levels]
+        return [self._weighed(*self._coordinates(level, *maps[level], None)) for level in levels]
 
     def _weighed(self, s: Tensor, t: Tensor) -> Tensor:
         variance = t.var((0, 2), correction=0)

@@ -10,22 +10,24 @@ from .images import Photos, prepare_photos
 COCO_WEIGHTS = 'yolox_nano_coco_mmdet.pth'
 GROUPS = {
     'main': 'RdimKD and its rivals: YOLOX-nano of half the width, 24 epochs',
+    'long': 'A long schedule: 72 epochs',
     'dim': 'Number of directions d: the student has 32 channels, the teacher 64',
     'balance': "The share of 'auto', and following the balance during training",
+    'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
 }
+EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
+LONG = 72  # epochs
 VARIANTS = {'custom_imports.imports': ['rdimkd_det', 'experiments.photos.variants']}
 
 
 def photos_study(photos: Photos) -> Study:
     """Return the experiments on a set of photographs."""
     return Study(
+        name=photos.name,
         table=_table(f'configs/photos/{photos.name}'),
         groups=GROUPS,
-        data=f'data/{photos.name}',
-        results=f'docs/results/{photos.name}',
-        document='docs/results.md',
         images=photos,
         few_images=photos,
         version='1',
@@ -35,10 +37,16 @@ def photos_study(photos: Photos) -> Study:
 
 
 def _table(configs: str) -> dict[str, Experiment]:
-    """Return the rows of a set, whose configs are in a folder."""
+    """Return the rows of a set, whose configs are in a folder.
 
-    def plain(name: str, title: str, *groups: str, student: str = 'yolox_pico', **changes):
-        return Experiment(name, title, groups, f'{configs}/{student}.py', changes)
+    Unless a row says otherwise, d and the weight are the package's defaults: those are on trial.
+    """
+
+    def plain(
+        name: str, title: str, *groups: str, student: str = 'yolox_pico', epochs: int | None = None
+    ) -> Experiment:
+        changes = _schedule(epochs) if epochs else {}
+        return Experiment(name, title, groups, f'{configs}/{student}.py', changes, rival=None)
 
     def distilled(
         name: str,
@@ -51,6 +59,8 @@ def _table(configs: str) -> dict[str, Experiment]:
         student: str = 'pico',
         changes: Mapping | None = None,
         teacher: str = 'teacher',
+        plain: str = 'plain',
+        rival: str | None = 'pkd',
         **options,
     ) -> Experiment:
         loss = {'type': type, 'loss_weight': weight, **options}
@@ -58,8 +68,11 @@ def _table(configs: str) -> dict[str, Experiment]:
             loss['projection'] = {'type': projection, **({'dim': dim} if dim else {})}
         changes = {**VARIANTS, 'model.losses': {'_delete_': True, 'neck': loss}, **(changes or {})}
         base = f'{configs}/rdimkd_yolox_nano_{student}.py'
-        beside = {'pico': 'plain', 'gfl_r18': 'gfl_plain'}[student]
-        return Experiment(name, title, groups, base, changes, teacher, beside)
+        return Experiment(name, title, groups, base, changes, teacher, plain, rival)
+
+    def gfl(name: str, title: str, **options) -> Experiment:
+        beside = dict(student='gfl_r18', plain='gfl_plain', rival=None)
+        return distilled(name, title, 'gfl', **beside, **options)
 
     teacher = Experiment(
         'teacher',
@@ -69,16 +82,70 @@ def _table(configs: str) -> dict[str, Experiment]:
         seed=0,
         weights=COCO_WEIGHTS,
     )
+    # Its BatchNorm has the statistics of the images; its weights stay at initialisation.
+    random_teacher = Experiment(
+        'teacher_random',
+        'teacher of random weights',
+        (),
+        f'{configs}/yolox_nano_teacher.py',
+        {'optim_wrapper.optimizer.lr': 0.0, 'train_cfg.max_epochs': 1, 'load_from': None},
+        seed=0,
+    )
+    wrong = {'model.teacher.config': f'{configs}/controls/teacher_wrong_input.py'}
+    long = _schedule(LONG)
+    pkd = dict(projection='IdentityProjection')
     return _by_name(
         [
             teacher,
-            plain('plain', 'plain student', 'main', 'dim', 'balance', 'padding'),
-            distilled('rdimkd_p', 'RdimKD-P', 'main', 'dim', 'balance', 'padding'),
+            random_teacher,
+            plain('plain', 'plain student', 'main', 'dim', 'balance', 'controls', 'padding'),
+            plain(
+                'plain_equal_time',
+                'plain student, 34 epochs: equal time',
+                'main',
+                epochs=round(24 * EQUAL_TIME),
+            ),
+            distilled('rdimkd_p', 'RdimKD-P', 'main', 'dim', 'balance', 'controls', 'padding'),
             distilled('rdimkd_r', 'RdimKD-R', 'main', projection='RandomProjection'),
             distilled('rdimkd_a', 'RdimKD-A', 'main', projection='AutoencoderProjection'),
-            distilled('pkd', 'PKD', 'main', projection='IdentityProjection'),
+            distilled('pkd', 'PKD', 'main', **pkd),
+            distilled('pkd_share1', 'PKD, share 1', 'main', auto_share=1.0, **pkd),
+            distilled('pkd_share100', 'PKD, share 100', 'main', auto_share=100.0, **pkd),
             distilled('l2', 'naive L2', 'main', projection='IdentityProjection', normalize=None),
             distilled('cosine', 'cosine', 'main', projection=None, type='CosineLoss'),
+            plain('plain_long', 'plain student, 72 epochs', 'long', epochs=LONG),
+            plain(
+                'plain_long_equal_time',
+                'plain student, 101 epochs: equal time',
+                'long',
+                epochs=round(LONG * EQUAL_TIME),
+            ),
+            distilled(
+                'rdimkd_p_long',
+                'RdimKD-P, 72 epochs',
+                'long',
+                changes=long,
+                plain='plain_long',
+                rival='pkd_long',
+            ),
+            distilled(
+                'pkd_long',
+                'PKD, 72 epochs',
+                'long',
+                changes=long,
+                plain='plain_long',
+                rival='pkd_long',
+                **pkd,
+            ),
+            distilled(
+                'random_teacher',
+                'a teacher that knows nothing',
+                'controls',
+                teacher='teacher_random',
+            ),
+            distilled(
+                'wrong_input', 'a teacher that sees the wrong input', 'controls', changes=wrong
+            ),
             *(distilled(f'd{dim}', f'd = {dim}', 'dim', dim=dim) for dim in (4, 16, 32)),
             *(
                 distilled(f'share{share}', f'share {share}', 'balance', auto_share=float(share))
@@ -87,23 +154,19 @@ def _table(configs: str) -> dict[str, Experiment]:
             distilled('with_padding', 'padding compared too', 'padding', type='WithPaddingLoss'),
             distilled('following', 'share 10, followed', 'balance', type='FollowingLoss'),
             plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
-            distilled('gfl_rdimkd_p', 'RdimKD-P', 'gfl', student='gfl_r18'),
-            *(
-                distilled(f'gfl_d{dim}', f'd = {dim}', 'gfl', dim=dim, student='gfl_r18')
-                for dim in (8, 32, 64)
-            ),
-            *(
-                distilled(
-                    f'gfl_share{share}',
-                    f'share {share}',
-                    'gfl',
-                    auto_share=float(share),
-                    student='gfl_r18',
-                )
-                for share in (1, 100)
-            ),
+            gfl('gfl_rdimkd_p', 'RdimKD-P'),
+            *(gfl(f'gfl_d{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
+            *(gfl(f'gfl_share{it}', f'share {it}', auto_share=float(it)) for it in (1, 100)),
         ]
     )
+
+
+def _schedule(epochs: int) -> dict:
+    """Return the overrides for a schedule of so many epochs, see ``configs/photos/_base_``."""
+    warmup = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50)
+    ends = dict(begin=0, end=epochs, T_max=epochs)
+    cosine = dict(type='CosineAnnealingLR', eta_min=0, convert_to_iter_based=True, **ends)
+    return {'train_cfg.max_epochs': epochs, 'param_scheduler': [warmup, cosine]}
 
 
 def _by_name(experiments: Iterable[Experiment]) -> dict[str, Experiment]:

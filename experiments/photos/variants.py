@@ -36,10 +36,10 @@ class FollowingLoss(RdimKDLoss):
         self.rate = rate
         self.step = 0
 
-    def distances(self, student_feats: list[Tensor], teacher_feats: list[Tensor]) -> dict:
+    def distances(self, *maps: object, **options) -> dict:
         """See :meth:`FeatureLoss.distances`."""
         self.step += self.training
-        return super().distances(student_feats, teacher_feats)
+        return super().distances(*maps, **options)
 
     @property
     def measures_balance(self) -> bool:

@@ -126,7 +126,8 @@ class Distillation(OneOrMoreTeachers, nn.Module):
                 positions_in_images(sizes, maps, student.stride)
                 for (student, _), (maps, _) in zip(self.level_pairs[tap], pairs)
             ]
-            found.append(ComparedMaps(tap, loss, *zip(*pairs), tuple(positions)))
+            padded = loss.leaves_padding_out and any(it is not None for it in positions)
+            found.append(ComparedMaps(tap, loss, *zip(*pairs), positions if padded else None))
         return found
 
     def forward(
@@ -143,13 +144,14 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         ``FloatingPointError``, unless ``DistillHook`` checks later.
         """
         losses, compared = {}, self.compared(student_outputs, teacher_feats, sizes)
-        for tap, loss, *maps in compared:
+        for tap, loss, *maps, positions in compared:
+            options = {} if positions is None else {'positions': positions}
             # Without gradients, as in a look at the losses before training, none is measured.
             measures = task_loss and loss.measures_balance and torch.is_grad_enabled()
             if not (measures or loss.needs_auto_weight):
-                losses.update(loss(*maps))
+                losses.update(loss(*maps, **options))
                 continue
-            distances = loss.distances(*maps)
+            distances = loss.distances(*maps, **options)
             if measures:
                 note_balance(tap, loss, distances, student_outputs[tap], task_loss())
             losses.update(loss.weighted(distances))

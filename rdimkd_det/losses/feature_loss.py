@@ -28,8 +28,8 @@ class FeatureLoss(nn.Module):
         name (str): Names the losses: 'loss_<name>_<level name>'.
         uses_adapters (bool): Whether a student's map of other channels than the teacher's passes a
             learned 1x1 convolution first. Defaults to True.
-        leaves_padding_out (bool): Whether the loss takes ``positions``, see :meth:`forward`.
-            Defaults to False.
+        leaves_padding_out (bool): Whether the loss takes ``positions``, see :meth:`forward`; if
+            not, the padding of a batch is compared too. Defaults to False.
         projections (nn.ModuleList): One :class:`~rdimkd_det.projections.Projection` per level, set
             by a loss that compares in a subspace, to have them fitted, monitored and cached; empty
             otherwise.
@@ -228,7 +228,8 @@ class FeatureLoss(nn.Module):
                 f"{type(self).__name__}: loss_weight='auto' compares with the task's gradient, "
                 f'which only RdimKDDistiller sees; give a number.'
             )
-        return self.weighted(self.distances(student_feats, teacher_feats, positions))
+        options = {} if positions is None else {'positions': positions}
+        return self.weighted(self.distances(student_feats, teacher_feats, **options))
 
     def weighted(self, distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply :meth:`distances` by each level's weight; while 'auto' is not set, it is 1."""
@@ -256,7 +257,7 @@ class FeatureLoss(nn.Module):
         levels = [level for level, weight in enumerate(self.level_weights) if weight > 0]
         # Sums over a whole feature map need more than half precision.
         with torch.autocast(student_feats[0].device.type, enabled=False):
-            options = {'positions': positions} if self.leaves_padding_out else {}
+            options = {} if positions is None else {'positions': positions}
             found = dict(zip(levels, self.level_distances(levels, maps, **options)))
         for level, distance in found.items():
             self._check_distance(level, distance)

@@ -19,7 +19,8 @@ class ComparedMaps(NamedTuple):
     loss: nn.Module
     student: tuple[Tensor, ...]  # (N, C_s, H, W), one per level
     teacher: tuple[Tensor, ...]  # (N, C_t, H, W), of the same levels
-    positions: tuple[Tensor | None, ...]  # those in the images, see `positions_in_images`
+    # Per level what `positions_in_images` returns; None where no level has padding to leave out.
+    positions: list[Tensor | None] | None
 
 
 def check_pair(

@@ -212,7 +212,8 @@ class TestRuns:
         assert open_runs(plan, experiments, [0]) == []
         result = plan.result(run)
         assert (result['ap'], result['ap_by_epoch'][0], result['seed']) == (0.5, 0.125, 0)
-        assert result['command'] == 'python tools/run_experiments.py plain --seeds 0'
+        command = 'python tools/run_experiments.py plain --seeds 0 --data-set digits'
+        assert result['command'] == command
 
         changed = replace(TABLE['plain'], changes={'optim_wrapper.optimizer.lr': 0.1})
         (again,) = open_runs(plan, [changed], [0])
@@ -315,7 +316,7 @@ class TestSummary:
     def test_markdown_report__says_what_is_incomplete_and_who_taught(self, plan):
         report = markdown_report(STUDY, outcomes_of({'pkd': {0: 0.5, 1: 0.6}}, plan), [0, 1])
         assert (
-            '`tools/run_experiments.py main`: 2 of 10 runs done. '
+            '`tools/run_experiments.py main --data-set digits`: 2 of 10 runs done. '
             'Not run: `plain`, `rdimkd_p`, `rdimkd_r`, `rdimkd_a`.'
         ) in report
         assert report.count('(`pkd`)') == 1
@@ -324,15 +325,15 @@ class TestSummary:
 
     def test_insert_report__replaces_what_is_between_the_markers(self):
         begin, end = (
-            '<!-- results of experiments: begin -->',
-            '<!-- results of experiments: end -->',
+            '<!-- results on digits: begin -->',
+            '<!-- results on digits: end -->',
         )
         document = f'before\n{begin}\nold\n{end}\nafter\n'
-        once = insert_report(document, 'new')
+        once = insert_report(document, 'new', 'digits')
         assert once == f'before\n{begin}\n\nnew\n\n{end}\nafter\n'
-        assert insert_report(once, 'new') == once
+        assert insert_report(once, 'new', 'digits') == once
         with pytest.raises(ConfigError, match='needs the lines'):
-            insert_report('no markers', 'new')
+            insert_report('no markers', 'new', 'digits')
 
     def test_draw__with_and_without_results(self, plan, tmp_path):
         for scores in ({}, {'plain': {0: 0.4}, 'rdimkd_p': {0: 0.5, 1: 0.6}}):

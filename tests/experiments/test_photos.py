@@ -91,9 +91,7 @@ def test_convert__another_layout_leaves_nothing(bccd, tmp_path):
 
 
 def test_prepare__says_where_the_photographs_are(tmp_path):
-    with pytest.raises(
-        ConfigError, match='get commit d272fb1 of github'
-    ):
+    with pytest.raises(ConfigError, match='get commit d272fb1 of github'):
         prepare_photos(tmp_path, BCCD, None)
 
 

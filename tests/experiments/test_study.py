@@ -30,7 +30,7 @@ def prepare(directory: Path, options: Rectangles, console: Console) -> None:
 
 def test_studies__are_found_by_their_folder():
     assert 'digits' in list_studies()
-    assert load_study('digits').data == 'data/digits'
+    assert load_study('digits').data == Path('data/digits')
 
 
 @pytest.mark.slow
@@ -38,11 +38,9 @@ def test_study__of_a_data_set_of_ones_own(tmp_path):
     run_config(tmp_path / 'elsewhere', tmp_path, fcos(), 1).dump(tmp_path / 'plain.py')
     plain = Experiment('plain', 'plain student', ('main',), str(tmp_path / 'plain.py'))
     study = Study(
+        name='rectangles',
         table={'plain': plain},
         groups={'main': 'All'},
-        data='data/rectangles',
-        results='docs/results/rectangles',
-        document='docs/rectangles.md',
         images=Rectangles(),
         few_images=Rectangles(),
         version='1',
