@@ -44,6 +44,7 @@ RDIMKD = Experiment(
 STUDY = replace(
     DIGITS,
     table={it.name: it for it in (TEACHER, PLAIN, RDIMKD)},
+    images=DigitsOptions(num_val=200),
     few_images=DigitsOptions(num_train=64, num_val=16),
     paces={'teacher': 0.18, 'plain': 0.12, 'distilled': 0.2},
 )

@@ -192,10 +192,10 @@ class FeatureLoss(nn.Module):
             self.auto_weight.copy_(self.auto_share * self.balances.nanmedian())
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        if self.auto:
+        weight = state_dict.get(f'{prefix}auto_weight')
+        if self.auto and weight is not None:
             self._num_balances = None
-            # Checkpoints of versions before 0.3 have the weight of one batch, and keep it.
-            weight = state_dict.get(f'{prefix}auto_weight', self.auto_weight)
+            # A checkpoint of earlier versions has the weight of one batch, and it is kept.
             of_one_batch = (weight / self.auto_share).expand(BALANCE_BATCHES)
             state_dict.setdefault(f'{prefix}balances', of_one_batch)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -8,7 +8,7 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         config='configs/digits/demo/fcos_r34_teacher.py',
-        checkpoint='work_dirs/fcos_r34_teacher/epoch_6.pth',
+        checkpoint='work_dirs/fcos_r34_teacher/epoch_5.pth',
     ),
     losses=dict(
         neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=32), loss_weight=1.0)

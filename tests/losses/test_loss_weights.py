@@ -1,13 +1,20 @@
 """Loss weights: per stride, balanced, scheduled; and several teachers."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from detectors import random_batch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from processes import run_distributed
 from runs import distilled, fcos, load, run_config, train, trained_losses, write_data, write_teacher
 
-from rdimkd_det import ConfigError
-from rdimkd_det.losses.auto_weight import gradient_balance
+from rdimkd_det import ConfigError, RdimKDLoss
+from rdimkd_det.losses import auto_weight
+from rdimkd_det.losses.auto_weight import gradient_balance, has_objects, note_balance
+from rdimkd_det.losses.feature_loss import BALANCE_BATCHES
 
 RANDOM = dict(type='RandomProjection', dim=8)
 
@@ -62,7 +69,7 @@ def test_gradient_balance__literal():
     assert gradient_balance(6 * maps.sum(), 2 * frozen.sum(), [maps, frozen]).item() == 1
 
 
-def test_auto__balances_gradients_at_the_tap_once(teacher):
+def test_auto__balances_gradients_at_the_tap(teacher):
     loss = dict(projection=RANDOM, loss_weight='auto', auto_share=0.5)
     model = MODELS.build(distilled(fcos(), teacher, **loss)).train()
     maps = []
@@ -78,8 +85,78 @@ def test_auto__balances_gradients_at_the_tap_once(teacher):
         return torch.cat([grad.flatten() for grad in grads if grad is not None]).norm()
 
     assert (norm(sum(distilling)) / norm(task)).item() == pytest.approx(0.5, rel=1e-4)
-    losses_of(model)
-    assert model.distill.losses.neck.auto_weight.item() == weight
+
+
+def balances(seed):
+    return 10 ** torch.randn(BALANCE_BATCHES, generator=torch.Generator().manual_seed(seed))
+
+
+def auto_loss(**options):
+    channels = dict(student_channels=4, teacher_channels=4, num_levels=1)
+    return RdimKDLoss(dict(type='RandomProjection'), **channels, loss_weight='auto', **options)
+
+
+def test_auto__median_of_ten_batches_then_fixed():
+    loss, measured = auto_loss(), balances(0)
+    for number, balance in enumerate(measured, 1):
+        assert loss.measures_balance
+        loss.note_balance(balance)
+        assert loss.auto_weight == 10 * measured[:number].median()
+    assert not loss.measures_balance
+
+
+def test_auto__resumed_between_the_ten_batches():
+    loss, measured = auto_loss(), balances(1)
+    for balance in measured[:4]:
+        loss.note_balance(balance)
+    resumed = auto_loss()
+    resumed.load_state_dict(loss.state_dict())
+    for balance in measured[4:]:
+        assert resumed.measures_balance
+        resumed.note_balance(balance)
+    assert resumed.auto_weight == 10 * measured.median() and not resumed.measures_balance
+
+
+def test_auto__of_an_earlier_version_is_kept():
+    """It had one measurement, and no 'balances' in its checkpoints."""
+    loss = auto_loss(auto_share=1.0)
+    state = {**loss.state_dict(), 'auto_weight': torch.tensor(0.25)}
+    del state['balances']
+    loss.load_state_dict(state, strict=True)
+    assert loss.auto_weight == 0.25 and not loss.measures_balance
+
+
+def test_auto__waits_for_a_batch_with_objects(teacher):
+    loss = dict(projection=RANDOM, loss_weight='auto')
+    model = MODELS.build(distilled(fcos(), teacher, **loss)).train()
+    data = model.data_preprocessor(random_batch(num_classes=3), training=True)
+    empty = dict(data, data_samples=[deepcopy(it) for it in data['data_samples']])
+    for sample in empty['data_samples']:
+        sample.gt_instances = sample.gt_instances[:0]
+    losses_of(model, empty)
+    assert model.distill.losses.neck.needs_auto_weight
+    one_left = dict(data, data_samples=[empty['data_samples'][0], *data['data_samples'][1:]])
+    losses_of(model, one_left)
+    assert model.distill.losses.neck.num_balances == 1
+
+
+def test_auto__objects_on_any_rank_are_enough(tmp_path):
+    sample = DetDataSample(gt_instances=InstanceData(bboxes=torch.zeros(1, 4)))
+    empty = DetDataSample(gt_instances=InstanceData(bboxes=torch.zeros(0, 4)))
+    assert has_objects([empty, sample]) and not has_objects([empty])
+    assert (
+        run_distributed(lambda rank: has_objects([(empty, sample)[rank]]), tmp_path) == [True] * 2
+    )
+
+
+@pytest.mark.parametrize('balance', [1e-6, 1e6])
+def test_auto__implausible(balance, monkeypatch):
+    lines = []
+    monkeypatch.setattr(auto_weight, 'print_log', lambda line, *where: lines.append(line))
+    loss, maps = auto_loss(), torch.ones(1, requires_grad=True)
+    for _ in range(BALANCE_BATCHES):
+        note_balance('neck', loss, {'loss': maps.sum()}, [maps], balance * maps.sum())
+    assert len(lines) == 2 and "weight 'auto' is implausible; run tools/preflight.py" in lines[1]
 
 
 def test_gradient_balance__of_a_batch_that_is_not_finite():
@@ -145,10 +222,14 @@ def test_auto__gradients_not_finite_keep_the_schedules_factor(teacher):
 def test_auto__kept_when_resumed(files, teacher, tmp_path):
     model = distilled(fcos(), teacher, projection=RANDOM, loss_weight='auto')
     train(run_config(files / 'data', tmp_path, model, max_epochs=1))
-    weight = load(tmp_path / 'epoch_1.pth')['distill']['losses.neck.auto_weight']
-    assert weight > 0
+    measured = load(tmp_path / 'epoch_1.pth')['distill']['losses.neck.balances']
+    known = int((~measured.isnan()).sum())
+    assert 0 < known < BALANCE_BATCHES
     train(run_config(files / 'data', tmp_path, model, max_epochs=2, resume=True))
-    assert load(tmp_path / 'epoch_2.pth')['distill']['losses.neck.auto_weight'] == weight
+    found = load(tmp_path / 'epoch_2.pth')['distill']
+    assert torch.equal(found['losses.neck.balances'][:known], measured[:known])
+    expected = 10 * found['losses.neck.balances'].nanmedian()
+    assert found['losses.neck.auto_weight'] == expected
 
 
 def test_schedule__stop_frees_the_teacher(files, teacher, tmp_path):
