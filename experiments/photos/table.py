@@ -21,6 +21,8 @@ GROUPS = {
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 LONG = 72  # epochs
+# The tables of the two rows that the others are compared with.
+EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'imagenet')
 VARIANTS = {'custom_imports.imports': ['rdimkd_det', 'experiments.photos.variants']}
 
 
@@ -100,14 +102,14 @@ def _table(configs: str) -> dict[str, Experiment]:
         [
             teacher,
             random_teacher,
-            plain('plain', 'plain student', 'main', 'dim', 'balance', 'controls', 'padding'),
+            plain('plain', 'plain student', *EVERYWHERE),
             plain(
                 'plain_equal_time',
                 'plain student, 34 epochs: equal time',
                 'main',
                 epochs=round(24 * EQUAL_TIME),
             ),
-            distilled('rdimkd_p', 'RdimKD-P', 'main', 'dim', 'balance', 'controls', 'padding'),
+            distilled('rdimkd_p', 'RdimKD-P', *EVERYWHERE),
             distilled('rdimkd_r', 'RdimKD-R', 'main', projection='RandomProjection'),
             distilled('rdimkd_a', 'RdimKD-A', 'main', projection='AutoencoderProjection'),
             distilled('pkd', 'PKD', 'main', **pkd),

