@@ -191,7 +191,7 @@ def test_preflight__counts_both_kinds(files, tmp_path, capsys, labels):
         config.model.labels = False
     config.dump(path)
     with pytest.raises(SystemExit) as stopped:
-        call_tool('preflight.py', path, '--images', 8)
+        call_tool('preflight.py', path, '--samples', 8)
     out = capsys.readouterr().out
     counted = '8 with labels, 6 without; a batch has 2 + 2' if labels else '0 with labels, 6 witho'
     assert counted in ' '.join(out.split())
