@@ -7,6 +7,7 @@ from pathlib import Path
 from rdimkd_det import ConfigError, distill_config
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.datasets.mixing import add_unlabelled, drop_labels
+from rdimkd_det.datasets.scaling import enlarge_training
 from rdimkd_det.projections import PROJECTIONS
 from rdimkd_det.wrapping import write_config
 
@@ -29,6 +30,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"
+    )
+    parser.add_argument(
+        '--teacher-scale',
+        type=int,
+        default=1,
+        metavar='N',
+        help='train on images N times as large, which the teacher sees, and the student N times '
+        'smaller: at the size that it is tested at',
     )
     parser.add_argument(
         '--unlabelled', metavar='DIR', help='a folder of images without labels to learn from, too'
@@ -54,14 +63,16 @@ def parse_args() -> argparse.Namespace:
     cli.add_common_arguments(parser)
     cli.add_training_arguments(parser)
     args = parser.parse_args()
-    check_unlabelled(args)
+    check_images(args)
     if args.save_config:
         check_saved_config(Path(args.save_config), args)
     return args
 
 
-def check_unlabelled(args: argparse.Namespace) -> None:
-    """Check the options of images without labels."""
+def check_images(args: argparse.Namespace) -> None:
+    """Check the options of images without labels, and of their size."""
+    if args.teacher_scale < 1:
+        raise ConfigError(f'--teacher-scale must be 1 or more, got {args.teacher_scale}.')
     if args.unlabelled is None and (args.labels == 'none' or args.per_batch is not None):
         option = '--per-batch' if args.labels == 'all' else '--labels none'
         raise ConfigError(f'{option} needs --unlabelled DIR, a folder of images.')
@@ -113,6 +124,8 @@ def main() -> None:
         loss_weight=args.loss_weight,
         **options,
     )
+    if args.teacher_scale > 1:
+        print(enlarge_training(cfg, args.teacher_scale))
     if args.labels == 'none':
         print(drop_labels(cfg, args.unlabelled))
     elif args.unlabelled is not None:

@@ -44,8 +44,10 @@ class RdimKDDistiller:
             ``checkpoint`` (path or URL) of the teacher; or the options of a
             :class:`rdimkd_det.teacher.ModuleSource`, any torch module; or ``cache``, a directory
             written by ``tools/cache_teacher.py``. And options of
-            :class:`rdimkd_det.teacher.acceleration.Acceleration`. Each of several teachers may also
-            have a ``name``, which appears in the names of its losses, and its own ``losses``.
+            :class:`rdimkd_det.teacher.acceleration.Acceleration`, and ``image_scale``, by which
+            the data pipeline's images are larger than those that the student gets of them. Each of
+            several teachers may also have a ``name``, which appears in the names of its losses, and
+            its own ``losses``.
         losses (dict): Maps the path of a student module, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
             teacher is tapped at the same path unless the entry has ``teacher_module='...'``.
@@ -116,6 +118,7 @@ class RdimKDDistiller:
         teacher_feats = (
             distill.teacher_feats(batch.inputs, batch.samples, wait=False) if active else None
         )
+        batch = batch.shrunk(distill.shrink)
         measures = active and distill.labels and distill.measures_balance
         measures = measures and has_objects(batch.labelled_samples)
         with differentiable_checkpoints() if measures else nullcontext():
@@ -125,13 +128,14 @@ class RdimKDDistiller:
             return {**losses, **distill.zero_losses()}
         _check_taps(distill.taps, student_outputs)
         task_loss = (lambda: self.parse_losses(losses)[0]) if measures else None
-        sizes = image_sizes(batch_data_samples)
+        sizes = image_sizes(batch.samples)
         return {**losses, **distill(student_outputs, teacher_feats, task_loss, sizes)}
 
     def own_losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
         """Compute the student's own losses, {} without labels, and its maps of all images by tap.
 
-        ``batch`` is from :func:`rdimkd_det.distiller.labelled.labelled_first`.
+        ``batch`` is from :func:`rdimkd_det.distiller.labelled.labelled_first`, shrunk by
+        ``distill.shrink``.
         """
         # Also while no loss has a weight: torch.compile would miss taps registered later.
         with record_outputs(self, self.distill.taps) as student_outputs:

@@ -42,6 +42,10 @@ class Batch(NamedTuple):
             return self
         return Batch(self.inputs[:num], self.samples[:num], self.num_labelled)
 
+    def shrunk(self, shrink: Callable) -> Batch:
+        """Return the batch as the student gets it, by an ``ImageShrinker``."""
+        return Batch(*shrink(self.inputs, self.samples), self.num_labelled)
+
 
 def labelled_first(inputs: Tensor, data_samples: Sequence, labels: bool = True) -> Batch:
     """Sort a batch. A sample whose metainfo says ``labelled=False`` has no labels.

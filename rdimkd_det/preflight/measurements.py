@@ -130,13 +130,14 @@ def _losses(
     data = training_input(model.data_preprocessor, batch)
     batch = labelled_first(data['inputs'], data['data_samples'])
     teacher_feats = part.teacher_feats(batch.inputs, batch.samples)
+    batch = batch.shrunk(model.distill.shrink)
     with differentiable_checkpoints():
         losses, outputs = model.own_losses(batch)
     task, logged = model.parse_losses(losses)
     broken = [name for name, value in logged.items() if not value.isfinite()]
     if broken:
         raise FloatingPointError(f"the student's own {', '.join(broken)} is not finite")
-    return task, part(outputs, teacher_feats, sizes=image_sizes(samples)), outputs
+    return task, part(outputs, teacher_feats, sizes=image_sizes(batch.samples)), outputs
 
 
 def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[tuple[str, ...]]:

@@ -54,7 +54,7 @@ def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
         raise ConfigError(f'model.teacher has {" and ".join(kinds)}; give one of them.')
     kind = next(iter(kinds.values()), DetectorSource)
     given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
-    known = (*kind.options, 'cache')
+    known = (*kind.options, 'cache', 'image_scale')
     others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
     return kind, given, build_acceleration(others, known)
 
