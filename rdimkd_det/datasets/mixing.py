@@ -12,7 +12,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from ..files.configs import counts_iterations, leaf_datasets
 from ..host.registry import find_type
-from ..options import type_name
+from ..options import explain, type_name
 from .unlabelled import UnlabelledImages
 
 # Hooks that change the pipeline during a training, of a single data set only.
@@ -79,11 +79,16 @@ def check_images(dataset: Mapping) -> None:
     if isinstance(kind, type) and issubclass(kind, UnlabelledImages):
         ignored = ('type', '_scope_', 'pipeline')
         options = {key: value for key, value in dataset.items() if key not in ignored}
-        kind(**options).full_init()
+        try:
+            kind(**options).full_init()
+        except ConfigError:
+            raise
+        except Exception as error:  # it hands options on, which BaseDataset may refuse
+            raise ConfigError(f'UnlabelledImages: {explain(error)}') from error
 
 
 def check_mixing(cfg: Config) -> None:
-    """Check that epochs end, and that the collated samples tell which of them have no labels."""
+    """Check that epochs end, and that images without labels meet a student that knows of them."""
     loader = cfg.train_dataloader
     if type_name(loader.get('sampler') or {}) in ENDLESS_SAMPLERS and not (
         counts_iterations(cfg) or loader.get('batch_sampler')
@@ -94,11 +99,26 @@ def check_mixing(cfg: Config) -> None:
             f'train_cfg=dict(type="IterBasedTrainLoop", max_iters=...).'
         )
     kinds = [type_name(leaf) for leaf in leaf_datasets(loader.dataset)]
+    model = cfg.get('model') or {}
+    if UnlabelledImages.__name__ not in kinds or not model:
+        return
+    if type_name(model) != 'RdimKDDistiller':
+        raise ConfigError(
+            f'train_dataloader.dataset: a plain {type_name(model)} would learn that '
+            f'UnlabelledImages hold no objects; only a distilled student learns from them.'
+        )
     collate = type_name(loader.get('collate_fn') or {})
-    if UnlabelledImages.__name__ in kinds and collate.endswith('yolov5_collate'):
+    if collate.endswith('yolov5_collate'):
         raise ConfigError(
             f'train_dataloader.collate_fn: {collate} drops the metainfo that says which images '
             f"have no labels; take dict(type='pseudo_collate')."
+        )
+    preprocessor = (model.get('student') or {}).get('data_preprocessor') or {}
+    if len(set(kinds)) > 1 and preprocessor.get('pad_seg'):
+        raise ConfigError(
+            'train_dataloader.dataset: images without labels have no segmentation map, which the '
+            "student's data_preprocessor pads (pad_seg=True); train on them alone, with "
+            'labels=False in the model.'
         )
 
 

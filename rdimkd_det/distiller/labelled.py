@@ -29,16 +29,14 @@ class Batch(NamedTuple):
     @property
     def labelled_samples(self) -> Sequence:
         """Sequence: The data samples with labels."""
-        return (
-            self.samples
-            if self.num_labelled == len(self.inputs)
-            else self.samples[: self.num_labelled]
-        )
+        if self.num_labelled == len(self.inputs):
+            return self.samples
+        return self.samples[: self.num_labelled]
 
     def learnt_from(self, distilling: bool) -> Batch:
         """Return all images, or while the teacher is off the labelled ones, at least one."""
         num = len(self.inputs) if distilling else max(1, self.num_labelled)
-        if num == len(self.inputs):
+        if num == len(self.inputs) or isinstance(self.samples, Mapping):
             return self
         return Batch(self.inputs[:num], self.samples[:num], self.num_labelled)
 

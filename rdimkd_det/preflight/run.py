@@ -61,10 +61,13 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     loader, batches = load_samples(cfg, num_images)
     report_images(loader, report)
     if model.distill.labels and not any(map(_has_objects, batches)):
+        remedy = 'compare metainfo.classes of the data set with the categories in its annotations'
+        if not count_images(loader.dataset)[0]:
+            remedy = 'set labels=False in the model, for a training without labels'
         report.error(
             'Training data',
             f'no object in {len(batches) * batch_size(loader)} of {len(loader.dataset)} images',
-            'compare metainfo.classes of the data set with the categories in its annotations',
+            remedy,
         )
         return []
     try:

@@ -12,6 +12,9 @@ from mmengine.runner import Runner
 from runs import assert_equal, call_tool, fcos, load, run_config, run_tool, trained_losses
 from unlabelled import mixed_config, teacher_of, write_images
 
+from rdimkd_det import ConfigError
+from rdimkd_det.datasets.mixing import check_mixing
+
 LEVELS = {f'loss_rdimkd_neck_s{stride}' for stride in (8, 16, 32)}
 OWN = {'loss_cls', 'loss_bbox', 'loss_centerness'}
 
@@ -42,7 +45,15 @@ def test_distill__mixes_them_in(files, distil, tmp_path, capsys):
 def test_recipe__first_without_labels_then_with(files, distil, tmp_path, capsys):
     """The two commands of docs/unlabelled.md."""
     folder, first = write_images(tmp_path / 'images', num=8), tmp_path / 'first'
-    distil('--unlabelled', folder, '--labels', 'none', '--work-dir', first)
+    student = Config.fromfile(tmp_path / 'student.py')
+    options = [f'{split}_dataloader.dataset.ann_file' for split in ('train', 'val')]
+    for annotations, run in (
+        ('none.json', ('--labels', 'none', '--work-dir', first)),
+        ('annotations.json', ('--cfg-options', f'load_from={first / "epoch_1.pth"}')),
+    ):
+        student.merge_from_dict(dict.fromkeys(options, annotations))
+        student.dump(tmp_path / 'student.py')
+        distil('--unlabelled', folder, *run)
     assert f'only images without labels, from {folder}' in capsys.readouterr().out
     steps = trained_losses(first)
     assert len(steps) == 2
@@ -56,14 +67,12 @@ def test_recipe__first_without_labels_then_with(files, distil, tmp_path, capsys)
         if not value.equal(initial[name])
     }
     assert changed == {'backbone', 'neck'}
-    option = f'load_from={first / "epoch_1.pth"}'
-    distil('--unlabelled', folder, '--cfg-options', option)
     assert all(set(step) >= OWN | LEVELS for step in trained_losses(tmp_path / 'run'))
 
 
 def load_initial(work_dir: Path) -> dict:
     """Build the student of a run as its Runner did."""
-    cfg = Config.fromfile(next(Path(work_dir).glob('*.py')))
+    cfg = Config.fromfile(Path(work_dir) / 'student.py')
     cfg.work_dir, cfg.model = f'{work_dir}_initial', cfg.model.student
     cfg.custom_hooks = []
     runner = Runner.from_cfg(cfg)
@@ -107,6 +116,20 @@ def test_mistakes__one_line_and_nothing_written(distil, tmp_path, capsys, option
         distil(*(str(option).format(folder) for option in options))
     assert message.format(folder) in one_line('distill.py', capsys.readouterr().err)
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_mistake__samples_that_cannot_say_it(files, tmp_path):
+    cfg = mixed_config(files, tmp_path)
+    check_mixing(cfg)
+    cfg.model.student.data_preprocessor.pad_seg = True
+    with pytest.raises(ConfigError, match='no segmentation map, which the'):
+        check_mixing(cfg)
+    cfg.train_dataloader.collate_fn = dict(type='yolov5_collate')
+    with pytest.raises(ConfigError, match='yolov5_collate drops the metainfo'):
+        check_mixing(cfg)
+    cfg.model = fcos()
+    with pytest.raises(ConfigError, match='a plain FCOS would learn that UnlabelledImages hold no'):
+        check_mixing(cfg)
 
 
 def test_mistake__epochs_that_never_end(files, tmp_path, capsys):
