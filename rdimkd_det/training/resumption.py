@@ -21,9 +21,10 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
     facts = {}
     for part in distill.per_teacher:
         of_teacher = part.teacher.fingerprint()
+        if of_teacher is not None and part.shrink.scale > 1:
+            of_teacher += f' with image_scale={part.shrink.scale}'
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher
-        facts[f'image_scale {part.name}'.strip()] = str(part.shrink.scale)
         for tap, loss in part.items():
             for what, value in loss.facts().items():
                 facts[f"{what} at '{part.full_name(tap)}'"] = value
