@@ -163,6 +163,7 @@ def resumable(files, work_dir, loop: str) -> Config:
     config.default_hooks.checkpoint = checkpoints
     config.train_dataloader.num_workers = 1 if loop == 'epochs' else 0
     if loop == 'iterations':
+        config.model.teacher.image_scale = 2
         config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=EPOCHS * BATCHES)
         config.train_dataloader.batch_sampler = None
         config.train_cfg.val_interval = 100
@@ -179,13 +180,11 @@ def test_ranks__train_with_the_tool(distil, tmp_path):
     def on_two(*args):
         return run_tool(*args, '--launcher', 'pytorch', processes=2)
 
-    for labels in ('all', 'none'):
-        work_dir = tmp_path / labels
-        done = distil(
-            '--unlabelled', folder, '--labels', labels, '--work-dir', work_dir, tool=on_two
-        )
+    for labels, scale in (('all', 2), ('none', 1)):
+        options = ('--labels', labels, '--teacher-scale', scale, '--work-dir', tmp_path / labels)
+        done = distil('--unlabelled', folder, *options, tool=on_two)
         assert done.returncode == 0, done.stderr
-        assert (work_dir / 'epoch_1.pth').is_file()
+        assert (tmp_path / labels / 'epoch_1.pth').is_file()
 
 
 def test_cache__has_them_too(files, tmp_path):
