@@ -38,7 +38,10 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
         student_levels = probe_levels(student, list(losses))
-        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
+        strides = [level.stride for levels in student_levels.values() for level in levels]
+        self.teacher, self.teacher_taps = build_teacher(
+            teacher, losses, student.data_preprocessor, strides
+        )
         teacher_levels = self.teacher.probe()
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()
