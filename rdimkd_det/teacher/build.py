@@ -24,7 +24,7 @@ SOURCES = {'config': DetectorSource, 'module': ModuleSource}
 def build_teacher(
     entry: Mapping,
     losses: Mapping[str, dict],
-    preprocessor: nn.Module,
+    preprocessor: nn.Module | None,
     student_strides: Sequence[int] = (),
 ) -> tuple[Teacher | CachedTeacher, dict[str, str]]:
     """Build a teacher, and return with it the teacher's tap for each tap of the student.

@@ -25,7 +25,7 @@ from ..random_state import preserved_random_state
 from .fan_out import WAYS
 from .key_prefix import without_prefix
 from .known_input import KnownInput, known_input
-from .pretrained import explain_name, is_from_pretrained, load_pretrained
+from .pretrained import is_from_pretrained, load_pretrained
 from .source import checkpoint_facts
 from .tokens import Tokens
 
@@ -134,7 +134,7 @@ class ModuleSource:
             raise
         except Exception as error:  # the user's callable may raise anything
             raise UnreadableConfigError(
-                f'teacher: {self.name} cannot be made: {explain(error)}{explain_name(options)}'
+                f'teacher: {self.name} cannot be made: {explain(error)}{_remedy(error)}'
             ) from error
         if not isinstance(made, nn.Module):
             raise ConfigError(
@@ -208,6 +208,11 @@ class ModuleSource:
         return digest.hexdigest()
 
 
+def _remedy(error: Exception) -> str:
+    needs = getattr(error, 'name', None) if isinstance(error, ImportError) else None
+    return "; pip install 'rdimkd_det[foundation]'" if needs == 'transformers' else ''
+
+
 def _name(module: object) -> str:
     """Return the dotted name of a module's class or of the callable that makes one."""
     if isinstance(module, nn.Module):
@@ -256,7 +261,8 @@ def _check_statistics(name: str, mean: object, std: object) -> None:
         raise ConfigError(
             f'teacher: {name} needs mean and std of its input, three numbers each on the scale of '
             f'0 to 255, e.g. mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375] for '
-            f'networks trained on ImageNet; got mean={mean}, std={std}.'
+            f'networks trained on ImageNet, unless transformers or timm recorded them with it; got '
+            f'mean={mean}, std={std}.'
         )
 
 

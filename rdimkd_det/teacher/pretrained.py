@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 from mmengine.logging import print_log
 from torch import nn
 
 from ..errors import ConfigError
+from ..files.configs import UnreadableConfigError
 
 NAME = 'pretrained_model_name_or_path'
 
@@ -33,12 +35,21 @@ def load_pretrained(make: Callable, options: Mapping) -> nn.Module:
     """
     options = {'use_safetensors': True, **options}
     name = str(options.get(NAME))
+    _check_directory(name, options)
     with _quietly(), _asking_the_hub_once(name) as known:
-        if known is None:  # there is no network: what earlier downloads left
-            options['local_files_only'] = True
-        elif not known:  # e.g. a name of timm
+        if known is False:  # e.g. a name of timm
             return make(**options)
-        module, info = make(**options, output_loading_info=True)
+        if known is None:  # the hub cannot be reached: what earlier downloads left
+            options['local_files_only'] = True
+        try:
+            module, info = make(**options, output_loading_info=True)
+        except OSError as error:
+            if known:
+                raise
+            raise UnreadableConfigError(
+                f"teacher: '{name}' is no directory, the hub cannot be reached, and no earlier "
+                f'download of it is here; give a directory as save_pretrained writes it.'
+            ) from error
     own = module.state_dict()
     missing = sorted(info['missing_keys'])
     random = [key for key in missing if key not in own or own[key].dim() > 1]
@@ -87,12 +98,16 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def explain_name(options: Mapping) -> str:
-    """Return the end of a message about a name that is no directory, or ''."""
-    name = options.get(NAME)
-    if name is None or os.path.isdir(str(name)):
-        return ''
-    return (
-        f"; '{name}' is no directory, so it is looked up on the hub, which takes a network or an "
-        f'earlier download; give a directory as save_pretrained writes it'
-    )
+def _check_directory(name: str, options: Mapping) -> None:
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        # A name on the hub has one slash at most, and no path begins like it.
+        if path.is_absolute() or name.startswith(('.', '~')) or name.count('/') > 1:
+            raise UnreadableConfigError(f'teacher: the directory {name} does not exist.')
+    elif options['use_safetensors'] and not any(path.glob('*.safetensors')):
+        pickles = sorted(it.name for it in path.glob('*.bin'))
+        if pickles:
+            raise ConfigError(
+                f'teacher: {name} has its weights in pickles ({", ".join(pickles[:3])}), which are '
+                f'not read; where you trust them, let save_pretrained write model.safetensors.'
+            )
