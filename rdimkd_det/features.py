@@ -218,7 +218,8 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
         )
     output = network(torch.zeros(1, 3, size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
-    parts = [parts] if isinstance(parts, Tensor) or not isinstance(parts, Iterable) else parts
+    single = isinstance(parts, (Tensor, str)) or not isinstance(parts, Iterable)
+    parts = [parts] if single else parts
     given = [str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
     return (
         f'{name} returns no feature maps (N, C, H, W), but {", ".join(given) or "nothing"}; let it '

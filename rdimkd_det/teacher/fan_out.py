@@ -114,14 +114,14 @@ def _resized(maps: Tensor, stride: int, wanted: int) -> Tensor:
         return maps
     if wanted % stride == 0:
         return F.avg_pool2d(maps, wanted // stride, ceil_mode=True, count_include_pad=False)
-    # Fractions too, as of a patch of 14 pixels; fewer positions are averages then as well.
+    # Fractions too, as of a patch of 14 pixels.
     return F.interpolate(
         maps,
         scale_factor=stride / wanted,
         mode='bilinear',
         align_corners=False,
         recompute_scale_factor=False,
-        antialias=wanted > stride,
+        antialias=wanted > 2 * stride,
     )
 
 
