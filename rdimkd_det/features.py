@@ -118,14 +118,8 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
 
     The network runs in eval mode; the modes of its modules are restored.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
+    with _in_eval(network):
         size, outputs = _outputs_of_blank(network, taps)
-    finally:
-        for module, training in modes:
-            module.training = training
     for tap in taps:
         if not outputs.get(tap):
             raise ConfigError(_without_maps(network, tap, size))
@@ -142,6 +136,24 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
         ]
         for tap in taps
     }
+
+
+def maps_of_blank(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Tensor]]:
+    """Return the feature maps of a blank image in eval mode, with gradients if they are on."""
+    with _in_eval(network):
+        return _outputs_of_blank(network, taps)[1]
+
+
+@contextmanager
+def _in_eval(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()

@@ -16,6 +16,9 @@ from .files.configs import read_config
 from .projections import PROJECTIONS
 from .teacher.build import build_teacher
 
+# Sections of a config that images without labels change.
+OF_DATA = ('train_dataloader', 'val_dataloader', 'val_cfg', 'val_evaluator')
+
 
 def distill_config(
     student: str | Config,
@@ -118,15 +121,25 @@ def write_config(path: str, student: str, distilled: Config) -> None:
     """Write a distilled config with the student's config as base, as one would by hand."""
     directory = Path(path).absolute().parent
     base = student if '::' in student else os.path.relpath(student, directory)
-    earlier = '*_base_.custom_hooks, ' if len(distilled.custom_hooks) > 1 else ''
+    plain, model = read_config(student, 'student'), distilled.model
+    *earlier, own = distilled.custom_hooks
+    kept = '*_base_.custom_hooks, ' if earlier else ''
+    if earlier and earlier != plain.custom_hooks:
+        kept = ''.join(f'{_as_calls(hook)}, ' for hook in earlier)
+    options = {key: model[key] for key in ('teacher', 'losses', 'labels') if key in model}
     # `dict(...)` calls, as MMDetection's own configs are written.
     source = (
         f'_base_ = [{base!r}]\n'
         f'custom_imports = {_as_calls(distilled.custom_imports)}\n'
-        f'custom_hooks = [{earlier}{_as_calls(distilled.custom_hooks[-1])}]\n'
+        f'custom_hooks = [{kept}{_as_calls(own)}]\n'
         f"model = dict(_delete_=True, type='RdimKDDistiller', student={{{{_base_.model}}}}, "
-        f'teacher={_as_calls(distilled.model.teacher)}, losses={_as_calls(distilled.model.losses)})'
+        f'{_as_calls(options)[len("dict(") :]}\n'
     )
+    for key in OF_DATA:
+        section = distilled.get(key)
+        if section != plain.get(key):
+            replaces = {'_delete_': True, **section} if isinstance(section, Mapping) else section
+            source += f'{key} = {_as_calls(replaces)}\n'
     source, _ = FormatCode(source, style_config=dict(based_on_style='pep8', column_limit=100))
     directory.mkdir(parents=True, exist_ok=True)
     write_text(Path(path), source)
@@ -138,7 +151,9 @@ def _as_calls(value: object) -> str:
         if all(str(key).isidentifier() for key in value):
             return f'dict({", ".join(f"{key}={_as_calls(item)}" for key, item in items)})'
         return f'{{{", ".join(f"{key!r}: {_as_calls(item)}" for key, item in items)}}}'
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):  # MMDetection's Mosaic accepts no list
+        return f'({"".join(f"{_as_calls(each)}, " for each in value)})'
+    if isinstance(value, list):
         return f'[{", ".join(map(_as_calls, value))}]'
     return repr(value)
 

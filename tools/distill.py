@@ -9,6 +9,8 @@ from mmengine.config import Config
 from rdimkd_det import ConfigError, distill_config
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.cfg_options import OptionsAction
+from rdimkd_det.datasets.mixing import add_unlabelled, drop_labels
+from rdimkd_det.datasets.scaling import enlarge_training
 from rdimkd_det.projections import PROJECTIONS
 from rdimkd_det.wrapping import write_config
 
@@ -55,6 +57,29 @@ def parse_args() -> argparse.Namespace:
         '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"
     )
     parser.add_argument(
+        '--teacher-scale',
+        type=int,
+        default=1,
+        metavar='N',
+        help='train on images N times as large, which the teacher sees, and the student N times '
+        'smaller: at the size that it is tested at',
+    )
+    parser.add_argument(
+        '--unlabelled', metavar='DIR', help='a folder of images without labels to learn from, too'
+    )
+    parser.add_argument(
+        '--per-batch',
+        type=int,
+        metavar='N',
+        help='how many of them a batch has. Defaults to as many as labelled images',
+    )
+    parser.add_argument(
+        '--labels',
+        choices=['all', 'none'],
+        default='all',
+        help='none: train on the images without labels alone, before there are labels',
+    )
+    parser.add_argument(
         '--save-config', metavar='F', help='write the config to F instead of training'
     )
     parser.add_argument(
@@ -64,6 +89,7 @@ def parse_args() -> argparse.Namespace:
     cli.add_training_arguments(parser)
     args = parser.parse_args()
     check_teacher(args)
+    check_images(args)
     if args.save_config:
         check_saved_config(Path(args.save_config), args)
     return args
@@ -91,6 +117,24 @@ def teacher_of(args: argparse.Namespace) -> str | dict:
     teacher = Config({'module': {'type': args.teacher_module, **args.teacher_args}})
     cli.apply_options(teacher, args.teacher_options)
     return teacher.to_dict()
+
+
+def check_images(args: argparse.Namespace) -> None:
+    """Check the options of images without labels, and of their size."""
+    if args.teacher_scale < 1:
+        raise ConfigError(f'--teacher-scale must be 1 or more, got {args.teacher_scale}.')
+    if args.unlabelled is None and (args.labels == 'none' or args.per_batch is not None):
+        option = '--per-batch' if args.labels == 'all' else '--labels none'
+        raise ConfigError(f'{option} needs --unlabelled DIR, a folder of images.')
+    if args.per_batch is not None and args.labels == 'none':
+        raise ConfigError(
+            '--per-batch: with --labels none all images of a batch are without labels; set '
+            'train_dataloader.batch_size instead.'
+        )
+    if args.per_batch is not None and args.per_batch < 1:
+        raise ConfigError(f'--per-batch must be 1 or more, got {args.per_batch}.')
+    if args.unlabelled is not None and not Path(args.unlabelled).is_dir():
+        raise ConfigError(f'--unlabelled {args.unlabelled} is no folder; give a folder of images.')
 
 
 def check_saved_config(path: Path, args: argparse.Namespace) -> None:
@@ -130,6 +174,12 @@ def main() -> None:
         loss_weight=args.loss_weight,
         **options,
     )
+    if args.teacher_scale > 1:
+        print(enlarge_training(cfg, args.teacher_scale))
+    if args.labels == 'none':
+        print(drop_labels(cfg, args.unlabelled))
+    elif args.unlabelled is not None:
+        print(add_unlabelled(cfg, args.unlabelled, args.per_batch))
     if args.save_config:
         write_config(args.save_config, args.config, cfg)
         command = shlex.join(['python', 'tools/train.py', args.save_config])

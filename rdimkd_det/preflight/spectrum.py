@@ -62,7 +62,7 @@ def _spectra(part: Distillation, preprocessor: nn.Module, batches: Sequence[dict
     wholes: dict[tuple, ChannelCovariance] = {}
     for batch in with_progress(batches, 'spectrum'):
         data = training_input(preprocessor, batch)
-        sizes = image_sizes(data['data_samples'])
+        sizes = image_sizes(data['data_samples'], part.pipeline_scale)
         feats = part.teacher_feats(data['inputs'], data['data_samples'])
         for tap, levels in feats.items():
             for level, maps in enumerate(levels):

@@ -96,6 +96,9 @@ def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
 
 def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report: Report) -> None:
     """Report on the number of classes of the student's heads."""
+    if not model.distill.labels:
+        report.ok('Classes', 'not needed: the training is without labels')
+        return
     if data is None:
         report.warning(
             'Classes',

@@ -14,6 +14,7 @@ from .cache.cached_teacher import CachedTeacher, open_cache
 from .cache.origin import projection_facts
 from .detector_source import DetectorSource
 from .module_source import ModuleSource
+from .placement import Placement
 from .source import Source
 from .teacher import Teacher
 
@@ -36,8 +37,9 @@ def build_teacher(
     if entry.get('cache') is None:
         source = kind(**given)
         taps = _taps(losses, source.default_tap)
-        teacher = Teacher(source, list(taps.values()), acceleration, preprocessor, student_strides)
-        return teacher, taps
+        of_teacher = list(taps.values())
+        placement = Placement(source, of_teacher, student_strides, entry.get('image_scale', 1))
+        return Teacher(source, of_teacher, acceleration, preprocessor, placement), taps
     cache = open_cache(entry['cache'])
     taps = _taps(losses, OUTPUT if OUTPUT in cache.about['taps'] else None)
     facts = partial(kind.given_facts, **given)
@@ -58,7 +60,7 @@ def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
         raise ConfigError(f'model.teacher has {" and ".join(kinds)}; give one of them.')
     kind = next(iter(kinds.values()), DetectorSource)
     given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
-    known = (*kind.options, 'cache')
+    known = (*kind.options, 'cache', 'image_scale')
     others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
     return kind, given, build_acceleration(others, known)
 

@@ -30,13 +30,24 @@ LARGEST_DENOMINATOR = 1000
 class Placement:
     """Measures a network on a blank image, and plans how its maps meet the student's.
 
-    ``student_strides`` are those of all tapped levels of the student, () if it is not known.
+    ``student_strides`` are those of all tapped levels of the student, () if it is not known. The
+    student's pixels are those of the images that the data pipeline makes, of which it gets smaller
+    ones where there is an ``image_scale``.
     """
 
-    def __init__(self, source: Source, taps: Sequence[str], student_strides: Sequence[int]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        taps: Sequence[str],
+        student_strides: Sequence[int] = (),
+        image_scale: int = 1,
+    ) -> None:
         self.source = source
         self.taps = taps
-        self.student_strides = sorted({*student_strides})
+        self.student_strides = sorted({stride * image_scale for stride in student_strides})
+        self.ways = source.levels and {
+            stride * image_scale: way for stride, way in source.levels.items()
+        }
 
     @property
     def levels(self) -> dict[str, list[Level]]:
@@ -55,16 +66,16 @@ class Placement:
         """Fraction: Side of the teacher's images over that of the student's."""
         if self.source.input_scale is not None:
             return Fraction(self.source.input_scale).limit_denominator(LARGEST_DENOMINATOR)
-        wanted = [s for s, way in (self.source.levels or {}).items() if way == 'same']
+        wanted = [s for s, way in (self.ways or {}).items() if way == 'same']
         return choose_scale(chain(*self._measured[0].values()), wanted or self.student_strides)
 
     @cached_property
     def plans(self) -> dict[str, list[Resizing]]:
         """dict[str, list[Resizing]]: The maps to make at each tap; {} if none are resized."""
-        if self.source.levels is None and not self.source.fan_out:
+        if self.ways is None and not self.source.fan_out:
             return {}
         return {
-            tap: plan_levels(levels, self.source.levels, self.student_strides)
+            tap: plan_levels(levels, self.ways, self.student_strides)
             for tap, levels in self._placed.items()
         }
 

@@ -42,11 +42,11 @@ class Teacher:
         taps: Sequence[str],
         acceleration: Acceleration | None = None,
         student_preprocessor: nn.Module | None = None,
-        student_strides: Sequence[int] = (),
+        placement: Placement | None = None,
     ) -> None:
         self.source = source
         self.taps = list(taps)
-        self.placement = Placement(source, self.taps, student_strides)
+        self.placement = placement or Placement(source, self.taps)
         self.acceleration = acceleration or Acceleration()
         inner = [tap for tap in self.taps if tap not in source.whole_taps]
         if self.acceleration.compile and inner:

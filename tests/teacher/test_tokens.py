@@ -94,6 +94,25 @@ def test_fan_out__a_level_for_each_stride_of_the_student():
     assert not torch.equal(loss.projections[0].basis, loss.projections[1].basis)
 
 
+def test_image_scale__the_student_sees_images_of_half_the_size():
+    """Its strides of 8, 16 and 32 are ones of 16, 32 and 64 pixels of the pipeline's images."""
+    teacher = dict(module=Patches(14), levels={8: 'same', 32: 'down'}, image_scale=2, **INPUT)
+    model = MODELS.build(
+        distilled(fcos(), teacher, projection=dict(type='RandomProjection', dim=4))
+    )
+    assert [it.stride for it in model.distill.teacher.probe()[OUTPUT]] == [16, 64]
+    assert [it.stride for pair in model.distill.level_pairs['neck'] for it in pair] == [
+        8,
+        8,
+        32,
+        32,
+    ]
+    data = model.train().data_preprocessor(random_batch(size=(180, 300), num_classes=3), True)
+    losses = model.loss(data['inputs'], data['data_samples'])
+    names = {name for name in losses if 'rdimkd' in name}
+    assert names == {'loss_rdimkd_neck_s8', 'loss_rdimkd_neck_s32'}
+
+
 @pytest.mark.parametrize(
     'give, message',
     [
