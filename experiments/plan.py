@@ -12,6 +12,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from rdimkd_det.files.atomic import read_json, write_text
+from rdimkd_det.files.configs import teacher_entries
 
 from .running import ROOT, Run, path_option
 from .study import Experiment, Study
@@ -69,9 +70,11 @@ class Plan:
         if experiment.weights:
             paths['load_from'] = path_option(self.data.parent / experiment.weights)
         if teacher is not None:
-            paths['model.teacher.checkpoint'] = path_option(teacher.checkpoint)
+            several = isinstance(cfg.model.teacher, list)
+            key = 'model.teacher.0.checkpoint' if several else 'model.teacher.checkpoint'
+            paths[key] = path_option(teacher.checkpoint)
         kind = 'teacher' if experiment in self.study.teachers else 'plain'
-        kind = 'distilled' if experiment.teacher else kind
+        kind = 'distilled' if 'teacher' in cfg.model else kind
         return Run(
             kind=experiment.name,
             seed=seed,
@@ -93,9 +96,10 @@ class Plan:
         self, cfg: Config, seed: int, epochs: int, teacher: Run | None, weights: str | None
     ) -> str:
         model = dict(cfg.model)
-        model.pop('teacher', None)
-        if teacher is not None:
-            model['teacher'] = [teacher.digest, cfg.model.teacher.config]
+        entries = [entry for _, entry in teacher_entries(model.pop('teacher', None))]
+        trained = [] if teacher is None else [teacher.digest, entries.pop(0).config]
+        if trained or entries:
+            model['teacher'] = [*trained, *entries]
         decisive = {key: cfg.get(key) for key in DECISIVE}
         content = [{**decisive, 'model': model}, seed, epochs]
         content += [self.study.version, asdict(self.images), *([weights] if weights else [])]

@@ -23,8 +23,8 @@ class Experiment:
             teacher.
         base (str): The base config file, relative to the repository.
         changes (dict): Config overrides, dotted key to value. Defaults to none.
-        teacher (str, optional): Name of the experiment that trains its teacher; None for a
-            detector that is not distilled. Defaults to None.
+        teacher (str, optional): Name of the experiment that trains its teacher, the first if its
+            config has several; None if nothing is to be trained. Defaults to None.
         plain (str): Name of the same student without distillation, to compare with. Defaults to
             'plain'.
         rival (str, optional): Name of the same student with PKD's loss, to compare with; None if

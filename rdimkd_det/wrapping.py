@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from .errors import ConfigError
 from .files.atomic import write_text
 from .files.configs import read_config
 from .projections import PROJECTIONS
-from .teacher import DetectorSource, Teacher
+from .teacher.build import build_teacher
 
 # Sections of a config that images without labels change.
 OF_DATA = ('train_dataloader', 'val_dataloader', 'val_cfg', 'val_evaluator')
@@ -21,8 +22,8 @@ OF_DATA = ('train_dataloader', 'val_dataloader', 'val_cfg', 'val_evaluator')
 
 def distill_config(
     student: str | Config,
-    teacher: str | Config,
-    checkpoint: str,
+    teacher: str | Config | Mapping,
+    checkpoint: str | None = None,
     projection: str | Mapping = 'pca',
     dim: int | float | None = None,
     tap: str | Sequence[str] = 'neck',
@@ -34,8 +35,11 @@ def distill_config(
     Args:
         student (str | Config): Config of the student's plain training: a path, ``'mmdet::...'``
             or a Config, which is not changed.
-        teacher (str | Config): Config of the teacher, in the same forms.
-        checkpoint (str): Path or URL of the teacher's weights.
+        teacher (str | Config | Mapping): Config of the teacher, in the same forms; or
+            ``dict(module=...)``, any torch module, with the options of
+            :class:`rdimkd_det.teacher.ModuleSource`.
+        checkpoint (str, optional): Path or URL of the teacher's weights, which a module may do
+            without.
         projection (str | Mapping): 'pca', 'autoencoder', 'random' or 'identity'; or the config of
             a projection, e.g. of one's own. Defaults to 'pca'.
         dim (int | float, optional): Number of directions d; for 'pca' also the share of variance
@@ -72,14 +76,12 @@ def distill_config(
         }
         for path in taps
     }
-    matched = [loss_options.get('teacher_module', path) for path in taps]
-    Teacher(DetectorSource(teacher, checkpoint), matched).probe()  # raises if it has none of these
-    named = isinstance(teacher, (str, Path))
-    reference = teacher if named else {'model': teacher.model.to_dict()}
+    entry = _teacher_entry(teacher, checkpoint)
+    build_teacher(entry, copy.deepcopy(losses), None)[0].probe()  # raises if it has no such tap
     student_cfg.model = ConfigDict(
         type='RdimKDDistiller',
         student=student_cfg.model,
-        teacher=dict(config=reference, checkpoint=str(checkpoint)),
+        teacher=entry,
         losses=losses,
     )
     student_cfg.custom_hooks = [
@@ -92,6 +94,14 @@ def distill_config(
         'imports': list(dict.fromkeys([*_imports(student_cfg), *_imports(teacher), 'rdimkd_det'])),
     }
     return student_cfg
+
+
+def _teacher_entry(teacher: str | Config | Mapping, checkpoint: str | None) -> dict:
+    weights = {} if checkpoint is None else {'checkpoint': str(checkpoint)}
+    if isinstance(teacher, Mapping) and 'module' in teacher:
+        return {**teacher, **weights}
+    named = isinstance(teacher, (str, Path))
+    return {'config': teacher if named else {'model': teacher.model.to_dict()}, **weights}
 
 
 def projection_config(projection: str | Mapping, dim: int | float | None) -> dict:

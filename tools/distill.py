@@ -4,8 +4,11 @@ import argparse
 import shlex
 from pathlib import Path
 
+from mmengine.config import Config
+
 from rdimkd_det import ConfigError, distill_config
 from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.cfg_options import OptionsAction
 from rdimkd_det.datasets.mixing import add_unlabelled, drop_labels
 from rdimkd_det.datasets.scaling import enlarge_training
 from rdimkd_det.projections import PROJECTIONS
@@ -15,8 +18,30 @@ from rdimkd_det.wrapping import write_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a student with a teacher.')
     parser.add_argument('config', metavar='STUDENT_CONFIG', help="path or 'mmdet::...'")
-    parser.add_argument('teacher', metavar='TEACHER_CONFIG', help="path or 'mmdet::...'")
-    parser.add_argument('checkpoint', metavar='TEACHER_CHECKPOINT', help='path or URL')
+    parser.add_argument('teacher', nargs='?', metavar='TEACHER_CONFIG', help="path or 'mmdet::...'")
+    parser.add_argument('checkpoint', nargs='?', metavar='TEACHER_CHECKPOINT', help='path or URL')
+    parser.add_argument(
+        '--teacher-module',
+        metavar='CALLABLE',
+        help='instead of a config: what returns a torch module, e.g. '
+        'transformers.AutoBackbone.from_pretrained',
+    )
+    parser.add_argument(
+        '--teacher-args',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='NAME=VALUE',
+        help='arguments of that callable, e.g. pretrained_model_name_or_path=DIR',
+    )
+    parser.add_argument(
+        '--teacher-options',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='NAME=VALUE',
+        help='options of this teacher, e.g. fan_out=True mean="[...]" std="[...]"',
+    )
     parser.add_argument('--projection', choices=sorted(PROJECTIONS), default='pca')
     parser.add_argument(
         '--dim',
@@ -63,10 +88,35 @@ def parse_args() -> argparse.Namespace:
     cli.add_common_arguments(parser)
     cli.add_training_arguments(parser)
     args = parser.parse_args()
+    check_teacher(args)
     check_images(args)
     if args.save_config:
         check_saved_config(Path(args.save_config), args)
     return args
+
+
+def check_teacher(args: argparse.Namespace) -> None:
+    """Check that the teacher is given either as a config and a checkpoint or as a module."""
+    if args.teacher_module and args.teacher:
+        raise ConfigError(
+            f'the teacher is either a config and a checkpoint or --teacher-module; got '
+            f'{args.teacher} and {args.teacher_module}.'
+        )
+    if not args.teacher_module and (args.teacher_args or args.teacher_options):
+        raise ConfigError('--teacher-args and --teacher-options need --teacher-module.')
+    if not args.teacher_module and not args.checkpoint:
+        raise ConfigError(
+            'give a teacher: TEACHER_CONFIG and TEACHER_CHECKPOINT, or --teacher-module.'
+        )
+
+
+def teacher_of(args: argparse.Namespace) -> str | dict:
+    """Return the teacher as ``distill_config`` takes it."""
+    if not args.teacher_module:
+        return args.teacher
+    teacher = Config({'module': {'type': args.teacher_module, **args.teacher_args}})
+    cli.apply_options(teacher, args.teacher_options)
+    return teacher.to_dict()
 
 
 def check_images(args: argparse.Namespace) -> None:
@@ -98,7 +148,7 @@ def check_saved_config(path: Path, args: argparse.Namespace) -> None:
         )
     cli.check_out_file(path, '--save-config', folder_is_made=True)
     for who, read in (('student', args.config), ('teacher', args.teacher)):
-        if path.exists() and Path(read).exists() and path.samefile(read):
+        if read and path.exists() and Path(read).exists() and path.samefile(read):
             raise ConfigError(
                 f"--save-config {path} is the {who}'s config, which the new one would stand on; "
                 f'give another name.'
@@ -116,7 +166,7 @@ def main() -> None:
         options['normalize'] = None if args.normalize == 'none' else args.normalize
     cfg = distill_config(
         args.config,
-        args.teacher,
+        teacher_of(args),
         args.checkpoint,
         projection=args.projection,
         dim=args.dim,

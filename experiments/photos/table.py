@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..study import Experiment, Study
+from . import pretrained
 from .images import Photos, prepare_photos
 
 COCO_WEIGHTS = 'yolox_nano_coco_mmdet.pth'
@@ -16,9 +17,12 @@ GROUPS = {
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
+    **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 LONG = 72  # epochs
+# The tables of the two rows that the others are compared with.
+EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'imagenet')
 VARIANTS = {'custom_imports.imports': ['rdimkd_det', 'experiments.photos.variants']}
 
 
@@ -98,14 +102,14 @@ def _table(configs: str) -> dict[str, Experiment]:
         [
             teacher,
             random_teacher,
-            plain('plain', 'plain student', 'main', 'dim', 'balance', 'controls', 'padding'),
+            plain('plain', 'plain student', *EVERYWHERE),
             plain(
                 'plain_equal_time',
                 'plain student, 34 epochs: equal time',
                 'main',
                 epochs=round(24 * EQUAL_TIME),
             ),
-            distilled('rdimkd_p', 'RdimKD-P', 'main', 'dim', 'balance', 'controls', 'padding'),
+            distilled('rdimkd_p', 'RdimKD-P', *EVERYWHERE),
             distilled('rdimkd_r', 'RdimKD-R', 'main', projection='RandomProjection'),
             distilled('rdimkd_a', 'RdimKD-A', 'main', projection='AutoencoderProjection'),
             distilled('pkd', 'PKD', 'main', **pkd),
@@ -157,6 +161,7 @@ def _table(configs: str) -> dict[str, Experiment]:
             gfl('gfl_rdimkd_p', 'RdimKD-P'),
             *(gfl(f'gfl_d{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
             *(gfl(f'gfl_share{it}', f'share {it}', auto_share=float(it)) for it in (1, 100)),
+            *pretrained.pretrained_rows(configs),
         ]
     )
 

@@ -39,10 +39,13 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
         student_levels = probe_levels(student, list(losses))
-        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
+        strides = [level.stride for levels in student_levels.values() for level in levels]
         self.shrink = ImageShrinker(teacher.get('image_scale', 1), student.data_preprocessor)
         # For a teacher without an image_scale beside one that has it: it sees the student's images.
         self.shrink_for_teacher: ImageShrinker | None = None
+        self.teacher, self.teacher_taps = build_teacher(
+            teacher, losses, student.data_preprocessor, strides
+        )
         teacher_levels = {
             tap: [in_pixels_of_student(level, self.shrink.scale) for level in levels]
             for tap, levels in self.teacher.probe().items()

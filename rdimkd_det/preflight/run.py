@@ -20,6 +20,7 @@ from .classes import data_classes, label_map, teacher_classes
 from .input_check import check_teacher_input
 from .measurements import load_samples, measure_gradients, prepare
 from .report import Report
+from .spectrum import measure_spectra
 from .static import check_static, is_live, topic, untrained_parts
 from .teacher_eval import judge_aps, measure_aps, teacher_pipeline
 from .timing import measure_time
@@ -74,6 +75,7 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
         prepare(cfg, model, batches)
         if model.distill.labels:
             measure_gradients(model, [it for it in batches if labelled_part(it)], report)
+        measure_spectra(model, batches, report)
         measure_time(cfg, model, batches, loader, report)
     except FloatingPointError as error:
         report.error('Not finite', str(error), "see the teacher's checkpoint and input")
@@ -126,8 +128,12 @@ def _check_teacher(
 ) -> None:
     source = part.teacher.source
     if source.model is None:
+        what = topic('Teacher AP', part)
         why = f'{source.name} is a module, not a detector whose input and AP can be judged'
-        report.warning(topic('Teacher AP', part), why, 'compare mean, std and bgr with its authors')
+        if source.mean is None:
+            report.ok(what, f'{why}; its input is the recorded one')
+        else:
+            report.warning(what, why, 'compare mean, std and bgr with its authors')
         return
     data = data_classes(cfg)
     classes = teacher_classes(source) or ()
