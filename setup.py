@@ -20,6 +20,10 @@ OF_THE_REPOSITORY = (
 )
 DEMO = ['matplotlib', 'rich', 'scikit-learn']
 ONNX = ['onnx', 'onnxruntime']
+TESTS = ['pytest', 'pytest-xdist', 'ruff']
+# Teachers of transformers. Their tests are skipped where it is missing: its versions for Pythons
+# before 3.11 are not pinned in requirements/.
+FOUNDATION = ['transformers', 'safetensors']
 # mmengine 0.10.7 imports pkg_resources at run time, which setuptools 81 removes.
 OPENMMLAB = ['torch', 'setuptools<81', 'mmengine==0.10.7', 'mmdet==3.3.0']
 EXTRAS = {
@@ -35,7 +39,8 @@ EXTRAS = {
     ],
     'demo': DEMO,
     'onnx': ONNX,
-    'dev': [*DEMO, *ONNX, 'pytest', 'pytest-xdist', 'ruff'],
+    'foundation': FOUNDATION,
+    'dev': [*DEMO, *ONNX, *(f"{it}; python_version >= '3.11'" for it in FOUNDATION), *TESTS],
 }
 
 

@@ -17,6 +17,7 @@ allow_config_prefix()
 show_student_in_config()
 
 from . import functional  # noqa: E402
+from .datasets import UnlabelledImages  # noqa: E402
 from .distiller import RdimKDDistiller  # noqa: E402
 from .errors import ConfigError  # noqa: E402
 from .hooks import DistillHook  # noqa: E402
@@ -41,6 +42,7 @@ __all__ = [
     'RandomProjection',
     'RdimKDDistiller',
     'RdimKDLoss',
+    'UnlabelledImages',
     '__version__',
     'distill_config',
     'fit_projections',

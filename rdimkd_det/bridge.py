@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import ceil
 from typing import Sequence
 
@@ -21,9 +22,12 @@ class InputBridge:
     channel order. The area outside the images gets the teacher's padding value, and the batch is
     padded to the teacher's size divisor. The student's batch augmentations are kept: the teacher
     sees the augmented images. Where both preprocessors agree, the batch is returned as it is.
+
+    With a ``scale``, the side of the teacher's images over that of the student's, the batch is then
+    resized: it is padded before to sizes that become multiples of the teacher's divisor.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, scale: Fraction | int = 1) -> None:
         for side, preprocessor in (('student', student), ('teacher', teacher)):
             if not isinstance(preprocessor, ImgDataPreprocessor):
                 raise ConfigError(
@@ -42,7 +46,9 @@ class InputBridge:
             (self.scale == 1).all() and (self.shift == 0).all()
         )
         self.student_divisor = student.pad_size_divisor
-        self.teacher_divisor = teacher.pad_size_divisor
+        self.input_scale = Fraction(scale)
+        # In the student's pixels.
+        self.teacher_divisor = (self.input_scale / teacher.pad_size_divisor).denominator
         self.pad_value = teacher.pad_value
         self.same_padding = self.same_values and student.pad_value == teacher.pad_value
 
@@ -57,7 +63,7 @@ class InputBridge:
             self._target_size(size, max((shape[axis] for shape in shapes), default=size))
             for axis, size in enumerate(full)
         )
-        if self.same_padding and target == full:
+        if self.same_padding and target == full and self.input_scale == 1:
             return inputs
         outputs = inputs
         if not self.same_values:
@@ -73,7 +79,12 @@ class InputBridge:
         for image, (height, width) in zip(outputs, shapes):
             image[:, height:].fill_(self.pad_value)
             image[:, :, width:].fill_(self.pad_value)
-        return outputs
+        return outputs if self.input_scale == 1 else self._resized(outputs)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        size = [int(side * self.input_scale) for side in images.shape[2:]]
+        smaller = self.input_scale < 1
+        return F.interpolate(images, size, mode='bilinear', align_corners=False, antialias=smaller)
 
     def _target_size(self, size: int, largest_image: int) -> int:
         """Return the size of the teacher's batch along one axis, padded by the teacher's divisor.
@@ -85,13 +96,20 @@ class InputBridge:
         unpadded = largest_image if size == padded_by_divisor else size
         return ceil(unpadded / self.teacher_divisor) * self.teacher_divisor
 
+    @property
+    def does_nothing(self) -> bool:
+        """bool: Whether every batch is returned as it is."""
+        same_size = self.student_divisor == self.teacher_divisor and self.input_scale == 1
+        return self.same_padding and same_size
+
     def __repr__(self) -> str:
-        if self.same_padding and self.student_divisor == self.teacher_divisor:
+        if self.does_nothing:
             return 'InputBridge(nothing to do)'
+        resized = '' if self.input_scale == 1 else f', input_scale={float(self.input_scale):g}'
         return (
             f'InputBridge(flip_channels={self.flip_channels}, '
             f'scale={_rounded(self.scale)}, shift={_rounded(self.shift)}, '
-            f'pad_value={self.pad_value}, pad_size_divisor={self.teacher_divisor})'
+            f'pad_value={self.pad_value}, pad_size_divisor={self.teacher_divisor}{resized})'
         )
 
 

@@ -23,6 +23,8 @@ PROBE_SIZES = (256, 384, 512, 224, 640, 1024)
 SAFE_DIVISOR = 32
 # The tap that stands for the output of a whole network.
 OUTPUT = '(output)'
+# The attribute of a network that knows how tokens (N, L, C) lie on the image.
+TOKENS = 'rdimkd_tokens'
 # What a network raises that does not take images of a size.
 SIZE_ERRORS = (AssertionError, RuntimeError, ValueError)
 
@@ -48,13 +50,20 @@ def device_of(network: nn.Module) -> torch.device:
 
 @contextmanager
 def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Record the feature maps (N, C, H, W) that modules return while the block runs, by tap."""
+    """Record the feature maps (N, C, H, W) that modules return while the block runs, by tap.
+
+    The network's attribute :data:`TOKENS`, if it has one, makes maps of tokens: a
+    :class:`rdimkd_det.teacher.tokens.Tokens`.
+    """
     outputs: dict[str, list[Tensor]] = {}
+    tokens = getattr(network, TOKENS, None)
     modules = {tap: find_module(network, tap) for tap in taps}
     handles = [
-        module.register_forward_hook(partial(_record, outputs, tap))
+        module.register_forward_hook(partial(_record, outputs, tap, tokens))
         for tap, module in modules.items()
     ]
+    if tokens is not None:
+        handles.append(network.register_forward_pre_hook(tokens.note_image))
     try:
         yield outputs
     finally:
@@ -62,19 +71,27 @@ def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str
             handle.remove()
 
 
-def _record(outputs: dict, tap: str, module: nn.Module, args: tuple, output: object) -> None:
+def _record(
+    outputs: dict, tap: str, tokens: object, module: nn.Module, args: tuple, output: object
+) -> None:
     outputs[tap] = as_feature_maps(output)
+    if tokens is not None and not outputs[tap]:
+        outputs[tap] = tokens.as_maps(tap, tensors_of(output))
 
 
 def as_feature_maps(output: object) -> list[Tensor]:
     """Return the 4-D tensors in a module's output, or in its ``feature_maps``."""
+    return [tensor for tensor in tensors_of(output) if tensor.dim() == 4]
+
+
+def tensors_of(output: object) -> list[Tensor]:
+    """Return the tensors in a module's output, or in its ``feature_maps``."""
     output = getattr(output, 'feature_maps', output)
     if isinstance(output, Tensor):
         output = [output]
     elif isinstance(output, Mapping):
         output = output.values()
-    listed = output if isinstance(output, Iterable) else ()
-    return [maps for maps in listed if isinstance(maps, Tensor) and maps.dim() == 4]
+    return [it for it in output if isinstance(it, Tensor)] if isinstance(output, Iterable) else []
 
 
 def find_module(network: nn.Module, tap: str) -> nn.Module:
@@ -101,14 +118,8 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
 
     The network runs in eval mode; the modes of its modules are restored.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
+    with _in_eval(network):
         size, outputs = _outputs_of_blank(network, taps)
-    finally:
-        for module, training in modes:
-            module.training = training
     for tap in taps:
         if not outputs.get(tap):
             raise ConfigError(_without_maps(network, tap, size))
@@ -127,25 +138,63 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
     }
 
 
+def maps_of_blank(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Tensor]]:
+    """Return the feature maps of a blank image in eval mode, with gradients if they are on."""
+    with _in_eval(network):
+        return _outputs_of_blank(network, taps)[1]
+
+
+@contextmanager
+def _in_eval(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
-def size_divisor(network: nn.Module, divisor: int, size: int) -> int:
+def size_divisor(network: nn.Module, divisor: int, levels: Sequence[Level]) -> int:
     """Return the divisor that the sides of a network's images must have, a multiple of its own.
 
-    The neck of RTMDet concatenates maps whose sizes match only if its data pipeline has padded. An
-    image whose side is ``size`` is accepted.
+    The neck of RTMDet concatenates maps whose sizes match only if its data pipeline has padded, and
+    vision transformers take whole patches. ``levels`` are measured ones.
     """
+    size, safe = levels[0].image, lcm(divisor, SAFE_DIVISOR)
+    whole = lcm(divisor, *(level.stride for level in levels))
+    for candidate in (divisor, *sorted({whole, safe})):
+        try:
+            _outputs_of_blank(network, (), [size + candidate])
+            return candidate
+        except ProbeError:
+            continue
+    return safe if size % safe == 0 else whole  # it takes this one size
+
+
+@torch.no_grad()
+def leaves_edges_out(network: nn.Module, tap: str, levels: Sequence[Level]) -> bool:
+    """Return whether a network's maps end before an image whose side is no multiple of strides.
+
+    Patch embeddings without padding drop the pixels that fill no patch.
+    """
+    step = lcm(*(level.stride for level in levels))
+    side = levels[0].image // step * step + 1
     try:
-        _outputs_of_blank(network, (), [size + divisor])
+        _, outputs = _outputs_of_blank(network, [tap], [side])
     except ProbeError:
-        return lcm(divisor, SAFE_DIVISOR)
-    return divisor
+        return False
+    return any(outputs[tap][it.index].shape[2] * it.stride < side for it in levels)
 
 
 def _outputs_of_blank(
-    network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = PROBE_SIZES
+    network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = ()
 ) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
     device = device_of(network)
+    sizes = sizes or getattr(getattr(network, TOKENS, None), 'probe_sizes', PROBE_SIZES)
     for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
@@ -181,7 +230,8 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
         )
     output = network(torch.zeros(1, 3, size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
-    parts = [parts] if isinstance(parts, Tensor) or not isinstance(parts, Iterable) else parts
+    single = isinstance(parts, (Tensor, str)) or not isinstance(parts, Iterable)
+    parts = [parts] if single else parts
     given = [str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
     return (
         f'{name} returns no feature maps (N, C, H, W), but {", ".join(given) or "nothing"}; let it '
@@ -206,7 +256,8 @@ def match_levels(
     if not pairs:
         raise ConfigError(
             f'{where}: no level has a common stride: the student has strides '
-            f'{sorted(of_student)}, the teacher {sorted(of_teacher)}.'
+            f'{sorted(of_student)}, the teacher {sorted(of_teacher)}; if the '
+            f'teacher is a module, fan_out=True or input_scale in model.teacher makes one.'
         )
     return [(of_student[s], of_teacher[t]) for s, t in pairs]
 

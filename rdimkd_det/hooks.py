@@ -13,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch.utils.data import DataLoader
 
+from .datasets.unlabelled import count_images, share_metainfo
 from .distiller import RdimKDDistiller, distilled_student
 from .distiller.distillation import Distillation
 from .distiller.finite_check import FiniteCheck, stop_if_broken
@@ -101,6 +102,12 @@ class DistillHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Load the teachers, fit unfitted projections, synchronise the ranks and log the levels."""
         model = distilled_student(runner.model)
+        dataset = runner.train_dataloader.dataset
+        share_metainfo(dataset)
+        with_labels, without = count_images(dataset)
+        if without:
+            text = 'RdimKD: training on %d images with labels and %d without'
+            runner.logger.info(text, with_labels, without)
         if self.nonfinite == 'skip':
             self._skipper = StepSkipper(runner)
         else:

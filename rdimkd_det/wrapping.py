@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from .errors import ConfigError
 from .files.atomic import write_text
 from .files.configs import read_config
 from .projections import PROJECTIONS
-from .teacher import DetectorSource, Teacher
+from .teacher.build import build_teacher
+
+# Sections of a config that images without labels change.
+OF_DATA = ('train_dataloader', 'val_dataloader', 'val_cfg', 'val_evaluator')
 
 
 def distill_config(
     student: str | Config,
-    teacher: str | Config,
-    checkpoint: str,
+    teacher: str | Config | Mapping,
+    checkpoint: str | None = None,
     projection: str | Mapping = 'pca',
     dim: int | float | None = None,
     tap: str | Sequence[str] = 'neck',
@@ -31,8 +35,11 @@ def distill_config(
     Args:
         student (str | Config): Config of the student's plain training: a path, ``'mmdet::...'``
             or a Config, which is not changed.
-        teacher (str | Config): Config of the teacher, in the same forms.
-        checkpoint (str): Path or URL of the teacher's weights.
+        teacher (str | Config | Mapping): Config of the teacher, in the same forms; or
+            ``dict(module=...)``, any torch module, with the options of
+            :class:`rdimkd_det.teacher.ModuleSource`.
+        checkpoint (str, optional): Path or URL of the teacher's weights, which a module may do
+            without.
         projection (str | Mapping): 'pca', 'autoencoder', 'random' or 'identity'; or the config of
             a projection, e.g. of one's own. Defaults to 'pca'.
         dim (int | float, optional): Number of directions d; for 'pca' also the share of variance
@@ -69,14 +76,12 @@ def distill_config(
         }
         for path in taps
     }
-    matched = [loss_options.get('teacher_module', path) for path in taps]
-    Teacher(DetectorSource(teacher, checkpoint), matched).probe()  # raises if it has none of these
-    named = isinstance(teacher, (str, Path))
-    reference = teacher if named else {'model': teacher.model.to_dict()}
+    entry = _teacher_entry(teacher, checkpoint)
+    build_teacher(entry, copy.deepcopy(losses), None)[0].probe()  # raises if it has no such tap
     student_cfg.model = ConfigDict(
         type='RdimKDDistiller',
         student=student_cfg.model,
-        teacher=dict(config=reference, checkpoint=str(checkpoint)),
+        teacher=entry,
         losses=losses,
     )
     student_cfg.custom_hooks = [
@@ -89,6 +94,14 @@ def distill_config(
         'imports': list(dict.fromkeys([*_imports(student_cfg), *_imports(teacher), 'rdimkd_det'])),
     }
     return student_cfg
+
+
+def _teacher_entry(teacher: str | Config | Mapping, checkpoint: str | None) -> dict:
+    weights = {} if checkpoint is None else {'checkpoint': str(checkpoint)}
+    if isinstance(teacher, Mapping) and 'module' in teacher:
+        return {**teacher, **weights}
+    named = isinstance(teacher, (str, Path))
+    return {'config': teacher if named else {'model': teacher.model.to_dict()}, **weights}
 
 
 def projection_config(projection: str | Mapping, dim: int | float | None) -> dict:
@@ -108,15 +121,25 @@ def write_config(path: str, student: str, distilled: Config) -> None:
     """Write a distilled config with the student's config as base, as one would by hand."""
     directory = Path(path).absolute().parent
     base = student if '::' in student else os.path.relpath(student, directory)
-    earlier = '*_base_.custom_hooks, ' if len(distilled.custom_hooks) > 1 else ''
+    plain, model = read_config(student, 'student'), distilled.model
+    *earlier, own = distilled.custom_hooks
+    kept = '*_base_.custom_hooks, ' if earlier else ''
+    if earlier and earlier != plain.custom_hooks:
+        kept = ''.join(f'{_as_calls(hook)}, ' for hook in earlier)
+    options = {key: model[key] for key in ('teacher', 'losses', 'labels') if key in model}
     # `dict(...)` calls, as MMDetection's own configs are written.
     source = (
         f'_base_ = [{base!r}]\n'
         f'custom_imports = {_as_calls(distilled.custom_imports)}\n'
-        f'custom_hooks = [{earlier}{_as_calls(distilled.custom_hooks[-1])}]\n'
+        f'custom_hooks = [{kept}{_as_calls(own)}]\n'
         f"model = dict(_delete_=True, type='RdimKDDistiller', student={{{{_base_.model}}}}, "
-        f'teacher={_as_calls(distilled.model.teacher)}, losses={_as_calls(distilled.model.losses)})'
+        f'{_as_calls(options)[len("dict(") :]}\n'
     )
+    for key in OF_DATA:
+        section = distilled.get(key)
+        if section != plain.get(key):
+            replaces = {'_delete_': True, **section} if isinstance(section, Mapping) else section
+            source += f'{key} = {_as_calls(replaces)}\n'
     source, _ = FormatCode(source, style_config=dict(based_on_style='pep8', column_limit=100))
     directory.mkdir(parents=True, exist_ok=True)
     write_text(Path(path), source)
@@ -128,7 +151,9 @@ def _as_calls(value: object) -> str:
         if all(str(key).isidentifier() for key in value):
             return f'dict({", ".join(f"{key}={_as_calls(item)}" for key, item in items)})'
         return f'{{{", ".join(f"{key!r}: {_as_calls(item)}" for key, item in items)}}}'
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):  # MMDetection's Mosaic accepts no list
+        return f'({"".join(f"{_as_calls(each)}, " for each in value)})'
+    if isinstance(value, list):
         return f'[{", ".join(map(_as_calls, value))}]'
     return repr(value)
 

@@ -4,8 +4,13 @@ import argparse
 import shlex
 from pathlib import Path
 
+from mmengine.config import Config
+
 from rdimkd_det import ConfigError, distill_config
 from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.cfg_options import OptionsAction
+from rdimkd_det.datasets.mixing import add_unlabelled, drop_labels
+from rdimkd_det.datasets.scaling import enlarge_training
 from rdimkd_det.projections import PROJECTIONS
 from rdimkd_det.wrapping import write_config
 
@@ -13,8 +18,30 @@ from rdimkd_det.wrapping import write_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a student with a teacher.')
     parser.add_argument('config', metavar='STUDENT_CONFIG', help="path or 'mmdet::...'")
-    parser.add_argument('teacher', metavar='TEACHER_CONFIG', help="path or 'mmdet::...'")
-    parser.add_argument('checkpoint', metavar='TEACHER_CHECKPOINT', help='path or URL')
+    parser.add_argument('teacher', nargs='?', metavar='TEACHER_CONFIG', help="path or 'mmdet::...'")
+    parser.add_argument('checkpoint', nargs='?', metavar='TEACHER_CHECKPOINT', help='path or URL')
+    parser.add_argument(
+        '--teacher-module',
+        metavar='CALLABLE',
+        help='instead of a config: what returns a torch module, e.g. '
+        'transformers.AutoBackbone.from_pretrained',
+    )
+    parser.add_argument(
+        '--teacher-args',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='NAME=VALUE',
+        help='arguments of that callable, e.g. pretrained_model_name_or_path=DIR',
+    )
+    parser.add_argument(
+        '--teacher-options',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='NAME=VALUE',
+        help='options of this teacher, e.g. fan_out=True mean="[...]" std="[...]"',
+    )
     parser.add_argument('--projection', choices=sorted(PROJECTIONS), default='pca')
     parser.add_argument(
         '--dim',
@@ -30,6 +57,29 @@ def parse_args() -> argparse.Namespace:
         '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"
     )
     parser.add_argument(
+        '--teacher-scale',
+        type=int,
+        default=1,
+        metavar='N',
+        help='train on images N times as large, which the teacher sees, and the student N times '
+        'smaller: at the size that it is tested at',
+    )
+    parser.add_argument(
+        '--unlabelled', metavar='DIR', help='a folder of images without labels to learn from, too'
+    )
+    parser.add_argument(
+        '--per-batch',
+        type=int,
+        metavar='N',
+        help='how many of them a batch has. Defaults to as many as labelled images',
+    )
+    parser.add_argument(
+        '--labels',
+        choices=['all', 'none'],
+        default='all',
+        help='none: train on the images without labels alone, before there are labels',
+    )
+    parser.add_argument(
         '--save-config', metavar='F', help='write the config to F instead of training'
     )
     parser.add_argument(
@@ -38,9 +88,53 @@ def parse_args() -> argparse.Namespace:
     cli.add_common_arguments(parser)
     cli.add_training_arguments(parser)
     args = parser.parse_args()
+    check_teacher(args)
+    check_images(args)
     if args.save_config:
         check_saved_config(Path(args.save_config), args)
     return args
+
+
+def check_teacher(args: argparse.Namespace) -> None:
+    """Check that the teacher is given either as a config and a checkpoint or as a module."""
+    if args.teacher_module and args.teacher:
+        raise ConfigError(
+            f'the teacher is either a config and a checkpoint or --teacher-module; got '
+            f'{args.teacher} and {args.teacher_module}.'
+        )
+    if not args.teacher_module and (args.teacher_args or args.teacher_options):
+        raise ConfigError('--teacher-args and --teacher-options need --teacher-module.')
+    if not args.teacher_module and not args.checkpoint:
+        raise ConfigError(
+            'give a teacher: TEACHER_CONFIG and TEACHER_CHECKPOINT, or --teacher-module.'
+        )
+
+
+def teacher_of(args: argparse.Namespace) -> str | dict:
+    """Return the teacher as ``distill_config`` takes it."""
+    if not args.teacher_module:
+        return args.teacher
+    teacher = Config({'module': {'type': args.teacher_module, **args.teacher_args}})
+    cli.apply_options(teacher, args.teacher_options)
+    return teacher.to_dict()
+
+
+def check_images(args: argparse.Namespace) -> None:
+    """Check the options of images without labels, and of their size."""
+    if args.teacher_scale < 1:
+        raise ConfigError(f'--teacher-scale must be 1 or more, got {args.teacher_scale}.')
+    if args.unlabelled is None and (args.labels == 'none' or args.per_batch is not None):
+        option = '--per-batch' if args.labels == 'all' else '--labels none'
+        raise ConfigError(f'{option} needs --unlabelled DIR, a folder of images.')
+    if args.per_batch is not None and args.labels == 'none':
+        raise ConfigError(
+            '--per-batch: with --labels none all images of a batch are without labels; set '
+            'train_dataloader.batch_size instead.'
+        )
+    if args.per_batch is not None and args.per_batch < 1:
+        raise ConfigError(f'--per-batch must be 1 or more, got {args.per_batch}.')
+    if args.unlabelled is not None and not Path(args.unlabelled).is_dir():
+        raise ConfigError(f'--unlabelled {args.unlabelled} is no folder; give a folder of images.')
 
 
 def check_saved_config(path: Path, args: argparse.Namespace) -> None:
@@ -54,7 +148,7 @@ def check_saved_config(path: Path, args: argparse.Namespace) -> None:
         )
     cli.check_out_file(path, '--save-config', folder_is_made=True)
     for who, read in (('student', args.config), ('teacher', args.teacher)):
-        if path.exists() and Path(read).exists() and path.samefile(read):
+        if read and path.exists() and Path(read).exists() and path.samefile(read):
             raise ConfigError(
                 f"--save-config {path} is the {who}'s config, which the new one would stand on; "
                 f'give another name.'
@@ -72,7 +166,7 @@ def main() -> None:
         options['normalize'] = None if args.normalize == 'none' else args.normalize
     cfg = distill_config(
         args.config,
-        args.teacher,
+        teacher_of(args),
         args.checkpoint,
         projection=args.projection,
         dim=args.dim,
@@ -80,6 +174,12 @@ def main() -> None:
         loss_weight=args.loss_weight,
         **options,
     )
+    if args.teacher_scale > 1:
+        print(enlarge_training(cfg, args.teacher_scale))
+    if args.labels == 'none':
+        print(drop_labels(cfg, args.unlabelled))
+    elif args.unlabelled is not None:
+        print(add_unlabelled(cfg, args.unlabelled, args.per_batch))
     if args.save_config:
         write_config(args.save_config, args.config, cfg)
         command = shlex.join(['python', 'tools/train.py', args.save_config])

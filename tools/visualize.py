@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_model
+from rdimkd_det.datasets.scaling import enlarged
 from rdimkd_det.distiller.inference import trained_detector, trained_student
 from rdimkd_det.files.configs import without_cache
 from rdimkd_det.progress import with_progress
@@ -73,8 +74,8 @@ def build_viewer(cfg: Config, args: argparse.Namespace) -> Viewer:
     plain = None
     if args.plain is not None:
         plain = trained_detector(cfg.model, args.plain, who='plain student').to(device)
-    pipeline = Compose(get_test_pipeline_cfg(cfg))
-    return Viewer(distilled, plain, pipeline, args.score_thr)
+    pipeline = enlarged(get_test_pipeline_cfg(cfg), distilled.distill.shrink.scale)
+    return Viewer(distilled, plain, Compose(pipeline), args.score_thr)
 
 
 if __name__ == '__main__':

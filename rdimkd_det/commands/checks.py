@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
+from ..datasets.mixing import check_images, check_mixing
 from ..distiller.distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..distiller.inheritance import matching_weights, weights_to_inherit
 from ..errors import ConfigError
@@ -152,7 +153,10 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         for leaf in leaf_datasets(dataset):
             _check_annotations(split, leaf)
             check_class_names(split, leaf)
+            check_images(leaf)
         check_any_category(split, dataset)
+    if 'train' in splits:
+        check_mixing(cfg)
 
 
 def _check_annotations(split: str, dataset: Mapping) -> None:

@@ -19,6 +19,7 @@ from ..options import type_name
 from ..teacher.build import build_teacher
 from .build_loss import build_tap_loss, check_losses
 from .finite_check import FiniteCheck
+from .image_scale import ImageShrinker, in_pixels_of_student
 from .monitoring import Monitor
 from .several_teachers import OneOrMoreTeachers, SeveralTeachers
 
@@ -38,8 +39,17 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
         student_levels = probe_levels(student, list(losses))
-        self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
-        teacher_levels = self.teacher.probe()
+        strides = [level.stride for levels in student_levels.values() for level in levels]
+        self.shrink = ImageShrinker(teacher.get('image_scale', 1), student.data_preprocessor)
+        # For a teacher without an image_scale beside one that has it: it sees the student's images.
+        self.shrink_for_teacher: ImageShrinker | None = None
+        self.teacher, self.teacher_taps = build_teacher(
+            teacher, losses, student.data_preprocessor, strides
+        )
+        teacher_levels = {
+            tap: [in_pixels_of_student(level, self.shrink.scale) for level in levels]
+            for tap, levels in self.teacher.probe().items()
+        }
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()
         for tap, loss in losses.items():
@@ -58,6 +68,11 @@ class Distillation(OneOrMoreTeachers, nn.Module):
     def per_teacher(self) -> list[Distillation]:
         """list[Distillation]: One per teacher: itself."""
         return [self]
+
+    @property
+    def pipeline_scale(self) -> int:
+        """int: By what the data pipeline's images are larger than the student's."""
+        return (self.shrink_for_teacher or self.shrink).scale
 
     def check(self, cfg: Config) -> None:
         """Check that :meth:`prepare` will succeed, without accelerating the teacher."""
@@ -92,9 +107,12 @@ class Distillation(OneOrMoreTeachers, nn.Module):
     ) -> dict[str, list[Tensor]]:
         """Compute the teacher's maps of the matched levels for a batch, by the student's tap.
 
+        The batch is that of the data pipeline, before any ``image_scale`` shrinks it.
         Without ``wait`` it may run in parallel with the student, and only :meth:`forward` may use
         the maps.
         """
+        if self.shrink_for_teacher is not None and not self.teacher.projected:
+            inputs, data_samples = self.shrink_for_teacher(inputs, data_samples)
         outputs = self.teacher(inputs, data_samples)
         if wait:
             self.teacher.wait(outputs)
@@ -161,7 +179,9 @@ class Distillation(OneOrMoreTeachers, nn.Module):
 
     def describe(self) -> list[str]:
         """Describe the teacher and its input, then each level: stride, channels, d, variance."""
-        lines = [f'teacher {self.teacher.describe()}']
+        scale = self.shrink.scale
+        larger = f", images {scale} times as large as the student's" if scale > 1 else ''
+        lines = [f'teacher {self.teacher.describe()}{larger}']
         for tap, loss in self.items():
             for level, (student, teacher) in enumerate(self.level_pairs[tap]):
                 adapter = ' (1x1 adapter)' if loss.has_adapter(level) else ''

@@ -18,9 +18,11 @@ from ..features import record_outputs
 from ..files.configs import UnreadableConfigError
 from ..host.patches import patch_detectors
 from ..host.registry import register
+from ..losses.adapters import zero_of
 from ..losses.auto_weight import differentiable_checkpoints, has_objects
 from ..losses.padding import image_sizes
 from .distillation import build_distillation
+from .labelled import Batch, labelled_first, own_losses, train_without_labels
 
 # The wrappers of a Runner that keep every parameter whole on every rank.
 WRAPPERS = (DataParallel, DistributedDataParallel)
@@ -42,13 +44,17 @@ class RdimKDDistiller:
             ``checkpoint`` (path or URL) of the teacher; or the options of a
             :class:`rdimkd_det.teacher.ModuleSource`, any torch module; or ``cache``, a directory
             written by ``tools/cache_teacher.py``. And options of
-            :class:`rdimkd_det.teacher.acceleration.Acceleration`. Each of several teachers may also
-            have a ``name``, which appears in the names of its losses, and its own ``losses``.
+            :class:`rdimkd_det.teacher.acceleration.Acceleration`, and ``image_scale``, by which
+            the data pipeline's images are larger than those that the student gets of them. Each of
+            several teachers may also have a ``name``, which appears in the names of its losses, and
+            its own ``losses``.
         losses (dict): Maps the path of a student module, e.g. 'neck', to the config of its loss,
             e.g. ``dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=128))``. The
             teacher is tapped at the same path unless the entry has ``teacher_module='...'``.
         inherit (Sequence[str]): Paths of modules initialised with the (first) teacher's weights
             when training starts, e.g. ``['neck', 'bbox_head']``. Defaults to none.
+        labels (bool): False for a training before labels exist: of the student, only what the taps
+            depend on is trained, and all images count as images without labels. Defaults to True.
         data_preprocessor (dict, optional): Data preprocessor of the student, unless its config has
             one. mmengine's Runner passes it from the top level of a config, as YOLOv3's has it.
 
@@ -61,7 +67,15 @@ class RdimKDDistiller:
             works without it.
     """
 
-    def __new__(cls, student=None, teacher=None, losses=None, inherit=(), data_preprocessor=None):
+    def __new__(
+        cls,
+        student=None,
+        teacher=None,
+        losses=None,
+        inherit=(),
+        data_preprocessor=None,
+        labels=True,
+    ):
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student calls this
             return super().__new__(cls)
         _check_arguments(student, teacher, losses)
@@ -69,9 +83,8 @@ class RdimKDDistiller:
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
-        return _attach(
-            detector, teacher, losses, [inherit] if isinstance(inherit, str) else inherit
-        )
+        inherit = [inherit] if isinstance(inherit, str) else inherit
+        return _attach(detector, teacher, losses, inherit, labels)
 
     def __init__(self, *args, **kwargs) -> None:
         """Do nothing: Python calls this after ``__new__``, which has built the detector."""
@@ -90,31 +103,44 @@ class RdimKDDistiller:
 
         Args:
             batch_inputs (Tensor): Batch (N, 3, H, W).
-            batch_data_samples (list[DetDataSample]): Data samples with the ground truth.
+            batch_data_samples (list[DetDataSample]): Data samples with the ground truth, or with
+                ``labelled=False`` in their metainfo: such images have distillation losses only.
 
         Returns:
             dict[str, Tensor]: The student's losses, unchanged, and 'loss_rdimkd_<tap>_s<stride>'
             for each level.
         """
         distill = self.distill
-        if not distill.has_weight:
-            return {**super().loss(batch_inputs, batch_data_samples), **distill.zero_losses()}
-        active = distill.active
+        active = distill.has_weight and distill.active
+        batch = labelled_first(batch_inputs, batch_data_samples, distill.labels)
+        batch = batch.learnt_from(distilling=active)
         # The teacher first: its intermediate maps are freed before the student's graph grows.
         teacher_feats = (
-            distill.teacher_feats(batch_inputs, batch_data_samples, wait=False) if active else None
+            distill.teacher_feats(batch.inputs, batch.samples, wait=False) if active else None
         )
-        measures = active and distill.measures_balance and has_objects(batch_data_samples)
-        checkpoints = differentiable_checkpoints() if measures else nullcontext()
-        # Also while the schedule's factor is 0: torch.compile would miss taps registered later.
-        with checkpoints, record_outputs(self, distill.taps) as student_outputs:
-            losses = super().loss(batch_inputs, batch_data_samples)
+        batch = batch.shrunk(distill.shrink)
+        measures = active and distill.labels and distill.measures_balance
+        measures = measures and has_objects(batch.labelled_samples)
+        with differentiable_checkpoints() if measures else nullcontext():
+            losses, student_outputs = self.own_losses(batch)
         if not active:
+            losses = losses or {'loss_no_labels': zero_of(self.parameters())}
             return {**losses, **distill.zero_losses()}
         _check_taps(distill.taps, student_outputs)
         task_loss = (lambda: self.parse_losses(losses)[0]) if measures else None
-        sizes = image_sizes(batch_data_samples)
+        sizes = image_sizes(batch.samples)
         return {**losses, **distill(student_outputs, teacher_feats, task_loss, sizes)}
+
+    def own_losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Compute the student's own losses, {} without labels, and its maps of all images by tap.
+
+        ``batch`` is from :func:`rdimkd_det.distiller.labelled.labelled_first`, shrunk by
+        ``distill.shrink``.
+        """
+        # Also while no loss has a weight: torch.compile would miss taps registered later.
+        with record_outputs(self, self.distill.taps) as student_outputs:
+            losses = own_losses(self, super().loss, batch, self.distill.labels)
+        return losses, student_outputs
 
     def init_weights(self) -> None:
         """Initialise the student as without distillation; the adapters keep their weights."""
@@ -180,18 +206,23 @@ def _check_arguments(student: object, teacher: object, losses: object) -> None:
             )
 
 
-def _attach(detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[str]) -> nn.Module:
+def _attach(
+    detector: nn.Module, teacher: dict, losses: dict, inherit: Sequence[str], labels: bool
+) -> nn.Module:
     if isinstance(detector, RdimKDDistiller):
         raise ConfigError(
             'RdimKDDistiller: the student is distilled already; give the plain detector.'
         )
     try:
         distill = build_distillation(detector, teacher, losses)
+        if not labels:
+            train_without_labels(detector, distill)
     except UnreadableConfigError as error:
         distill = _WithoutTeacher(error)
     detector.__class__ = _distilling_class(type(detector))
     detector.distill = distill
     distill.inherit = list(inherit)
+    distill.labels = bool(labels)
     # Both torch and mmengine, which walks the modules itself, call these hooks, also in EMA copies.
     detector._register_state_dict_hook(_hide_distillation)
     detector.register_load_state_dict_post_hook(_miss_no_distillation)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..losses import FeatureLoss
 
 
@@ -45,6 +46,19 @@ class OneOrMoreTeachers:
 
 class SeveralTeachers(OneOrMoreTeachers, nn.ModuleList):
     """Several teachers, one ``Distillation`` each, with the interface of one."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__(parts)
+        self.shrink = max((part.shrink for part in parts), key=lambda it: it.scale)
+        scales = {part.shrink.scale for part in parts} - {1}
+        if len(scales) > 1:
+            raise ConfigError(
+                f'RdimKDDistiller: the teachers have image_scale {sorted(scales)}, and the student '
+                f'gets images of one size; give one image_scale, or leave it out of some.'
+            )
+        for part in parts:
+            if part.shrink.scale < self.shrink.scale:
+                part.shrink_for_teacher = self.shrink
 
     @property
     def per_teacher(self) -> list[nn.Module]:

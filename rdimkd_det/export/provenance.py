@@ -11,6 +11,8 @@ from mmengine.logging import HistoryBuffer
 from ..files.configs import counts_iterations, teacher_entries
 from ..files.scalars import due_validations, read_history
 from ..options import type_name
+from ..teacher.licence import licence_text
+from ..teacher.module_source import directory_of
 
 
 def distillation_of(config: Config) -> dict:
@@ -30,7 +32,18 @@ def distillation_of(config: Config) -> dict:
 def _names(teacher: Mapping) -> dict:
     # A local path means nothing on other machines; a URL and `mmdet::...` do.
     paths = {key: teacher[key] for key in ('config', 'checkpoint') if teacher.get(key) is not None}
-    return {key: _name(path) for key, path in paths.items()}
+    names = {key: _name(path) for key, path in paths.items()}
+    return names | (_names_of_module(teacher['module']) if 'module' in teacher else {})
+
+
+def _names_of_module(module: Mapping) -> dict:
+    """Return a module's arguments without local directories, and the licence in one of them."""
+    directory, licence = directory_of(module), licence_text(module)
+    names = {
+        key: Path(value).name if directory is not None and str(value) == str(directory) else value
+        for key, value in module.items()
+    }
+    return {'module': names, **({} if licence is None else {'licence': licence})}
 
 
 def _name(path: object) -> str:

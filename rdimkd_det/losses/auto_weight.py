@@ -23,10 +23,12 @@ PLAUSIBLE = (1e-4, 1e4)  # the task's gradient over the distillation's
 def has_objects(data_samples: Sequence) -> bool:
     """Return whether any rank's batch has an object; without, the task's gradient is untypical.
 
-    Samples without boxes, as of segmentation, count as having objects.
+    ``data_samples`` are the labelled ones; without boxes, as of segmentation, they count as having
+    objects.
     """
     known = [it.gt_instances for it in data_samples if 'gt_instances' in it]
-    found = torch.tensor(float(not known or any(len(instances) for instances in known)))
+    found = len(data_samples) and (not known or any(len(instances) for instances in known))
+    found = torch.tensor(float(bool(found)))
     all_reduce(found, 'max')
     return bool(found)
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 
 from mmengine.config import Config
@@ -18,16 +19,17 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..datasets.unlabelled import count_images
 from ..distiller import RdimKDDistiller
 from ..distiller.distillation import Distillation
 from ..distiller.inheritance import inherit_from_teacher
-from ..features import record_outputs
+from ..distiller.labelled import labelled_first
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses import FeatureLoss
 from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..losses.padding import image_sizes
 from ..progress import with_progress
-from ..training.calibration import calibration_batches, fit_projections
+from ..training.calibration import batch_size, calibration_batches, fit_projections
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
@@ -41,6 +43,9 @@ def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     # YOLOX's preprocessor reads this, and in a run the Runner sets it.
     MessageHub.get_current_instance().update_info('iter', 0)
+    if all(count_images(loader.dataset)):  # both kinds in a batch, as the training mixes them
+        num_batches = -(-num_images // batch_size(loader))
+        return loader, list(islice(loader, num_batches))
     return loader, list(calibration_batches(loader, num_images, seed=0))
 
 
@@ -123,15 +128,16 @@ def _losses(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, list[Tensor]]]:
     """Return the task loss, the distillation losses and the student's maps of a batch."""
     data = training_input(model.data_preprocessor, batch)
-    inputs, samples = data['inputs'], data['data_samples']
-    teacher_feats = part.teacher_feats(inputs, samples)
-    with differentiable_checkpoints(), record_outputs(model, part.taps) as outputs:
-        losses = super(RdimKDDistiller, model).loss(inputs, samples)
+    batch = labelled_first(data['inputs'], data['data_samples'])
+    teacher_feats = part.teacher_feats(batch.inputs, batch.samples)
+    batch = batch.shrunk(model.distill.shrink)
+    with differentiable_checkpoints():
+        losses, outputs = model.own_losses(batch)
     task, logged = model.parse_losses(losses)
     broken = [name for name, value in logged.items() if not value.isfinite()]
     if broken:
         raise FloatingPointError(f"the student's own {', '.join(broken)} is not finite")
-    return task, part(outputs, teacher_feats, sizes=image_sizes(samples)), outputs
+    return task, part(outputs, teacher_feats, sizes=image_sizes(batch.samples)), outputs
 
 
 def _rows(levels: Mapping[str, LevelMeasure], weights: Sequence[float]) -> list[tuple[str, ...]]:

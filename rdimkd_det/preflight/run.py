@@ -6,7 +6,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
 from torch import nn
+from torch.utils.data import DataLoader
 
+from ..datasets.unlabelled import count_images
 from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
 from ..errors import ConfigError, TrainingStoppedError
@@ -18,6 +20,7 @@ from .classes import data_classes, label_map, teacher_classes
 from .input_check import check_teacher_input
 from .measurements import load_samples, measure_gradients, prepare
 from .report import Report
+from .spectrum import measure_spectra
 from .static import check_static, is_live, topic, untrained_parts
 from .teacher_eval import judge_aps, measure_aps, teacher_pipeline
 from .timing import measure_time
@@ -57,16 +60,22 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     """Report on gradients and time, and return the batches; [] if they cannot be used."""
     set_random_seed(0)
     loader, batches = load_samples(cfg, num_images)
-    if not any(len(sample.gt_instances) for batch in batches for sample in batch['data_samples']):
+    report_images(loader, report)
+    if model.distill.labels and not any(map(_has_objects, batches)):
+        remedy = 'compare metainfo.classes of the data set with the categories in its annotations'
+        if not count_images(loader.dataset)[0]:
+            remedy = 'set labels=False in the model, for a training without labels'
         report.error(
             'Training data',
             f'no object in {len(batches) * batch_size(loader)} of {len(loader.dataset)} images',
-            'compare metainfo.classes of the data set with the categories in its annotations',
+            remedy,
         )
         return []
     try:
         prepare(cfg, model, batches)
-        measure_gradients(model, batches, report)
+        if model.distill.labels:
+            measure_gradients(model, [it for it in batches if labelled_part(it)], report)
+        measure_spectra(model, batches, report)
         measure_time(cfg, model, batches, loader, report)
     except FloatingPointError as error:
         report.error('Not finite', str(error), "see the teacher's checkpoint and input")
@@ -85,6 +94,30 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     return batches
 
 
+def report_images(loader: DataLoader, report: Report) -> None:
+    """Report how many images have labels and how many have none, if there are such."""
+    with_labels, without = count_images(loader.dataset)
+    if not without:
+        return
+    text = f'{with_labels} with labels, {without} without'
+    shares = getattr(loader.batch_sampler.sampler, 'num_per_source', None)
+    if shares and with_labels:
+        text += f'; a batch has {" + ".join(map(str, shares))}'
+    report.ok('Training data', text)
+
+
+def _has_objects(batch: dict) -> bool:
+    part = labelled_part(batch)
+    return bool(part) and any(len(sample.gt_instances) for sample in part['data_samples'])
+
+
+def labelled_part(batch: dict) -> dict | None:
+    """Return the labelled images of a batch from a data loader; None if it has none."""
+    pairs = zip(batch['inputs'], batch['data_samples'])
+    kept = [(image, it) for image, it in pairs if it.metainfo.get('labelled', True)]
+    return dict(zip(('inputs', 'data_samples'), map(list, zip(*kept)))) if kept else None
+
+
 def _check_teacher(
     cfg: Config,
     model: RdimKDDistiller,
@@ -95,8 +128,12 @@ def _check_teacher(
 ) -> None:
     source = part.teacher.source
     if source.model is None:
+        what = topic('Teacher AP', part)
         why = f'{source.name} is a module, not a detector whose input and AP can be judged'
-        report.warning(topic('Teacher AP', part), why, 'compare mean, std and bgr with its authors')
+        if source.mean is None:
+            report.ok(what, f'{why}; its input is the recorded one')
+        else:
+            report.warning(what, why, 'compare mean, std and bgr with its authors')
         return
     data = data_classes(cfg)
     classes = teacher_classes(source) or ()
@@ -110,11 +147,13 @@ def _check_teacher(
             report.error(topic('Teacher AP', part), str(error), 'give the whole checkpoint')
     better = None
     if batches and not untrained_parts(part.teacher.load_plain().state_dict()):
+        # Without labels, objects would count as background in the teacher's own loss.
+        labelled = [it for it in map(labelled_part, batches) if it]
         better = check_teacher_input(
             part,
             preprocessor,
-            batches,
-            detector,
+            labelled or batches,
+            detector if labelled else None,
             {label: own for own, label in of_teacher.items()},
             report,
             topic("Teacher's input", part),

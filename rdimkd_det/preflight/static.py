@@ -18,6 +18,7 @@ from ..projections import Projection
 from .categories import check_categories
 from .classes import data_classes, label_map, listed, num_classes, teacher_classes
 from .input_formats import InputFormat
+from .module_teacher import describe_module, describe_strides
 from .report import Report, Table
 
 LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', 'd', 'weight')
@@ -38,6 +39,8 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
             check_weights(part, report)
             check_teacher_classes(part, data, report)
             check_input(model, part, report)
+            if part.teacher.source.model is None:
+                report.ok(topic('Teacher strides', part), describe_strides(part))
         else:
             why = part.teacher.describe() if part.has_weight else 'no loss has a weight'
             report.ok(topic('Teacher weights', part), f'not loaded: {why}')
@@ -59,12 +62,11 @@ def topic(name: str, part: Distillation) -> str:
 def check_weights(part: Distillation, report: Report) -> None:
     """Load a teacher's weights strictly, and report on them."""
     what, teacher = topic('Teacher weights', part), part.teacher
-    state = teacher.load_plain().state_dict()
+    network = teacher.load_plain()
     if teacher.source.model is None:
-        origin = Path(teacher.checkpoint).name if teacher.checkpoint else 'its own weights'
-        numbers = sum(value.numel() for value in state.values())
-        report.ok(what, f'{teacher.source.name}: {origin}, {numbers / 1e6:.3g} million numbers')
+        report.ok(what, describe_module(part, network))
         return
+    state = network.state_dict()
     untrained = untrained_parts(state)
     parts = dict.fromkeys(key.split('.')[0] for key in state)
     if untrained:
@@ -94,6 +96,9 @@ def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
 
 def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report: Report) -> None:
     """Report on the number of classes of the student's heads."""
+    if not model.distill.labels:
+        report.ok('Classes', 'not needed: the training is without labels')
+        return
     if data is None:
         report.warning(
             'Classes',
@@ -170,14 +175,17 @@ def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     """Report on what both models expect, and what the bridge does."""
     what, bridge = topic('Input', part), part.teacher.bridge
     student = _described(model.data_preprocessor)
-    if bridge.same_padding and bridge.student_divisor == bridge.teacher_divisor:
+    if bridge.does_nothing:
         report.ok(what, f'student and teacher: {student}; the bridge has nothing to do')
         return
     teacher = _described(part.teacher.build_preprocessor())
+    if part.teacher.source.model is None:
+        teacher += f' (from {part.teacher.source.input_origin})'
     steps = [
         'reverses the channels' if bridge.flip_channels else '',
         '' if bridge.same_values else 'changes the normalisation',
         f'pads with {bridge.pad_value:g} to multiples of {bridge.teacher_divisor}',
+        '' if bridge.input_scale == 1 else f'resizes by {float(bridge.input_scale):g}',
     ]
     does = ', '.join(filter(None, steps))
     report.ok(what, f'student: {student}\nteacher: {teacher}\nthe bridge {does}')

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ..bridge import InputBridge
+from ..datasets.scaling import enlarged
 from ..distiller.distillation import Distillation
 from ..files.configs import UnreadableConfigError, leaf_datasets, read_config
 from ..progress import with_progress
@@ -64,14 +65,21 @@ def measure_aps(
         data = own_preprocessor(batch, False)
         return detector.predict(data['inputs'], data['data_samples'])
 
+    larger = None
+    if part.shrink.scale > 1:
+        pipeline = next(leaf_datasets(cfg.val_dataloader['dataset']))['pipeline']
+        larger = enlarged(pipeline, part.shrink.scale)
+        own_pipeline = own_pipeline or larger
     bridged = average_precision(
-        cfg, partial(through, part.teacher.bridge), labels, 'through the bridge'
+        cfg, partial(through, part.teacher.bridge), labels, 'through the bridge', larger
     )
     own = average_precision(cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline)
     if better is None:
         return TeacherAPs(bridged, own)
     bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
-    corrected = average_precision(cfg, partial(through, bridge), labels, 'with another input')
+    corrected = average_precision(
+        cfg, partial(through, bridge), labels, 'with another input', larger
+    )
     return TeacherAPs(bridged, own, corrected)
 
 

@@ -17,6 +17,7 @@ from ..distiller import RdimKDDistiller
 from ..progress import format_time, with_progress
 from ..stopwatch import elapsed, peak_memory
 from ..training.calibration import batch_size
+from .measurements import training_input
 from .report import Report, Table
 
 # Iterations to time with and without distillation each, after one that is not counted.
@@ -54,9 +55,26 @@ def measure_time(
     for name, factor in (('plain', 0.0), ('distilled', 1.0)):
         length = format_time(iterations * medians[factor])
         table.rows.append((name, f'{medians[factor]:.3g}', _size(memory[factor]), length))
+    passes = _seconds_of_modules(model, batches)
+    table.rows += [(name, f'{seconds:.3g}', '-', '-') for name, seconds in passes.items()]
     report.tables.append(table)
-    report.figures['seconds'] = {'plain': medians[0.0], 'distilled': medians[1.0]}
+    report.figures['seconds'] = {'plain': medians[0.0], 'distilled': medians[1.0], **passes}
     report.figures['iterations'] = iterations
+
+
+def _seconds_of_modules(model: RdimKDDistiller, batches: Sequence[dict]) -> dict[str, float]:
+    """Return the time of a forward pass of each teacher that is a module and runs."""
+    seconds = {}
+    for part in model.distill.per_teacher:
+        if not part.has_weight or part.teacher.projected or part.teacher.source.model is not None:
+            continue
+        taken = []
+        for batch in islice(cycle(batches), MIN_ROUNDS):
+            data = training_input(model.data_preprocessor, batch)
+            step = partial(part.teacher_feats, data['inputs'], data['data_samples'])
+            taken.append(elapsed(step, data['inputs'].device) / 1000)
+        seconds[f'forward pass of the teacher {part.name}'.strip()] = median(taken[1:])
+    return seconds
 
 
 def _set_factor(model: RdimKDDistiller, factor: float) -> None:

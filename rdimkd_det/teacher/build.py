@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
@@ -14,6 +14,7 @@ from .cache.cached_teacher import CachedTeacher, open_cache
 from .cache.origin import projection_facts
 from .detector_source import DetectorSource
 from .module_source import ModuleSource
+from .placement import Placement
 from .source import Source
 from .teacher import Teacher
 
@@ -22,7 +23,10 @@ SOURCES = {'config': DetectorSource, 'module': ModuleSource}
 
 
 def build_teacher(
-    entry: Mapping, losses: Mapping[str, dict], preprocessor: nn.Module
+    entry: Mapping,
+    losses: Mapping[str, dict],
+    preprocessor: nn.Module | None,
+    student_strides: Sequence[int] = (),
 ) -> tuple[Teacher | CachedTeacher, dict[str, str]]:
     """Build a teacher, and return with it the teacher's tap for each tap of the student.
 
@@ -33,7 +37,9 @@ def build_teacher(
     if entry.get('cache') is None:
         source = kind(**given)
         taps = _taps(losses, source.default_tap)
-        return Teacher(source, list(taps.values()), acceleration, preprocessor), taps
+        of_teacher = list(taps.values())
+        placement = Placement(source, of_teacher, student_strides, entry.get('image_scale', 1))
+        return Teacher(source, of_teacher, acceleration, preprocessor, placement), taps
     cache = open_cache(entry['cache'])
     taps = _taps(losses, OUTPUT if OUTPUT in cache.about['taps'] else None)
     facts = partial(kind.given_facts, **given)
@@ -46,7 +52,7 @@ def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
     if not isinstance(entry, Mapping) or not entry.keys() & {*SOURCES, 'cache'}:
         raise ConfigError(
             f'RdimKDDistiller: teacher must be dict(config=..., checkpoint=...); or '
-            f'dict(module=..., mean=..., std=...) for any torch module; or, with the maps that '
+            f'dict(module=...) for any torch module; or, with the maps that '
             f'tools/cache_teacher.py stored, dict(cache=...); got {entry!r}.'
         )
     kinds = {key: kind for key, kind in SOURCES.items() if entry.get(key) is not None}
@@ -54,7 +60,7 @@ def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
         raise ConfigError(f'model.teacher has {" and ".join(kinds)}; give one of them.')
     kind = next(iter(kinds.values()), DetectorSource)
     given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
-    known = (*kind.options, 'cache')
+    known = (*kind.options, 'cache', 'image_scale')
     others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
     return kind, given, build_acceleration(others, known)
 

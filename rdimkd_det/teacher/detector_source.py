@@ -44,6 +44,7 @@ class DetectorSource:
     default_tap = None
     whole_taps = ('backbone', 'neck')
     built_on_meta = True
+    input_scale, levels, fan_out = 1.0, None, False
 
     def __init__(self, config: str | dict | None = None, checkpoint: str | None = None) -> None:
         if not isinstance(checkpoint, (str, Path)):

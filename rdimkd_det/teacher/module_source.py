@@ -8,31 +8,50 @@ import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..features import OUTPUT
+from ..features import OUTPUT, TOKENS
 from ..files.checkpoints import fingerprint, load_checkpoint_safely
 from ..files.configs import UnreadableConfigError, as_json
 from ..files.strict_loading import load_strictly
-from ..options import SCOPE, explain
+from ..options import SCOPE, explain, is_amount
 from ..random_state import preserved_random_state
+from .fan_out import WAYS
+from .key_prefix import without_prefix
+from .known_input import KnownInput, known_input
+from .pretrained import is_from_pretrained, load_pretrained
 from .source import checkpoint_facts
+from .tokens import Tokens
 
 
 class ModuleSource:
-    """Any torch module that turns images (N, 3, H, W) into maps.
+    """Any torch module that turns images (N, 3, H, W) into maps, or into tokens of patches.
 
     Its methods are those of :class:`rdimkd_det.teacher.source.Source`. ``module`` is the module,
     which is copied; or ``type``, an importable callable that returns one (or its dotted path), and
-    its keyword arguments. It returns a map, a list or dict of maps, or an object with
-    ``feature_maps``. ``mean`` and ``std`` are on the scale of 0 to 255, in its order of channels.
+    its keyword arguments. It returns a map, a list or dict of maps, an object with
+    ``feature_maps``, or tokens (N, L, C). ``mean`` and ``std`` are on the scale of 0 to 255, in its
+    order of channels; without them, the module's own record is taken. ``input_scale`` is the side
+    of its images over that of the student's; ``levels`` or ``fan_out`` resize its maps to strides
+    of the student, see :mod:`rdimkd_det.teacher.fan_out`.
     """
 
-    options = ('module', 'checkpoint', 'mean', 'std', 'bgr')
+    options = (
+        'module',
+        'checkpoint',
+        'mean',
+        'std',
+        'bgr',
+        'input_scale',
+        'levels',
+        'fan_out',
+    )
     model = None
     default_tap = OUTPUT
     whole_taps = (OUTPUT,)
@@ -44,36 +63,85 @@ class ModuleSource:
         checkpoint: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        bgr: bool = False,
+        bgr: bool | None = None,
+        input_scale: float | None = None,
+        levels: Mapping[int, str] | None = None,
+        fan_out: bool = False,
     ) -> None:
         self.name = _name(module)
-        _check_statistics(self.name, mean, std)
-        if not isinstance(bgr, bool):
-            raise ConfigError(f'teacher: bgr must be True or False, got {bgr!r}.')
+        if mean is not None or std is not None:
+            _check_statistics(self.name, mean, std)
+        for option, value in (('bgr', bgr), ('fan_out', fan_out)):
+            if not isinstance(value, (bool, type(None))):
+                raise ConfigError(f'teacher: {option} must be True or False, got {value!r}.')
+        if input_scale is not None and not (is_amount(input_scale) and input_scale > 0):
+            raise ConfigError(f'teacher: input_scale must be above 0, got {input_scale!r}.')
         self.module = module
         self.checkpoint = None if checkpoint is None else str(checkpoint)
-        self.input = {'mean': list(mean), 'std': list(std), 'bgr_to_rgb': not bgr}
+        self.mean, self.std, self.bgr = mean, std, bgr
+        self.input_scale = input_scale
+        self.levels = None if levels is None else _checked_levels(levels, fan_out)
+        self.fan_out = fan_out
+        self._tokens = Tokens()
+        self._recorded: KnownInput | None = None
+        self._built = False
+
+    @property
+    def input(self) -> dict:
+        """dict: The input as options of a data preprocessor; builds the module to ask it."""
+        if self.mean is not None:
+            return {'mean': [*self.mean], 'std': [*self.std], 'bgr_to_rgb': not self.bgr}
+        if not self._built:
+            self.build()
+        if self._recorded is None:
+            _check_statistics(self.name, None, None)
+        bgr = self._recorded.bgr if self.bgr is None else self.bgr
+        return {'mean': self._recorded.mean, 'std': self._recorded.std, 'bgr_to_rgb': not bgr}
+
+    @property
+    def input_origin(self) -> str:
+        """str: Where mean and std are known from."""
+        return 'model.teacher' if self.mean is not None else self._recorded.origin
+
+    @property
+    def directory(self) -> Path | None:
+        """Path | None: The directory among the callable's arguments, if there is one."""
+        return directory_of(self.module)
 
     def build(self, taps: Sequence[str] = ()) -> nn.Module:
         """Copy the module, or call the callable, always from the same random state."""
-        if isinstance(self.module, nn.Module):
-            return copy.deepcopy(self.module).cpu()  # acceleration works in place
-        options = {key: v for key, v in self.module.items() if key not in ('type', SCOPE)}
-        make = self.module['type']
+        is_built = isinstance(self.module, nn.Module)
+        made = copy.deepcopy(self.module) if is_built else self._make()  # it is changed in place
+        if not self._built:
+            self._tokens.read_patch_size(made)
+            self._recorded = known_input(made) if self.mean is None else None
+            self._built = True
+        setattr(made, TOKENS, self._tokens)
+        return made.cpu()
+
+    def _make(self) -> nn.Module:
+        options = ConfigDict(self.module).to_dict()
+        make = options.pop('type')
+        options.pop(SCOPE, None)
         try:
+            make = make if callable(make) else pkgutil.resolve_name(make)
             with preserved_random_state():
                 torch.manual_seed(0)
-                made = (make if callable(make) else pkgutil.resolve_name(make))(**options)
+                made = (
+                    load_pretrained(make, options) if is_from_pretrained(make) else make(**options)
+                )
+        except ConfigError:
+            raise
         except Exception as error:  # the user's callable may raise anything
             raise UnreadableConfigError(
-                f'teacher: {self.name} cannot be made: {explain(error)}'
+                f'teacher: {self.name} cannot be made: {explain(error)}{_remedy(error)}'
             ) from error
         if not isinstance(made, nn.Module):
             raise ConfigError(
                 f'teacher: {self.name} returned a {type(made).__name__}; it must return a '
                 f'torch.nn.Module.'
             )
-        return made.cpu()
+        return made
 
     def read_weights(self, mapped: bool) -> Mapping[str, Tensor] | None:
         if self.checkpoint is not None:
@@ -88,6 +156,7 @@ class ModuleSource:
     def load(self, weights: Mapping[str, Tensor] | None, taps: Sequence[str]) -> nn.Module:
         network = self.build()
         if weights is not None:
+            weights = without_prefix(network, weights, self.checkpoint)
             load_strictly(network, weights, self.checkpoint, self.name, 'teacher', assign=True)
         return network.requires_grad_(False).eval()
 
@@ -98,22 +167,30 @@ class ModuleSource:
     def facts(self) -> dict:
         """Return the callable, its arguments, the input, and a hash of checkpoint or weights."""
         own = {} if self.checkpoint else {'checkpoint': None, 'weights': self._own_digest}
-        return {**self._facts_without_building(), **own}
+        return {'input of the teacher': self._whole_input, **self._facts_without_building(), **own}
 
     def _facts_without_building(self) -> dict:
         options = {} if isinstance(self.module, nn.Module) else dict(self.module)
+        known = {} if self.mean is None else {'input of the teacher': self._whole_input}
         return {
             'module of the teacher': as_json({**options, 'type': self.name}),
-            'input of the teacher': as_json(self.input),
+            **known,
+            'levels of the teacher': as_json(self.levels or ('all' if self.fan_out else None)),
             **(checkpoint_facts(self.checkpoint) if self.checkpoint else {}),
         }
+
+    @property
+    def _whole_input(self) -> dict:
+        scale = {} if self.input_scale is None else {'input_scale': self.input_scale}
+        return as_json({**self.input, **scale})
 
     def fingerprint(self) -> str | None:
         """Return a hash of the input and of the checkpoint, or without one of the weights."""
         weights = fingerprint(self.checkpoint) if self.checkpoint else self._own_digest
         if weights is None:
             return None
-        return hashlib.sha256(f'{weights} {self.input}'.encode()).hexdigest()[:16]
+        levels = self.levels or self.fan_out or ''
+        return hashlib.sha256(f'{weights} {self._whole_input} {levels}'.encode()).hexdigest()[:16]
 
     @classmethod
     def given_facts(cls, **entry) -> dict:
@@ -129,6 +206,11 @@ class ModuleSource:
             digest.update(f'{key} {tuple(value.shape)} {value.dtype}'.encode())
             digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _remedy(error: Exception) -> str:
+    needs = getattr(error, 'name', None) if isinstance(error, ImportError) else None
+    return "; pip install 'rdimkd_det[foundation]'" if needs == 'transformers' else ''
 
 
 def _name(module: object) -> str:
@@ -151,12 +233,36 @@ def _dotted(kind: Callable) -> str:
     return f'{kind.__module__}.{getattr(kind, "__qualname__", type(kind).__qualname__)}'
 
 
+def directory_of(module: object) -> Path | None:
+    """Return the first directory among the arguments of a callable that makes a module."""
+    arguments = module.values() if isinstance(module, Mapping) else ()
+    found = (Path(it) for it in arguments if isinstance(it, (str, Path)) and Path(it).is_dir())
+    return next(found, None)
+
+
+def _checked_levels(levels: object, fan_out: bool) -> dict[int, str]:
+    """Return ``levels`` with whole numbers as keys, which are text where they came from JSON."""
+    try:
+        checked = {int(stride): way for stride, way in levels.items()}
+    except (AttributeError, TypeError, ValueError):
+        checked = {}
+    if not checked or not {*checked.values()} <= {*WAYS}:
+        raise ConfigError(
+            f"teacher: levels must be a dict from strides of the student to 'up', 'same' or "
+            f"'down', e.g. {{8: 'up', 16: 'same', 32: 'down'}}; got {levels!r}."
+        )
+    if fan_out:
+        raise ConfigError('teacher: fan_out=True makes all levels; give it or levels, not both.')
+    return checked
+
+
 def _check_statistics(name: str, mean: object, std: object) -> None:
     if not (_are_three(mean) and _are_three(std) and all(value > 0 for value in std)):
         raise ConfigError(
             f'teacher: {name} needs mean and std of its input, three numbers each on the scale of '
             f'0 to 255, e.g. mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375] for '
-            f'networks trained on ImageNet; got mean={mean}, std={std}.'
+            f'networks trained on ImageNet, unless transformers or timm recorded them with it; got '
+            f'mean={mean}, std={std}.'
         )
 
 

@@ -29,6 +29,11 @@ class Source(Protocol):
             path as in the student.
         whole_taps (tuple[str, ...]): The taps that ``compile=True`` leaves visible.
         built_on_meta (bool): Whether :meth:`build` may run on the meta device.
+        input_scale (float | None): Side of its images over that of the student's; None if that is
+            to be chosen so that strides fit.
+        levels (Mapping[int, str] | None): Strides of the student, each with how a map is made for
+            it, see :func:`rdimkd_det.teacher.fan_out.plan_levels`; None for the maps as they are.
+        fan_out (bool): Whether a map is made for each stride of the student.
     """
 
     options: tuple[str, ...]
@@ -38,6 +43,9 @@ class Source(Protocol):
     default_tap: str | None
     whole_taps: tuple[str, ...]
     built_on_meta: bool
+    input_scale: float | None
+    levels: Mapping[int, str] | None
+    fan_out: bool
 
     def build(self, taps: Sequence[str]) -> nn.Module:
         """Build the network that has these taps; draws no random numbers of the training."""

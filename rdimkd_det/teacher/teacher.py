@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 
 import torch
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from ..bridge import InputBridge
 from ..errors import ConfigError
 from ..features import (
-    SIZE_ERRORS,
     Level,
-    ProbeError,
     device_of,
-    probe_levels,
     record_outputs,
-    size_divisor,
 )
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
+from .fan_out import resize_levels
+from .placement import Placement
 from .source import Source
 
 
@@ -44,9 +42,11 @@ class Teacher:
         taps: Sequence[str],
         acceleration: Acceleration | None = None,
         student_preprocessor: nn.Module | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.source = source
         self.taps = list(taps)
+        self.placement = placement or Placement(source, self.taps)
         self.acceleration = acceleration or Acceleration()
         inner = [tap for tap in self.taps if tap not in source.whole_taps]
         if self.acceleration.compile and inner:
@@ -60,7 +60,9 @@ class Teacher:
         self._training_dtype: torch.dtype | None = None
         self._stream: torch.cuda.Stream | None = None
         if student_preprocessor is not None:
-            self.bridge = InputBridge(student_preprocessor, self.build_preprocessor())
+            self.bridge = InputBridge(
+                student_preprocessor, self.build_preprocessor(), self.placement.scale
+            )
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
@@ -97,8 +99,9 @@ class Teacher:
 
         It pads to sizes that the network accepts, even if the teacher left that to its pipeline.
         """
+        divisor = self.placement.divisor
         preprocessor = self.source.build_preprocessor()
-        preprocessor.pad_size_divisor = self._probed[1]
+        preprocessor.pad_size_divisor = divisor
         return preprocessor
 
     def check(self, cfg: Config) -> None:
@@ -117,31 +120,17 @@ class Teacher:
         """Do nothing: with a live teacher, a loss fits its own bases."""
 
     def probe(self) -> dict[str, list[Level]]:
-        """Measure strides and channels at the taps, if possible without memory for weights."""
-        return self._probed[0]
+        """Measure strides and channels at the taps, if possible without memory for weights.
 
-    @cached_property
-    def _probed(self) -> tuple[dict[str, list[Level]], int]:
-        """tuple: The levels at the taps, and the divisor to which images must be padded."""
-        divisor = getattr(self.source.build_preprocessor(), 'pad_size_divisor', 1)
-        if self.source.built_on_meta:
-            try:
-                with torch.device('meta'):
-                    return self._look_at(self.source.build(self.taps), divisor)
-            except SIZE_ERRORS as error:
-                # Swin reads values of tensors while it is built, and deformable convolution has no
-                # kernel for the meta device: build these on a real device and discard them.
-                if isinstance(error, ConfigError) and not isinstance(error, ProbeError):
-                    raise
-        return self._look_at(self.source.build(self.taps), divisor)
-
-    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int]:
-        levels = probe_levels(network.eval(), self.taps)
-        return levels, size_divisor(network, divisor, levels[self.taps[0]][0].image)
+        Strides are in pixels of the student's images, and a map that is resized is a level.
+        """
+        return self.placement.levels
 
     def build(self) -> None:
         """Build the network and load its weights, unless they are loaded."""
         if self._network is None:
+            if self.source.model is None:
+                self.probe()  # how tokens lie on an image is measured on a square one
             self._network = accelerate(self._loader(), self.acceleration, self.taps)
 
     def load_plain(self) -> nn.Module:
@@ -177,6 +166,8 @@ class Teacher:
         with self._beside_current_stream(inputs), autocast, taps as outputs:
             version = None if inputs.is_inference() else inputs._version
             self._network(inputs)
+            for tap, plan in self.placement.plans.items():
+                outputs[tap] = resize_levels(outputs[tap], plan)
         if version is not None and inputs._version != version:
             raise ConfigError(
                 f'teacher: {self.source.name} changes its input in place, which may be the '

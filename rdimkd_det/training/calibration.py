@@ -52,7 +52,7 @@ def teacher_covariances(
     sums: list[dict[str, list[ChannelCovariance]]] = [{} for _ in parts]
     for batch in batches:
         data = preprocessor(batch, True)
-        sizes = image_sizes(data['data_samples'])
+        sizes = image_sizes(data['data_samples'], parts[0].pipeline_scale)
         for part, of_part in zip(parts, sums):
             feats = part.teacher_feats(data['inputs'], data['data_samples'])
             for tap, levels in feats.items():

@@ -14,12 +14,15 @@ KEY = 'distillation'
 def training_facts(distill: Distillation | SeveralTeachers) -> dict[str, str]:
     """Return the facts that the bases and adapters of a training depend on.
 
-    They are the fingerprint of each teacher's checkpoint, if that file is available, and
-    :meth:`FeatureLoss.facts` of each tap. Loss weights and schedules may change between runs.
+    They are the fingerprint of each teacher's checkpoint, if that file is available, its
+    ``image_scale``, and :meth:`FeatureLoss.facts` of each tap. Loss weights and schedules may
+    change between runs.
     """
     facts = {}
     for part in distill.per_teacher:
         of_teacher = part.teacher.fingerprint()
+        if of_teacher is not None and part.shrink.scale > 1:
+            of_teacher += f' with image_scale={part.shrink.scale}'
         if of_teacher is not None:
             facts[f'teacher {part.name}'.strip()] = of_teacher
         for tap, loss in part.items():

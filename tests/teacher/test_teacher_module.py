@@ -225,7 +225,7 @@ def test_tools__preflight_train_test_export(files, capsys, monkeypatch):
         call_tool('preflight.py', path, '--samples', 4, '--eval-teacher')
     told = capsys.readouterr().out
     assert stopped.value.code == 0, told
-    assert 'toy_teacher.make: its own weights' in told and 'none: it is a module' in told
+    assert 'toy_teacher.make: Pyramid of ' in told and 'none: it is a module' in told
     assert 'the bridge changes the normalisation' in told
     assert 'toy_teacher.make is a module, not a detector whose input and AP can be judged' in told
     assert 'neck_s16' in told and 'an iteration' in told

@@ -125,7 +125,8 @@ class Viewer:
     """Runs images through a teacher, its distilled student and an optional plain student.
 
     The students are in evaluation mode; detections below ``score_threshold`` are dropped. A teacher
-    that is read from a cache is refused, since that has the maps of its own images only.
+    that is read from a cache is refused, since that has the maps of its own images only. The
+    ``pipeline`` makes the teacher's images, larger than the student's by its ``image_scale``.
     """
 
     def __init__(
@@ -170,10 +171,10 @@ class Viewer:
             seen = parts[0].teacher.bridge(inputs, samples)
             (found,) = self.teacher.predict(seen, at_size_of(seen, samples))
             view.detections['teacher'] = self._detections(found, self.teacher_classes)
-        outputs = {}
+        outputs, smaller = {}, self.distilled.distill.shrink(inputs, samples)
         for name, student in self.students.items():
             with record_outputs(student, self.distilled.distill.taps) as outputs[name]:
-                (found,) = student.predict(inputs, deepcopy(samples))
+                (found,) = student.predict(smaller[0], deepcopy(smaller[1]))
             view.detections[name] = self._detections(found, self.classes)
         for part in parts:
             view.levels.extend(self._levels(part, outputs, inputs, samples))
@@ -194,7 +195,7 @@ class Viewer:
         height, width = samples[0].img_shape
         shares = height / inputs.shape[2], width / inputs.shape[3]  # without the padding
         views = []
-        for number, (_, loss, student_feats, teacher_maps) in enumerate(seen['distilled']):
+        for number, (_, loss, student_feats, teacher_maps, _) in enumerate(seen['distilled']):
             for level, teacher in enumerate(teacher_maps):
                 students = {'distilled': student_feats[level]}
                 # The adapter was trained for the distilled student; it does not fit the plain one.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ...datasets.mixing import PIPELINE_SWITCHES
 from ...errors import ConfigError
 from ...files.configs import as_json
 from ...options import PACKAGES, type_name
@@ -17,7 +18,6 @@ MAKES_THE_IMAGE = ('LoadImageFromFile', 'Resize', 'FixScaleResize', 'FixShapeRes
 LOADS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals')
 LEAVES_THE_IMAGE = (*LOADS, 'FilterAnnotations')
 WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset')
-PIPELINE_SWITCHES = ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 PREPROCESSORS = ('DetDataPreprocessor', 'BoxInstDataPreprocessor')
 META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
 # Options that do not affect the pixels.

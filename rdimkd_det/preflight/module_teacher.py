@@ -1,0 +1,37 @@
+"""What preflight says of a teacher that is a torch module, not a detector."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..distiller.distillation import Distillation
+from ..teacher.fan_out import describe_plan
+from ..teacher.licence import find_licence
+
+
+def describe_module(part: Distillation, network: nn.Module) -> str:
+    """Return what a module is, its parameters, and where its weights and licence come from."""
+    source = part.teacher.source
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    weights = source.checkpoint or source.directory
+    licence = find_licence(source.directory)
+    return (
+        f'{source.name}: {type(network).__name__} of {numbers / 1e6:.3g} million parameters, '
+        f'{f"weights from {weights}" if weights else "its own weights"}'
+        f'{f"; licence: {licence}" if licence else ""}'
+    )
+
+
+def describe_strides(part: Distillation) -> str:
+    """Return where the maps at the student's strides come from."""
+    placement, texts = part.teacher.placement, []
+    if placement.scale != 1:
+        texts.append(
+            f'it sees images at {float(placement.scale):g} of their size; strides count in the '
+            f"student's pixels"
+        )
+    for tap, levels in placement.levels.items():
+        plan = placement.plans.get(tap)
+        strides = ', '.join(str(level.stride) for level in levels)
+        texts.append(describe_plan(plan) if plan else strides)
+    return '; '.join(dict.fromkeys(texts))
