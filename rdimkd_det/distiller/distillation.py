@@ -8,6 +8,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..bridge import check_channels, check_same_channels
+from ..channels import image_channels
 from ..errors import ConfigError
 from ..features import Level, crop_to_common, match_levels, probe_levels
 from ..files.configs import teacher_entries
@@ -38,7 +40,11 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         losses = {tap: dict(loss) for tap, loss in losses.items()}
         self.loss_configs = losses
         student_levels = probe_levels(student, list(losses))
+        self.image_channels = image_channels(student)
+        check_channels(student.data_preprocessor, self.image_channels, 'student')
         self.teacher, self.teacher_taps = build_teacher(teacher, losses, student.data_preprocessor)
+        if not self.teacher.projected:
+            check_same_channels(self.image_channels, self.teacher.image_channels)
         teacher_levels = self.teacher.probe()
         self.level_pairs: dict[str, list[tuple[Level, Level]]] = {}
         self.losses = nn.ModuleDict()

@@ -70,7 +70,7 @@ def compare_inputs(
     detector = detector if labels else None
     network = detector or part.teacher.load_plain().to(data[0]['inputs'].device)
     scores = []
-    formats = list(candidates(InputFormat.of(own)).items())
+    formats = list(candidates(InputFormat.of(own, part.image_channels)).items())
     for name, format in with_progress(formats, "the teacher's input"):
         bridge = InputBridge(student_preprocessor, format.build(like=own))
         with observed_moments(network) as moments:

@@ -169,11 +169,11 @@ def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, repo
 def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     """Report on what both models expect, and what the bridge does."""
     what, bridge = topic('Input', part), part.teacher.bridge
-    student = _described(model.data_preprocessor)
+    student = _described(model.data_preprocessor, part.image_channels)
     if bridge.same_padding and bridge.student_divisor == bridge.teacher_divisor:
         report.ok(what, f'student and teacher: {student}; the bridge has nothing to do')
         return
-    teacher = _described(part.teacher.build_preprocessor())
+    teacher = _described(part.teacher.build_preprocessor(), part.image_channels)
     steps = [
         'reverses the channels' if bridge.flip_channels else '',
         '' if bridge.same_values else 'changes the normalisation',
@@ -183,9 +183,9 @@ def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     report.ok(what, f'student: {student}\nteacher: {teacher}\nthe bridge {does}')
 
 
-def _described(preprocessor: nn.Module) -> str:
+def _described(preprocessor: nn.Module, channels: int) -> str:
     padding = f'padding {preprocessor.pad_value:g}, divisor {preprocessor.pad_size_divisor}'
-    return f'{InputFormat.of(preprocessor)}, {padding}'
+    return f'{InputFormat.of(preprocessor, channels)}, {padding}'
 
 
 def probed_image(model: RdimKDDistiller) -> int:

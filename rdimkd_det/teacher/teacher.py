@@ -11,7 +11,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..bridge import InputBridge
+from ..bridge import InputBridge, check_channels
+from ..channels import image_channels
 from ..errors import ConfigError
 from ..features import (
     SIZE_ERRORS,
@@ -60,6 +61,7 @@ class Teacher:
         self._training_dtype: torch.dtype | None = None
         self._stream: torch.cuda.Stream | None = None
         if student_preprocessor is not None:
+            check_channels(self.source.build_preprocessor(), self.image_channels, 'teacher')
             self.bridge = InputBridge(student_preprocessor, self.build_preprocessor())
 
     def __deepcopy__(self, memo: dict) -> Teacher:
@@ -120,9 +122,16 @@ class Teacher:
         """Measure strides and channels at the taps, if possible without memory for weights."""
         return self._probed[0]
 
+    @property
+    def image_channels(self) -> int:
+        """int: Channels of the images that the network takes."""
+        return self._probed[2]
+
     @cached_property
-    def _probed(self) -> tuple[dict[str, list[Level]], int]:
-        """tuple: The levels at the taps, and the divisor to which images must be padded."""
+    def _probed(self) -> tuple[dict[str, list[Level]], int, int]:
+        """tuple: The levels at the taps, the divisor to which images must be padded, and their
+        channels.
+        """
         divisor = getattr(self.source.build_preprocessor(), 'pad_size_divisor', 1)
         if self.source.built_on_meta:
             try:
@@ -135,9 +144,12 @@ class Teacher:
                     raise
         return self._look_at(self.source.build(self.taps), divisor)
 
-    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int]:
+    def _look_at(
+        self, network: nn.Module, divisor: int
+    ) -> tuple[dict[str, list[Level]], int, int]:
         levels = probe_levels(network.eval(), self.taps)
-        return levels, size_divisor(network, divisor, levels[self.taps[0]][0].image)
+        divisor = size_divisor(network, divisor, levels[self.taps[0]][0].image)
+        return levels, divisor, image_channels(network)
 
     def build(self) -> None:
         """Build the network and load its weights, unless they are loaded."""

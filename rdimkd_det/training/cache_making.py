@@ -167,7 +167,7 @@ def prepare_cache(
 @torch.no_grad()
 def padding_coordinates(part: Distillation, preprocessor: nn.Module) -> list[Tensor]:
     """Return the coordinates (d,) of each level where the teacher sees only padding."""
-    shape = (1, 3, PADDING_SIDE, PADDING_SIDE)
+    shape = (1, part.image_channels, PADDING_SIDE, PADDING_SIDE)
     blank = torch.full(shape, float(preprocessor.pad_value), device=preprocessor.device)
     # An image of size zero, so that the whole input is padding.
     levels = _projected(part, blank, [DetDataSample(metainfo={'img_shape': (0, 0)})])

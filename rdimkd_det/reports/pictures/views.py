@@ -194,7 +194,7 @@ class Viewer:
         height, width = samples[0].img_shape
         shares = height / inputs.shape[2], width / inputs.shape[3]  # without the padding
         views = []
-        for number, (_, loss, student_feats, teacher_maps) in enumerate(seen['distilled']):
+        for number, (_, loss, student_feats, teacher_maps, _) in enumerate(seen['distilled']):
             for level, teacher in enumerate(teacher_maps):
                 students = {'distilled': student_feats[level]}
                 # The adapter was trained for the distilled student; it does not fit the plain one.
