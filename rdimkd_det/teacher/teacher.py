@@ -24,7 +24,7 @@ from ..features import (
     size_divisor,
 )
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
-from .source import Source
+from .source import Source, identity
 
 
 class Teacher:
@@ -90,9 +90,9 @@ class Teacher:
         """Return what the teacher is, and what becomes of its input."""
         return f'{self.checkpoint or self.source.name}, its input by {self.bridge}'
 
-    def fingerprint(self) -> str | None:
-        """Return what identifies the weights in a resumed training; None if that is unknown."""
-        return self.source.fingerprint()
+    def identity(self) -> dict:
+        """Return what identifies the teacher in a resumed training, in JSON types."""
+        return identity(self.source.facts())
 
     def build_preprocessor(self) -> nn.Module:
         """Build the teacher's own data preprocessor.
