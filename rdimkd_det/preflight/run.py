@@ -12,7 +12,6 @@ from ..distiller.distillation import Distillation
 from ..errors import ConfigError, TrainingStoppedError
 from ..options import explain
 from ..random_state import preserved_random_state
-from ..training.calibration import batch_size
 from .categories import check_categories
 from .classes import data_classes, label_map, teacher_classes
 from .input_check import check_teacher_input
@@ -57,10 +56,10 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     """Report on gradients and time, and return the batches; [] if they cannot be used."""
     set_random_seed(0)
     loader, batches = load_samples(cfg, num_images)
-    if not any(len(sample.gt_instances) for batch in batches for sample in batch['data_samples']):
+    if not batches:
         report.error(
             'Training data',
-            f'no object in {len(batches) * batch_size(loader)} of {len(loader.dataset)} images',
+            f'no object in any of {len(loader.dataset)} images',
             'compare metainfo.classes of the data set with the categories in its annotations',
         )
         return []

@@ -133,6 +133,25 @@ def test_load__no_weights(tmp_path, content):
         load(save(tmp_path / 'w.pth', content))
 
 
+@pytest.mark.parametrize(
+    'content, held',
+    [
+        (
+            {'model': {'a': torch.ones(1), 'b': torch.ones(2)}, 'epoch': 3},
+            "'model' (2 tensors), 'epoch' (int); save content['model'] to a file of its own.",
+        ),
+        ({'meta': {}}, "'meta' (dict)."),
+        ({'state_dict': {}}, "'state_dict' (dict)."),
+        ([1, 2], 'a list.'),
+        ({}, 'it is empty.'),
+    ],
+)
+def test_load__says_what_a_file_without_weights_holds(tmp_path, content, held):
+    with pytest.raises(ConfigError) as error:
+        load(save(tmp_path / 'w.pth', content))
+    assert str(error.value).endswith(held)
+
+
 def test_load__directory(tmp_path):
     with pytest.raises(ConfigError, match='cannot be read'):
         load(tmp_path)
