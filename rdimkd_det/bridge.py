@@ -129,9 +129,7 @@ def _statistics(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
     """
     if not preprocessor._enable_normalize:
         return torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double()
-    return tuple(
-        values.detach().cpu().double() for values in (preprocessor.mean, preprocessor.std)
-    )
+    return tuple(values.detach().cpu().double() for values in (preprocessor.mean, preprocessor.std))
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -18,7 +18,6 @@ from ..files.strict_loading import load_strictly
 from ..options import SCOPE, type_name
 from .source import checkpoint_facts
 
-
 PARTS = ('backbone', 'neck')
 # Options of networks that only a training uses, and mmengine's note of a scope.
 OF_TRAINING = ('init_cfg', 'pretrained', 'frozen_stages', 'norm_eval', 'with_cp', SCOPE)

@@ -144,9 +144,7 @@ class Teacher:
                     raise
         return self._look_at(self.source.build(self.taps), divisor)
 
-    def _look_at(
-        self, network: nn.Module, divisor: int
-    ) -> tuple[dict[str, list[Level]], int, int]:
+    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int, int]:
         levels = probe_levels(network.eval(), self.taps)
         divisor = size_divisor(network, divisor, levels[self.taps[0]][0].image)
         return levels, divisor, image_channels(network)

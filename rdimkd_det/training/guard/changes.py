@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from mmengine.runner import Runner
 
@@ -32,7 +31,7 @@ def warn_of_changes(runner: Runner, checkpoint: Mapping) -> None:
     lengths = _lengths(runner, checkpoint)
     remedy = (
         f'; for the schedule of this config start from the weights, with --cfg-options '
-        f'load_from={Path(str(runner._load_from))} and without --resume'
+        f'load_from={runner._load_from} and without --resume'
         if changes
         else ''
     )
@@ -92,6 +91,8 @@ def _factors(runner: Runner, checkpoint: Mapping) -> tuple[float, float]:
 def _lengths(runner: Runner, checkpoint: Mapping) -> str:
     """Return the lengths of both trainings as the end of a sentence; '' if they are equal."""
     info = (checkpoint.get('message_hub') or {}).get('runtime_info') or {}
-    lengths = {name: (info.get(name), getattr(runner, name)) for name in ('max_epochs', 'max_iters')}
+    lengths = {
+        name: (info.get(name), getattr(runner, name)) for name in ('max_epochs', 'max_iters')
+    }
     differing = [f'{name} was {a}, is {b}' for name, (a, b) in lengths.items() if a and a != b]
     return f' ({", ".join(differing)})' if differing else ''
