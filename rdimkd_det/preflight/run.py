@@ -14,7 +14,6 @@ from ..distiller.distillation import Distillation
 from ..errors import ConfigError, TrainingStoppedError
 from ..options import explain
 from ..random_state import preserved_random_state
-from ..training.calibration import batch_size
 from .categories import check_categories
 from .classes import data_classes, label_map, teacher_classes
 from .input_check import check_teacher_input
@@ -61,13 +60,13 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     set_random_seed(0)
     loader, batches = load_samples(cfg, num_images)
     report_images(loader, report)
-    if model.distill.labels and not any(map(_has_objects, batches)):
+    if not batches or (model.distill.labels and not any(map(_has_objects, batches))):
         remedy = 'compare metainfo.classes of the data set with the categories in its annotations'
         if not count_images(loader.dataset)[0]:
             remedy = 'set labels=False in the model, for a training without labels'
         report.error(
             'Training data',
-            f'no object in {len(batches) * batch_size(loader)} of {len(loader.dataset)} images',
+            f'no object in any of {len(loader.dataset)} images',
             remedy,
         )
         return []
@@ -164,7 +163,7 @@ def _check_teacher(
     if cfg.get('val_dataloader') is None or not of_teacher:
         why = 'no class in common' if classes else 'its class names are not known'
         why = why if cfg.get('val_dataloader') else 'the config has no val_dataloader'
-        report.warning(what, f'cannot be measured: {why}', 'judge by the levels and gradients')
+        report.ok(what, f'cannot be measured: {why}')
         return
     try:
         own = teacher_pipeline(source.config)
