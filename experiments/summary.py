@@ -114,8 +114,15 @@ def markdown_table(
 
 def markdown_report(study: Study, outcomes: Mapping[str, Outcome], seeds: Sequence[int]) -> str:
     """Return all tables in Markdown, how complete they are, and the provenance of the numbers."""
-    sections = [_section(study, group, outcomes, seeds) for group in study.groups]
-    return '\n\n'.join([_provenance(study, outcomes), *sections])
+    begun, others = [], []
+    for group in study.groups:
+        own = (it for it in study.select([group]) if it.groups[0] == group)
+        (begun if any(outcomes[it.name].results for it in own) else others).append(group)
+    parts = [_section(study, group, outcomes, seeds) for group in begun]
+    if others:
+        listed = '; '.join(f'`{group}` ({study.groups[group]})' for group in others)
+        parts.append(f'Not run yet: {listed}.')
+    return '\n\n'.join([_provenance(study, outcomes), *parts])
 
 
 def _section(
