@@ -53,7 +53,7 @@ class InputBridge:
         self.same_padding = self.same_values and student.pad_value == teacher.pad_value
 
     def __call__(self, inputs: Tensor, data_samples: Sequence | None = None) -> Tensor:
-        """Convert a batch (N, 3, H, W); ``inputs`` itself is returned if nothing differs.
+        """Convert a batch (N, C, H, W); ``inputs`` itself is returned if nothing differs.
 
         Without samples, whose 'img_shape' tells images from padding, every image fills the batch.
         """
@@ -113,14 +113,41 @@ class InputBridge:
         )
 
 
+def check_channels(preprocessor: nn.Module, channels: int, who: str) -> None:
+    """Check that a preprocessor's normalisation is one of images with so many channels."""
+    if not isinstance(preprocessor, ImgDataPreprocessor):
+        return
+    number = len(_statistics(preprocessor)[0])
+    if number not in (1, channels):
+        raise ConfigError(
+            f"InputBridge: the {who}'s data_preprocessor has mean and std of {number} channels, "
+            f'and its network takes images of {channels}; give one value each, for all channels.'
+        )
+    if channels != 3 and preprocessor._channel_conversion:
+        raise ConfigError(
+            f"InputBridge: the {who}'s data_preprocessor reverses the channels (bgr_to_rgb), and "
+            f'its network takes images of {channels}, not of 3; set bgr_to_rgb=False.'
+        )
+
+
+def check_same_channels(student: int, teacher: int) -> None:
+    """Check that two networks take the same images."""
+    if student != teacher:
+        raise ConfigError(
+            f'InputBridge: the student takes images of {student} channel{"s" * (student > 1)}, the '
+            f'teacher of {teacher}; both see the same images, so give a teacher that takes '
+            f'{student}, or a student that takes {teacher}.'
+        )
+
+
 def _statistics(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (3, 1, 1), float64, in the preprocessor's channel order."""
+    """Return mean and deviation (3, 1, 1), float64, in the preprocessor's channel order.
+
+    They are (1, 1, 1) where all channels have the same, however many there are.
+    """
     if not preprocessor._enable_normalize:
-        return torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()
-    return tuple(
-        values.detach().cpu().double().expand(3, 1, 1)
-        for values in (preprocessor.mean, preprocessor.std)
-    )
+        return torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double()
+    return tuple(values.detach().cpu().double() for values in (preprocessor.mean, preprocessor.std))
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -12,6 +12,7 @@ from math import ceil, lcm, log2
 import torch
 from torch import Tensor, nn
 
+from .channels import image_channels
 from .errors import ConfigError
 from .options import explain
 
@@ -193,12 +194,12 @@ def _outputs_of_blank(
     network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = ()
 ) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
-    device = device_of(network)
+    device, channels = device_of(network), image_channels(network)
     sizes = sizes or getattr(getattr(network, TOKENS, None), 'probe_sizes', PROBE_SIZES)
     for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
-                image = torch.zeros(1, 3, size, size, device=device)
+                image = torch.zeros(1, channels, size, size, device=device)
                 _extract(network, taps)(image)
                 return size, outputs
         except (ConfigError, NotImplementedError):  # a missing tap or operator fails at every size
@@ -207,8 +208,9 @@ def _outputs_of_blank(
             reason = error
     name = _name(network)
     raise ProbeError(
-        f'{name}: no features can be extracted from blank images of '
-        f'{", ".join(map(str, sizes))} pixels: {explain(reason)}'
+        f'{name}: no features can be extracted from blank images of {channels} '
+        f'channel{"s" * (channels > 1)} and {", ".join(map(str, sizes))} pixels: '
+        f'{explain(reason)}'
     ) from reason
 
 
@@ -228,7 +230,8 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
             f"tap '{tap}' gives no feature maps (N, C, H, W) when {name} extracts features; tap "
             f"'neck' or 'backbone'."
         )
-    output = network(torch.zeros(1, 3, size, size, device=device_of(network)))
+    channels = image_channels(network)
+    output = network(torch.zeros(1, channels, size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
     single = isinstance(parts, (Tensor, str)) or not isinstance(parts, Iterable)
     parts = [parts] if single else parts

@@ -166,11 +166,15 @@ class DistillHook(Hook):
                 runner.message_hub.update_scalar(f'train/{name}', value)
 
     def _apply_schedule(self, runner: Runner, distill: Distillation) -> float:
-        end = runner.max_iters / self._unit(runner)
-        factor = self.schedule.factor(self._time(runner), end)
+        factor = self.factor_at(runner, runner.iter)
         for part in distill.per_teacher:
             part.set_factor(factor)
         return factor
+
+    def factor_at(self, runner: Runner, iteration: int) -> float:
+        """Return the schedule's factor after a number of iterations."""
+        unit = self._unit(runner)
+        return self.schedule.factor(iteration / unit, runner.max_iters / unit)
 
     def _time(self, runner: Runner) -> float:
         return runner.iter / self._unit(runner)
@@ -202,6 +206,8 @@ class DistillHook(Hook):
         distill = distilled_student(runner.model).distill
         checkpoint['distill'] = weights_to_cpu(distill.state_dict())
         checkpoint['meta'][KEY] = self._facts
+        factor = self.factor_at(runner, checkpoint['meta']['iter'])
+        checkpoint['meta']['distillation_factor'] = factor
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore the distillation state when training resumes with the same teacher and losses."""

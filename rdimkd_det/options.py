@@ -83,7 +83,8 @@ def check_type(entry: object, where: str, registry: Registry, known: Iterable[st
         found = None
     if found is None:
         listed = f'; there are {", ".join(known)}.' if len(known) < 10 else '.'
-        hint = did_you_mean(name, known) or listed
+        # Types of the user's own are registered, too, and hosts have hundreds.
+        hint = did_you_mean(name, known) or did_you_mean(name, registered(registry)) or listed
         raise ConfigError(f"{where}: unknown type '{name}'{hint}")
     return found
 
@@ -125,8 +126,11 @@ def explain(error: Exception) -> str:
 
 
 def registered(registry: Registry) -> list[str]:
-    """Return the names of all types in one of mmdet's registries and in its parent, sorted."""
-    registries = [registry] if registry.parent is None else [registry, registry.parent]
+    """Return the names of all types in one of mmdet's registries, its root and their children.
+
+    They are sorted; the children are the scopes of other packages, which may be the user's own.
+    """
+    registries = [registry, registry.root, *registry.root.children.values()]
     return sorted({name for each in registries for name in each.module_dict})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -13,6 +14,7 @@ from yapf.yapflib.yapf_api import FormatCode
 from .errors import ConfigError
 from .files.atomic import write_text
 from .files.configs import read_config
+from .options import explain
 from .projections import PROJECTIONS
 from .teacher.build import build_teacher
 
@@ -118,8 +120,39 @@ def projection_config(projection: str | Mapping, dim: int | float | None) -> dic
 
 
 def write_config(path: str, student: str, distilled: Config) -> None:
-    """Write a distilled config with the student's config as base, as one would by hand."""
+    """Write a distilled config with the student's config as base, as one would by hand.
+
+    All of it is written where such a base cannot be read, as of a config in pure Python. What is
+    written is read back first; if that fails, it is a ``ConfigError``, and nothing stays.
+    """
     directory = Path(path).absolute().parent
+    directory.mkdir(parents=True, exist_ok=True)
+    attempts = [partial(_on_base, student, directory, distilled), lambda: distilled.pretty_text]
+    for attempt in attempts:
+        source = attempt()
+        problem = _unreadable(source, directory / f'.{os.getpid()}.{Path(path).name}')
+        if problem is None:
+            write_text(Path(path), source)
+            return
+    raise ConfigError(f'--save-config {path}: what would be written cannot be read: {problem}')
+
+
+def _unreadable(source: str, beside: Path) -> str | None:
+    """Return why the text of a distilled config cannot be read, or None; ``beside`` is removed."""
+    try:
+        beside.write_text(source, encoding='utf-8')
+        found = Config.fromfile(str(beside), import_custom_modules=False)
+        assert found.model.type == 'RdimKDDistiller'
+    except OSError:
+        raise
+    except Exception as error:  # a config is Python: anything can go wrong in it
+        return explain(error)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _on_base(student: str, directory: Path, distilled: Config) -> str:
+    """Return the text of a config that stands on the student's."""
     base = student if '::' in student else os.path.relpath(student, directory)
     plain, model = read_config(student, 'student'), distilled.model
     *earlier, own = distilled.custom_hooks
@@ -140,9 +173,7 @@ def write_config(path: str, student: str, distilled: Config) -> None:
         if section != plain.get(key):
             replaces = {'_delete_': True, **section} if isinstance(section, Mapping) else section
             source += f'{key} = {_as_calls(replaces)}\n'
-    source, _ = FormatCode(source, style_config=dict(based_on_style='pep8', column_limit=100))
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(Path(path), source)
+    return FormatCode(source, style_config=dict(based_on_style='pep8', column_limit=100))[0]
 
 
 def _as_calls(value: object) -> str:

@@ -238,3 +238,29 @@ def test_scripts__usage(script):
         ['bash', str(REPOSITORY / 'tools' / f'{script}.sh')], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith(f'usage: {script}.sh')
+
+
+@pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
+@pytest.mark.parametrize('given', ['PYTHON', 'VIRTUAL_ENV', 'made by make setup'])
+@pytest.mark.parametrize('script', ['dist_train', 'slurm_test'])
+def test_scripts__interpreter(tmp_path, script, given):
+    """Of PYTHON, else of the active environment, else of the one beside the tools."""
+    tools, programs = tmp_path / 'tools', tmp_path / 'bin'
+    tools.mkdir(), programs.mkdir()
+    shutil.copy(REPOSITORY / 'tools' / f'{script}.sh', tools)
+    for path in (programs / 'srun', tmp_path / '.venv/bin/python', tmp_path / 'active/bin/python'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('#!/bin/sh\necho $0 "$@"\n')
+        path.chmod(0o755)
+    env = {'PATH': f'{programs}:/usr/bin:/bin'}
+    if given == 'PYTHON':
+        env['PYTHON'] = expected = shutil.copy(programs / 'srun', tmp_path / 'mine')
+        env['VIRTUAL_ENV'] = str(tmp_path / 'active')
+    elif given == 'VIRTUAL_ENV':
+        env[given], expected = str(tmp_path / 'active'), tmp_path / 'active/bin/python'
+    else:
+        expected = f'{tools}/../.venv/bin/python'
+    done = subprocess.run(['bash', str(tools / f'{script}.sh'), 'a', 'b', 'c', 'd'],
+                          capture_output=True, text=True, env=env)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(expected) in done.stdout

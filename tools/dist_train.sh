@@ -9,8 +9,11 @@ if [ $# -lt 2 ]; then
 fi
 config=$1 processes=$2
 shift 2
+# The interpreter: that of PYTHON, of the active environment, or of the one that `make setup` made.
+venv=${VIRTUAL_ENV:-$(dirname "$0")/../.venv}
+python=${PYTHON:-$([ -x "$venv/bin/python" ] && echo "$venv/bin/python" || echo python3)}
 # shellcheck disable=SC2086  # TORCHRUN_ARGS holds several words
-exec python3 -m torch.distributed.run \
+exec "$python" -m torch.distributed.run \
   --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
   --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
   --nproc_per_node="$processes" ${TORCHRUN_ARGS:-} \

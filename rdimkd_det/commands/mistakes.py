@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.dist import get_rank
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..data_check.classes import listed
 from ..errors import ConfigError, TrainingStoppedError, named_file
 from ..files.configs import annotation_path, mappings
 from ..host.patches import name_unreadable_images
 from ..options import explain
-from ..preflight.classes import listed
 
 # The lists of a COCO file: what an entry is, and the keys that it needs.
 LISTS = {
@@ -27,6 +29,11 @@ LISTS = {
     'images': ('image', ('id', 'file_name', 'width', 'height')),
     'categories': ('category', ('id', 'name')),
 }
+# What else an evaluator reads of an annotation.
+EVALUATED = 'iscrowd'
+# Functions of mmdet and pycocotools that read annotations: of data sets, and of metrics, which read
+# some entries only once there are detections.
+READERS = ('load_data_list', 'createIndex', 'evaluate', 'computeIoU', 'evaluateImg', '_prepare')
 # What a wrong config raises whenever an entry is first used; other types may have other causes.
 OF_CONFIGS = (KeyError, TypeError, AttributeError, NameError, ImportError, AssertionError)
 # These say by themselves what to do, or have nobody to say it to.
@@ -61,8 +68,9 @@ def errors_explained(cfg: Config, runner: Runner | None = None) -> Iterator[None
 
     Args:
         cfg (Config): The config that the block uses.
-        runner (Runner, optional): Runs in the block. Its later errors that are not of the config
-            are passed on; the traceback of the others goes to a file beside its log.
+        runner (Runner, optional): Runs in the block. Its later errors that are neither of the
+            config nor of data are passed on; the traceback of the others goes to a file beside its
+            log.
     """
     name_unreadable_images()  # before any data loader has started its workers
     first_pass = FirstPass()
@@ -75,12 +83,21 @@ def errors_explained(cfg: Config, runner: Runner | None = None) -> Iterator[None
     except Exception as error:
         line = _of_file(error, cfg)
         if line is None and runner is not None:
-            if not (first_pass.not_over or isinstance(error, OF_CONFIGS)):
+            if not (first_pass.not_over or isinstance(error, OF_CONFIGS) or _of_data(error)):
                 raise
             file = Path(runner.log_dir, f'error_rank{get_rank()}.txt')
             file.write_text(traceback.format_exc())
             line = f'the config cannot be run: {explain(error)} (traceback: {file})'
         raise ConfigError(line or f'the config cannot be run: {explain(error)}') from error
+
+
+def _of_data(error: Exception) -> bool:
+    """Return whether an error comes from reading or evaluating data, which each batch may do."""
+    if 'in DataLoader worker process' in str(error):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = (frame.f_locals.get('self') for frame in frames)
+    return any(isinstance(owner, (BaseDataset, BaseMetric, BaseTransform)) for owner in owners)
 
 
 def _of_file(error: Exception, cfg: Config) -> str | None:
@@ -92,9 +109,8 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
         if frame.f_code.co_name == '_serialize_data' and not frame.f_locals['self'].data_list:
             return _nothing_left(frame.f_locals['self'])
     key = error.args[0] if isinstance(error, KeyError) and error.args else None
-    known = [*LISTS, *(name for _, keys in LISTS.values() for name in keys)]
-    readers = ('load_data_list', 'createIndex')
-    reading = key is None and any(frame.f_code.co_name in readers for frame in frames)
+    known = [EVALUATED, *LISTS, *(name for _, keys in LISTS.values() for name in keys)]
+    reading = key is None and any(frame.f_code.co_name in READERS for frame in frames)
     if not (key in known or reading or isinstance(error, json.JSONDecodeError)):
         return None  # without reading the files, which may be large
     for path in _annotation_files(cfg):
@@ -131,6 +147,8 @@ def _lack(error: Exception, key: str | None, text: str) -> str | None:
     if not isinstance(content, Mapping):
         return None if key else f'cannot be used: {explain(error)}'
     for plural, (kind, keys) in LISTS.items():
+        if kind == 'annotation' and key == EVALUATED:
+            keys = (*keys, EVALUATED)
         if key == plural and key not in content:
             return f"lack '{key}'"
         for entry in content.get(plural, ()) if key in (None, *keys) else ():
@@ -145,8 +163,13 @@ def _lack(error: Exception, key: str | None, text: str) -> str | None:
 def _unusable(entry: Mapping, kind: str, key: str | None) -> bool:
     if key is not None:
         return key not in entry
+    if kind != 'annotation':
+        return False
     box = entry.get('bbox')
-    return kind == 'annotation' and not (isinstance(box, list) and len(box) == 4)
+    numbers = [entry.get(name, 0) for name in ('area', EVALUATED, 'id')]
+    numbers += box if isinstance(box, list) else []
+    usable = all(isinstance(number, (int, float)) for number in numbers)
+    return not (usable and isinstance(box, list) and len(box) == 4)
 
 
 def _nothing_left(dataset: BaseDataset) -> str:

@@ -8,6 +8,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..bridge import check_channels, check_same_channels
+from ..channels import image_channels
 from ..errors import ConfigError
 from ..features import Level, crop_to_common, match_levels, probe_levels
 from ..files.configs import teacher_entries
@@ -40,12 +42,16 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         self.loss_configs = losses
         student_levels = probe_levels(student, list(losses))
         strides = [level.stride for levels in student_levels.values() for level in levels]
+        self.image_channels = image_channels(student)
+        check_channels(student.data_preprocessor, self.image_channels, 'student')
         self.shrink = ImageShrinker(teacher.get('image_scale', 1), student.data_preprocessor)
         # For a teacher without an image_scale beside one that has it: it sees the student's images.
         self.shrink_for_teacher: ImageShrinker | None = None
         self.teacher, self.teacher_taps = build_teacher(
             teacher, losses, student.data_preprocessor, strides
         )
+        if not self.teacher.projected:
+            check_same_channels(self.image_channels, self.teacher.image_channels)
         teacher_levels = {
             tap: [in_pixels_of_student(level, self.shrink.scale) for level in levels]
             for tap, levels in self.teacher.probe().items()

@@ -11,6 +11,7 @@ import torch
 from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
+from ..channels import image_channels
 from ..errors import ConfigError
 from ..files.atomic import write_errors_explained
 from ..options import explain
@@ -95,7 +96,7 @@ def _write(detector: SingleStageDetector, student: Student, path: Path) -> float
 
 def _export(detector: SingleStageDetector, path: Path) -> None:
     # Large enough for a second position at stride 128, and for SSD.
-    inputs = torch.zeros(1, 3, 320, 384)
+    inputs = torch.zeros(1, image_channels(detector), 320, 384)
     names = output_names(detector, inputs)
     free = {0: 'batch', 2: 'height', 3: 'width'}
     of_outputs = {output: {0: 'batch', 2: f'{output}_h', 3: f'{output}_w'} for output in names}
@@ -121,8 +122,8 @@ def compare(detector: SingleStageDetector, path: Path) -> float:
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
-    for shape in ((1, 3, 384, 320), (2, 3, 320, 448)):
-        inputs = torch.randn(shape, generator=generator)
+    for num, *size in ((1, 384, 320), (2, 320, 448)):
+        inputs = torch.randn((num, image_channels(detector), *size), generator=generator)
         with torch.no_grad():
             expected = RawMaps(detector).eval()(inputs)
         found = session.run(None, {'inputs': inputs.numpy()})

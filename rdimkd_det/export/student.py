@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from ..channels import image_channels
 from ..distiller.inference import student_config
 from ..errors import ConfigError
 from ..files.atomic import write_errors_explained, written_whole
@@ -199,9 +200,10 @@ def predict(model: nn.Module, size: tuple[int, int] = (480, 640)) -> dict:
     The image is synthetic, a smooth pattern with noise, fixed over calls.
     """
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(1, 3, 6, 8, generator=generator) * 255
+    channels = image_channels(model)
+    coarse = torch.rand(1, channels, 6, 8, generator=generator) * 255
     image = nn.functional.interpolate(coarse, size, mode='bicubic')[0]
-    image = (image + 20 * torch.randn(3, *size, generator=generator)).clamp(0, 255).byte()
+    image = (image + 20 * torch.randn(channels, *size, generator=generator)).clamp(0, 255).byte()
     sample = DetDataSample(
         metainfo=dict(
             img_id=0, img_path='', img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)

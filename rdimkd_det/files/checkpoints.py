@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -24,6 +24,9 @@ from .atomic import sha256_of
 
 # OpenMMLab's and torchvision's file names end with the first digits of the file's SHA-256.
 HASH = re.compile(r'-([a-f0-9]{8,64})\.')
+
+# Entries of a file that a message lists.
+LISTED = 8
 
 # mmengine's schemes for published weights, and the functions that return their URLs.
 NAMED_WEIGHTS = {
@@ -62,8 +65,25 @@ def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Te
         if isinstance(key, str) and isinstance(value, torch.Tensor)
     }
     if not weights:
-        raise ConfigError(f'{who}: checkpoint {path} holds no state_dict.')
+        raise ConfigError(f'{who}: checkpoint {path} holds no state_dict{_held(checkpoint)}.')
     return weights
+
+
+def _held(content: object) -> str:
+    """Return the end of a message: what a file holds, and how to save the weights among it."""
+    if not isinstance(content, Mapping):
+        return f', but a {type(content).__name__}'
+    if not content:
+        return ', it is empty'
+    kinds, weights = [], None
+    for key, value in list(content.items())[:LISTED]:
+        tensors = value.values() if isinstance(value, Mapping) else ()
+        number = sum(isinstance(it, torch.Tensor) for it in tensors)
+        weights = weights or (key if number else None)
+        kinds.append(f"'{key}' ({f'{number} tensors' if number else type(value).__name__})")
+    others = ', ...' if len(content) > LISTED else ''
+    remedy = f"; save content['{weights}'] to a file of its own" if weights else ''
+    return f', but {", ".join(kinds)}{others}{remedy}'
 
 
 def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
@@ -174,27 +194,29 @@ def download(url: str) -> str:
     return str(path)
 
 
-def fingerprint(checkpoint: str) -> str | None:
-    """Return a hash that identifies the content of a checkpoint.
+def digest_of(weights: Mapping[str, torch.Tensor], parts: Collection[str] = ()) -> str:
+    """Return a SHA-256 of the learned tensors of a state dict, whatever file holds them.
 
-    Of a file of torch.save only the checksums in its table of contents are read.
-
-    Args:
-        checkpoint (str): Path or URL.
-
-    Returns:
-        str | None: 16 hexadecimal digits; None if the file is not on this machine, or is in the
-        format before torch 1.6, which has no checksums.
+    ``parts`` are the first names of the keys that count, e.g. 'backbone'; all if there are none.
+    Integers, such as BatchNorm's counters, are not learned, and half precision counts as its value.
     """
+    digest = hashlib.sha256()
+    for key, value in sorted(weights.items()):
+        if value.is_floating_point() and (not parts or key.split('.')[0] in parts):
+            digest.update(f'{key} {tuple(value.shape)}'.encode())
+            flat = value.detach().float().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def digest_of_file(checkpoint: str, parts: Collection[str] = ()) -> str | None:
+    """Return :func:`digest_of` a checkpoint's weights; None if it is not on this machine."""
     path = local_path(checkpoint)
-    try:
-        if path.suffix == '.safetensors':
-            return sha256_of(path)[:16]
-        with zipfile.ZipFile(path) as file:
-            parts = [(part.filename, part.file_size, part.CRC) for part in file.infolist()]
-    except (OSError, zipfile.BadZipFile):
+    if not path.is_file():
         return None
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    # Mapped, so that the optimizer in it is not read.
+    mapped = path.suffix == '.safetensors' or zipfile.is_zipfile(path)
+    return digest_of(load_checkpoint_safely(str(path), who='teacher', mapped=mapped), parts)
 
 
 def local_path(checkpoint: str) -> Path:

@@ -38,6 +38,7 @@ def load_strictly(
         and key.replace('num_batches_tracked', 'running_mean') in weights
     }
     if not _load(network, {**weights, **counters}, parts, assign):
+        given = weights
         weights = {key: v for key, v in weights.items() if key.split('.')[0] in parts} | counters
         missing = sorted(own.keys() - weights.keys())
         unexpected = sorted(weights.keys() - own.keys())
@@ -51,9 +52,34 @@ def load_strictly(
             f'{who}: checkpoint {checkpoint} does not match {config}: {matching} of '
             f'{len(own)} keys match; {_some("missing", missing)}; '
             f'{_some("unexpected", unexpected)}; '
-            f'{_some("of another shape", reshaped)}. Give the checkpoint that belongs to the '
-            f'config.'
+            f'{_some("of another shape", reshaped)}'
+            f'{prefix_hint(own, given) or ". Give the checkpoint that belongs to the config"}.'
         )
+
+
+def prefix_hint(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Return the end of a message if weights match once a prefix of their keys is taken off.
+
+    Wrappers write such keys, e.g. 'architecture.backbone...', and semi-supervised detectors both
+    'student.' and 'teacher.'. Where no prefix helps, it is ''.
+    """
+    needed = [key for key in own if not key.endswith('num_batches_tracked')]
+    first = needed[0] if needed else ''
+    prefixes = [key.removesuffix(first) for key in weights if first and key.endswith(f'.{first}')]
+    fitting = [
+        repr(prefix)
+        for prefix in prefixes
+        if all(
+            prefix + key in weights and weights[prefix + key].shape == own[key].shape
+            for key in needed
+        )
+    ]
+    if not fitting:
+        return ''
+    return (
+        f'; all match without the prefix {" or ".join(fitting)}: save the state dict with it taken '
+        f'off the keys, and give that file'
+    )
 
 
 def _load(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from torch import nn
 
 from ..distiller.distillation import Distillation
 from ..options import explain
-from .input_evidence import InputScore, better_input, compare_inputs
+from .input_evidence import InputScore, better_input, compare_inputs, hardly_trained
 from .input_formats import InputFormat
 from .report import Report
 
@@ -27,6 +28,13 @@ def check_teacher_input(
     topic: str,
 ) -> InputFormat | None:
     """Report whether another input than the configured one fits better, and return it."""
+    if hardly_trained(part.teacher.load_plain()):
+        report.ok(
+            topic,
+            'not judged: its BatchNorm layers have seen a few batches only, so that neither their '
+            'statistics nor its loss tell its input',
+        )
+        return None
     unmeasured = ''
     try:
         scores = compare_inputs(part, student_preprocessor, batches, detector, labels)
@@ -35,16 +43,26 @@ def check_teacher_input(
     if unmeasured:  # outside of the except block, whose exception keeps the failed step's maps
         scores = compare_inputs(part, student_preprocessor, batches)
     report.figures.setdefault('inputs', {})[topic] = {
-        score.name: {'divergence': score.divergence, 'loss': score.loss} for score in scores
+        score.name: {
+            'divergence': score.divergence,
+            'divergence_error': finite(score.divergence_error),
+            'loss': score.loss,
+            'loss_error': finite(score.loss_error),
+            'unrelated_loss': finite(score.unrelated_loss),
+        }
+        for score in scores
     }
     configured, better = scores[0], better_input(scores)
     if configured.divergence is None and configured.loss is None:
-        report.warning(
-            topic,
-            'cannot be checked: the teacher has no BatchNorm statistics of its training'
-            + (unmeasured or ', and its own loss could not be measured on these data'),
-            'run with --eval-teacher, and compare the AP with what its authors give',
-        )
+        without = 'the teacher has no BatchNorm statistics of its training'
+        if unmeasured:
+            report.warning(
+                topic,
+                f'cannot be checked: {without}{unmeasured}',
+                'run with --eval-teacher, and compare the AP with what its authors give',
+            )
+        else:
+            report.ok(topic, f'not judged: {without}, and knows none of the classes')
     elif better is not None:
         swapped = better.format == configured.format.swapped()
         what = 'swapped channels' if swapped else f"another normalisation, '{better.name}'"
@@ -71,6 +89,11 @@ def check_teacher_input(
         else:
             report.ok(topic, text)
     return better and better.format
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for infinity, which JSON does not have."""
+    return value if isfinite(value) else None
 
 
 def _figures(score: InputScore) -> str:

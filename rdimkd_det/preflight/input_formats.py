@@ -1,4 +1,7 @@
-"""Input formats (channel order and normalisation): of a data preprocessor, and well-known ones."""
+"""Input formats (channel order and normalisation): of a data preprocessor, and well-known ones.
+
+Images of another number of channels than three have no order, and one mean and deviation for all.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmengine.model import ImgDataPreprocessor
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -17,12 +21,14 @@ class InputFormat:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
-    def of(cls, preprocessor: ImgDataPreprocessor) -> InputFormat:
-        """Return the format that a preprocessor produces."""
+    def of(cls, preprocessor: ImgDataPreprocessor, channels: int = 3) -> InputFormat:
+        """Return the format that a preprocessor produces of images of so many channels."""
         rgb = bool(preprocessor._channel_conversion)
+        length = 3 if channels == 3 else 1
         if not preprocessor._enable_normalize:
-            return cls(rgb)
-        return cls(rgb, _three(preprocessor.mean), _three(preprocessor.std))
+            return cls(rgb, (0.0,) * length, (1.0,) * length)
+        mean, std = (_rounded(it, length) for it in (preprocessor.mean, preprocessor.std))
+        return cls(rgb, mean, std)
 
     def swapped(self) -> InputFormat:
         """Return the same normalisation with the other channel order."""
@@ -40,11 +46,12 @@ class InputFormat:
 
     def as_config(self) -> str:
         """Return the format as options of a ``data_preprocessor``."""
-        return f'mean={_listed(self.mean)}, std={_listed(self.std)}, bgr_to_rgb={self.rgb}'
+        order = f', bgr_to_rgb={self.rgb}' if len(self.mean) == 3 else ''
+        return f'mean={_listed(self.mean)}, std={_listed(self.std)}{order}'
 
     def __str__(self) -> str:
-        order = 'RGB' if self.rgb else 'BGR'
-        return f'{order}, mean {_listed(self.mean)}, std {_listed(self.std)}'
+        order = ('RGB, ' if self.rgb else 'BGR, ') if len(self.mean) == 3 else ''
+        return f'{order}mean {_listed(self.mean)}, std {_listed(self.std)}'
 
 
 IMAGENET = InputFormat(True, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -59,22 +66,27 @@ WELL_KNOWN = {
     'from 0 to 255, RGB': InputFormat(True),
     'from 0 to 255, BGR': InputFormat(False),
 }
+WITHOUT_ORDER = {
+    'from 0 to 1': InputFormat(False, (0.0,), (255.0,)),
+    'from -1 to 1': InputFormat(False, (127.5,), (127.5,)),
+    'from 0 to 255': InputFormat(False, (0.0,), (1.0,)),
+}
 
 
 def candidates(configured: InputFormat) -> dict[str, InputFormat]:
     """Return the formats that a network may have been trained with, the configured one first."""
-    named = {
-        'as configured': configured,
-        'as configured, channels swapped': configured.swapped(),
-        **WELL_KNOWN,
-    }
+    named = {'as configured': configured}
+    if len(configured.mean) == 3:
+        named.update({'as configured, channels swapped': configured.swapped(), **WELL_KNOWN})
+    else:
+        named.update(WITHOUT_ORDER)
     names = {format: name for name, format in reversed(named.items())}
     return {name: format for name, format in named.items() if names[format] == name}
 
 
-def _three(values) -> tuple[float, ...]:
-    # Rounded: 123.675 is 123.67500305 in a float32 buffer.
-    return tuple(round(float(value), 4) for value in values.flatten().expand(3))
+def _rounded(values: Tensor, length: int) -> tuple[float, ...]:
+    # 123.675 is 123.67500305 in a float32 buffer.
+    return tuple(round(float(value), 4) for value in values.flatten().expand(length))
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -13,11 +13,12 @@ from itertools import islice
 from statistics import median
 
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..datasets.unlabelled import count_images
 from ..distiller import RdimKDDistiller
@@ -29,12 +30,15 @@ from ..losses import FeatureLoss
 from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
 from ..losses.padding import image_sizes
 from ..progress import with_progress
-from ..training.calibration import batch_size, calibration_batches, fit_projections
+from ..training.calibration import batch_size, fit_projections, loader_of
 from .report import Report, Table
 
 GRADIENT_COLUMNS = ('level', 'loss', 'its gradient', "task's gradient", 'weight', 'share')
 # Distillation's gradient over the task's: in between, AP hardly depends on the weight.
 FLAT = 1.0, 1000.0
+
+# Images to read at most in the search for objects.
+MOST_DRAWN = 256
 
 
 def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
@@ -43,10 +47,40 @@ def load_samples(cfg: Config, num_images: int) -> tuple[DataLoader, list]:
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     # YOLOX's preprocessor reads this, and in a run the Runner sets it.
     MessageHub.get_current_instance().update_info('iter', 0)
-    if all(count_images(loader.dataset)):  # both kinds in a batch, as the training mixes them
-        num_batches = -(-num_images // batch_size(loader))
-        return loader, list(islice(loader, num_batches))
-    return loader, list(calibration_batches(loader, num_images, seed=0))
+    if count_images(loader.dataset)[1]:  # some without labels: as the training mixes them
+        return loader, list(islice(loader, -(-num_images // batch_size(loader))))
+    return loader, batches_with_objects(loader, num_images)
+
+
+def batches_with_objects(loader: DataLoader, num_images: int) -> list:
+    """Return batches of a random choice of images, in each of which an image has an object.
+
+    As many as ``num_images`` fill. Images are read only where the annotations have objects, and at
+    most ``MOST_DRAWN`` of them, since augmentation may lose these.
+    """
+    order = list(DefaultSampler(loader.dataset, shuffle=True, seed=0))
+    size = batch_size(loader)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    likely = (it for it in batches if any(may_have_objects(loader.dataset, n) for n in it))
+    likely = list(islice(likely, -(-max(num_images, MOST_DRAWN) // size)))
+    wanted, kept = -(-min(num_images, len(order)) // size), []
+    drawn = with_progress(loader_of(loader, likely), 'training images', total=wanted)
+    for batch in drawn if likely else ():
+        if any(len(sample.gt_instances) for sample in batch['data_samples']):
+            kept.append(batch)
+        if len(kept) == wanted:
+            break
+    return kept
+
+
+def may_have_objects(dataset: Dataset, index: int) -> bool:
+    """Return whether the annotations of an image have an object; True if that is not known."""
+    while not hasattr(dataset, 'get_data_info') and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset  # e.g. MultiImageMixDataset, whose images are the same
+    if not hasattr(dataset, 'get_data_info'):
+        return True
+    instances = dataset.get_data_info(index).get('instances')
+    return instances is None or any(not it.get('ignore_flag') for it in instances)
 
 
 def prepare(cfg: Config, model: RdimKDDistiller, batches: Sequence[dict]) -> None:

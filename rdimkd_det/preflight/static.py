@@ -9,14 +9,15 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..data_check.classes import listed
 from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
+from ..files.strict_loading import prefix_hint
 from ..losses import FeatureLoss
 from ..projections import Projection
-from .categories import check_categories
-from .classes import data_classes, label_map, listed, num_classes, teacher_classes
+from .classes import data_classes, label_map, num_classes, teacher_classes
 from .input_formats import InputFormat
 from .module_teacher import describe_module, describe_strides
 from .report import Report, Table
@@ -29,7 +30,6 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     model = distilled_student(model)
     data = data_classes(cfg)
     check_student_classes(model, data, report)
-    check_categories(cfg, report)
     if cfg.get('load_from') and not cfg.get('resume'):
         check_load_from(cfg.load_from, model, report)
     image = probed_image(model)
@@ -128,14 +128,22 @@ def check_load_from(path: str, model: nn.Module, report: Report) -> None:
         report.ok('load_from', text)
     elif len(other) == len(own):
         report.error(
-            'load_from', f'{text}: it is of another model', 'give a checkpoint of this model'
+            'load_from',
+            f'{text}: it is of another model{prefix_hint(own, weights)}',
+            'give a checkpoint of this model',
+        )
+    elif all(key in weights for key in other):
+        report.ok(
+            'load_from',
+            f'{text}; {listed(other)} have another shape, as for other classes, and are '
+            f'initialised randomly',
         )
     else:
         report.warning(
             'load_from',
             f'{text}; not {listed(other)}',
-            'the others are initialised randomly, as they must be for other classes; else give a '
-            'checkpoint of this model',
+            'the others are initialised randomly; if that is not meant, give a checkpoint of this '
+            'model',
         )
 
 
@@ -147,22 +155,27 @@ def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, repo
         return
     classes = teacher_classes(part.teacher.source)
     if classes is None:
-        report.warning(
-            what,
-            'neither its checkpoint nor its config names them',
-            'feature maps carry over; make sure that it was trained on such images',
-        )
+        report.ok(what, 'neither its checkpoint nor its config names them; feature maps carry over')
         return
     if data is None:
         report.ok(what, f'{len(classes)} ({listed(classes)})')
         return
     unknown = [name for name in data if name not in classes]
-    if unknown:
+    alike = {name.casefold().strip(): name for name in classes}
+    misspelt = [name for name in unknown if name.casefold().strip() in alike]
+    if misspelt:
+        name = misspelt[0]
         report.warning(
             what,
+            f"'{name}' is '{alike[name.casefold().strip()]}' for the teacher",
+            'write metainfo.classes of both data sets alike; until then they count as others',
+        )
+    elif unknown:
+        report.ok(
+            what,
             f'{len(classes)} ({listed(classes)}); it knows {len(data) - len(unknown)} of the '
-            f"data set's {len(data)}, not {listed(unknown)}",
-            'feature maps carry over, but a teacher of these very classes is a better one',
+            f"data set's {len(data)}, not {listed(unknown)}: feature maps carry over, and a "
+            f'teacher of these very classes is a better one',
         )
     elif classes == data:
         report.ok(what, 'the same')
@@ -174,11 +187,11 @@ def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, repo
 def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     """Report on what both models expect, and what the bridge does."""
     what, bridge = topic('Input', part), part.teacher.bridge
-    student = _described(model.data_preprocessor)
+    student = _described(model.data_preprocessor, part.image_channels)
     if bridge.does_nothing:
         report.ok(what, f'student and teacher: {student}; the bridge has nothing to do')
         return
-    teacher = _described(part.teacher.build_preprocessor())
+    teacher = _described(part.teacher.build_preprocessor(), part.image_channels)
     if part.teacher.source.model is None:
         teacher += f' (from {part.teacher.source.input_origin})'
     steps = [
@@ -191,9 +204,9 @@ def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     report.ok(what, f'student: {student}\nteacher: {teacher}\nthe bridge {does}')
 
 
-def _described(preprocessor: nn.Module) -> str:
+def _described(preprocessor: nn.Module, channels: int) -> str:
     padding = f'padding {preprocessor.pad_value:g}, divisor {preprocessor.pad_size_divisor}'
-    return f'{InputFormat.of(preprocessor)}, {padding}'
+    return f'{InputFormat.of(preprocessor, channels)}, {padding}'
 
 
 def probed_image(model: RdimKDDistiller) -> int:

@@ -10,6 +10,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..channels import image_channels
 from ..errors import ConfigError
 from ..features import OUTPUT, SIZE_ERRORS, record_outputs
 from ..host.patches import cuda_autocast_dtype
@@ -129,7 +130,8 @@ def _maps_of_noise(
     network: nn.Module, taps: Sequence[str], steps: Sequence[Callable] = ()
 ) -> list[Tensor] | None:
     """Apply the steps and return the maps of a noise image, or None if the network cannot run."""
-    image = torch.randn(1, 3, CHECK_SIZE, CHECK_SIZE, generator=torch.Generator().manual_seed(0))
+    shape = (1, image_channels(network), CHECK_SIZE, CHECK_SIZE)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
         for step in steps:
             step(network)

@@ -12,10 +12,15 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..files.checkpoints import fingerprint, load_checkpoint_safely
+from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import as_json, config_name, read_detector_config
 from ..files.strict_loading import load_strictly
+from ..options import SCOPE, type_name
 from .source import checkpoint_facts
+
+PARTS = ('backbone', 'neck')
+# Options of networks that only a training uses, and mmengine's note of a scope.
+OF_TRAINING = ('init_cfg', 'pretrained', 'frozen_stages', 'norm_eval', 'with_cp', SCOPE)
 
 
 class FeatureExtractor(nn.Module):
@@ -42,7 +47,7 @@ class DetectorSource:
 
     options = ('config', 'checkpoint')
     default_tap = None
-    whole_taps = ('backbone', 'neck')
+    whole_taps = PARTS
     built_on_meta = True
     input_scale, levels, fan_out = 1.0, None, False
 
@@ -89,29 +94,23 @@ class DetectorSource:
         """Return the parts of the config that determine the maps, and the checkpoint."""
         return self.given_facts({'model': self.model}, self.checkpoint)
 
-    def fingerprint(self) -> str | None:
-        return fingerprint(self.checkpoint)
-
     @classmethod
     def given_facts(cls, config: str | dict | None = None, checkpoint: str | None = None) -> dict:
         """Return the facts that an entry of a config tells, which may lack either of the two."""
         model = {} if config is None else read_detector_config(config)
         facts = {
-            f"{part} of the teacher's config": as_json(_without_initialization(model.get(part)))
-            for part in (('backbone', 'neck', 'data_preprocessor') if model else ())
+            f"{part} of the teacher's config": as_json(_of_maps(model.get(part)))
+            for part in ((*PARTS, 'data_preprocessor') if model else ())
         }
-        return facts if checkpoint is None else {**facts, **checkpoint_facts(str(checkpoint))}
+        return facts if checkpoint is None else {**facts, **checkpoint_facts(checkpoint, PARTS)}
 
 
-def _without_initialization(entry: object) -> object:
-    """Drop the options for initial weights, which the checkpoint replaces."""
+def _of_maps(entry: object) -> object:
+    """Drop what does not change the maps of a frozen network, and the scopes of names."""
     if not isinstance(entry, Mapping):
         return entry
-    return {
-        key: _without_initialization(value)
-        for key, value in entry.items()
-        if key not in ('init_cfg', 'pretrained')
-    }
+    kept = {key: _of_maps(value) for key, value in entry.items() if key not in OF_TRAINING}
+    return {**kept, 'type': type_name(entry)} if 'type' in entry else kept
 
 
 def _lacks_values(network: nn.Module) -> bool:

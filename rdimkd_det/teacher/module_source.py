@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..features import OUTPUT, TOKENS
-from ..files.checkpoints import fingerprint, load_checkpoint_safely
+from ..files.checkpoints import digest_of, load_checkpoint_safely
 from ..files.configs import UnreadableConfigError, as_json
 from ..files.strict_loading import load_strictly
 from ..options import SCOPE, explain, is_amount
@@ -184,14 +183,6 @@ class ModuleSource:
         scale = {} if self.input_scale is None else {'input_scale': self.input_scale}
         return as_json({**self.input, **scale})
 
-    def fingerprint(self) -> str | None:
-        """Return a hash of the input and of the checkpoint, or without one of the weights."""
-        weights = fingerprint(self.checkpoint) if self.checkpoint else self._own_digest
-        if weights is None:
-            return None
-        levels = self.levels or self.fan_out or ''
-        return hashlib.sha256(f'{weights} {self._whole_input} {levels}'.encode()).hexdigest()[:16]
-
     @classmethod
     def given_facts(cls, **entry) -> dict:
         """Return the facts that an entry of a config tells; the module is not built."""
@@ -199,13 +190,8 @@ class ModuleSource:
 
     @cached_property
     def _own_digest(self) -> str:
-        digest = hashlib.sha256()
         state = self.build().state_dict()
-        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        for key, value in sorted(tensors.items()):
-            digest.update(f'{key} {tuple(value.shape)} {value.dtype}'.encode())
-            digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest_of({key: it for key, it in state.items() if isinstance(it, Tensor)})
 
 
 def _remedy(error: Exception) -> str:

@@ -11,6 +11,7 @@ from math import lcm
 import torch
 from torch import nn
 
+from ..channels import image_channels
 from ..errors import ConfigError
 from ..features import (
     SIZE_ERRORS,
@@ -61,6 +62,11 @@ class Placement:
         """int: Number of the teacher's own pixels that the sides of its images are multiples of."""
         return self._measured[1]
 
+    @property
+    def image_channels(self) -> int:
+        """int: Channels of the images that the network takes."""
+        return self._measured[2]
+
     @cached_property
     def scale(self) -> Fraction:
         """Fraction: Side of the teacher's images over that of the student's."""
@@ -86,8 +92,10 @@ class Placement:
         return {tap: in_student_pixels(of_tap, self.scale) for tap, of_tap in levels}
 
     @cached_property
-    def _measured(self) -> tuple[dict[str, list[Level]], int]:
-        """tuple: The network's levels in its own pixels, and the divisor of its images' sides."""
+    def _measured(self) -> tuple[dict[str, list[Level]], int, int]:
+        """tuple: The network's levels in its own pixels, the divisor of its images' sides, and
+        their channels.
+        """
         divisor = 1
         if self.source.model is not None:  # a detector; a module has no padding of its own
             divisor = getattr(self.source.build_preprocessor(), 'pad_size_divisor', 1)
@@ -102,10 +110,10 @@ class Placement:
                     raise
         return self._look_at(self.source.build(self.taps), divisor)
 
-    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int]:
+    def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int, int]:
         levels = probe_levels(network.eval(), self.taps)
         first = levels[self.taps[0]]
         divisor = size_divisor(network, divisor, first)
         if self.source.model is None and leaves_edges_out(network, self.taps[0], first):
             divisor = lcm(divisor, *(level.stride for level in first))
-        return levels, divisor
+        return levels, divisor, image_channels(network)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
@@ -10,8 +10,7 @@ from urllib.parse import urlparse
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ..files.atomic import sha256_of
-from ..files.checkpoints import local_path
+from ..files.checkpoints import digest_of_file
 
 
 class Source(Protocol):
@@ -61,19 +60,24 @@ class Source(Protocol):
 
     def facts(self) -> dict:
         """Return what determines the maps, in JSON types: config or module, 'checkpoint' (its file
-        name), and 'weights' (their SHA-256).
+        name), and 'weights' (the SHA-256 of the tensors in use).
         """
-
-    def fingerprint(self) -> str | None:
-        """Return what identifies the weights in a resumed training; None if that is unknown."""
 
     @classmethod
     def given_facts(cls, **entry) -> dict:
         """Return the facts that an entry tells that goes with a cache, and may be incomplete."""
 
 
-def checkpoint_facts(checkpoint: str) -> dict:
-    """Return a checkpoint's file name and its SHA-256 (None if the file is not on this machine)."""
+def checkpoint_facts(checkpoint: str, parts: Collection[str] = ()) -> dict:
+    """Return a checkpoint's file name, and the SHA-256 of those of its tensors that are in use.
+
+    ``parts`` are the first names of their keys; all if there are none. The SHA-256 is None if the
+    file is not on this machine.
+    """
     name = Path(urlparse(checkpoint).path).name
-    path = local_path(checkpoint)
-    return {'checkpoint': name, 'weights': sha256_of(path) if path.is_file() else None}
+    return {'checkpoint': name, 'weights': digest_of_file(checkpoint, parts)}
+
+
+def identity(facts: Mapping) -> dict:
+    """Return those of a live or a cached teacher's facts that its maps of an image depend on."""
+    return {what: it for what, it in facts.items() if what == 'weights' or 'the teacher' in what}

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..bridge import InputBridge
+from ..bridge import InputBridge, check_channels
 from ..errors import ConfigError
 from ..features import (
     Level,
@@ -21,7 +21,7 @@ from ..features import (
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .fan_out import resize_levels
 from .placement import Placement
-from .source import Source
+from .source import Source, identity
 
 
 class Teacher:
@@ -60,6 +60,7 @@ class Teacher:
         self._training_dtype: torch.dtype | None = None
         self._stream: torch.cuda.Stream | None = None
         if student_preprocessor is not None:
+            check_channels(self.source.build_preprocessor(), self.image_channels, 'teacher')
             self.bridge = InputBridge(
                 student_preprocessor, self.build_preprocessor(), self.placement.scale
             )
@@ -90,9 +91,9 @@ class Teacher:
         """Return what the teacher is, and what becomes of its input."""
         return f'{self.checkpoint or self.source.name}, its input by {self.bridge}'
 
-    def fingerprint(self) -> str | None:
-        """Return what identifies the weights in a resumed training; None if that is unknown."""
-        return self.source.fingerprint()
+    def identity(self) -> dict:
+        """Return what identifies the teacher in a resumed training, in JSON types."""
+        return identity(self.source.facts())
 
     def build_preprocessor(self) -> nn.Module:
         """Build the teacher's own data preprocessor.
@@ -125,6 +126,11 @@ class Teacher:
         Strides are in pixels of the student's images, and a map that is resized is a level.
         """
         return self.placement.levels
+
+    @property
+    def image_channels(self) -> int:
+        """int: Channels of the images that the network takes."""
+        return self.placement.image_channels
 
     def build(self) -> None:
         """Build the network and load its weights, unless they are loaded."""

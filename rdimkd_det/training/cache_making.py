@@ -16,13 +16,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_dist_info, get_world_size
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from .. import functional
 from ..distiller.distillation import Distillation
 from ..errors import ConfigError
 from ..projections import Projection
-from ..teacher.cache.images import cacheable_datasets, entry_key, image_pipeline, unaugmented
+from ..teacher.cache.images import (
+    cacheable_datasets,
+    entry_key,
+    image_pipeline,
+    parts_needed,
+    unaugmented,
+)
 from ..teacher.cache.origin import projection_facts
 from ..teacher.cache.shards import split_levels
 from ..teacher.cache.store import LevelTensors, TeacherCache
@@ -34,11 +40,11 @@ NUM_SAMPLES = 8
 PADDING_SIDE = 1024
 
 
-def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict[str, str]]:
+def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict]:
     """Return the dataset of all images to cache, without annotations: unflipped, then flipped.
 
-    With it comes the fact 'images', which stands for the keys of the unflipped ones, in their
-    order.
+    With it come the facts 'images', which stands for the keys of the unflipped ones, in their
+    order; and 'path_parts', the parts of a path in a key. A file that is there twice is one image.
     """
     parts = [
         DATASETS.build(ConfigDict({**leaf, 'pipeline': unaugmented(leaf['pipeline'], flipped)}))
@@ -46,15 +52,17 @@ def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict[str, str]]:
         for leaf in cacheable_datasets(cfg.train_dataloader.dataset)
     ]
     unflipped = parts[: len(parts) // 2] if flip else parts
-    names = [entry_key(part.get_data_info(n)) for part in unflipped for n in range(len(part))]
-    doubles = len(names) - len(set(names))
-    if doubles:
-        raise ConfigError(
-            f'teacher cache: {doubles} images share their img_id and file name with another image; '
-            f'make them unique.'
-        )
-    digest = hashlib.sha256('\n'.join(names).encode()).hexdigest()
-    return ConcatDataset(parts), {'images': f'{len(names)} (their names: {digest[:8]})'}
+    images = [part.get_data_info(number) for part in unflipped for number in range(len(part))]
+    path_parts = parts_needed(images)
+    numbers: dict[str, int] = {}
+    for number, image in enumerate(images):
+        numbers.setdefault(entry_key(image, path_parts), number)
+    chosen = list(numbers.values())
+    if flip:
+        chosen += [len(images) + number for number in chosen]
+    digest = hashlib.sha256('\n'.join(numbers).encode()).hexdigest()
+    facts = {'images': f'{len(numbers)} (their names: {digest[:8]})', 'path_parts': path_parts}
+    return Subset(ConcatDataset(parts), chosen), facts
 
 
 def part_facts(part: Distillation, cfg: Config) -> dict:
@@ -92,7 +100,7 @@ def _projections(part: Distillation) -> list[Projection]:
 
 @torch.no_grad()
 def coordinates(
-    part: Distillation, preprocessor: nn.Module, batch: Mapping
+    part: Distillation, preprocessor: nn.Module, batch: Mapping, path_parts: int
 ) -> Iterator[tuple[str, tuple[int, int], list[np.ndarray]]]:
     """Project the teacher's maps of a batch, with each image padded as if it were alone.
 
@@ -115,7 +123,7 @@ def coordinates(
             )
         for sample, row in zip(data['data_samples'], rows.numpy()):
             image_shape = tuple(sample.metainfo['img_shape'][:2])
-            yield entry_key(sample.metainfo), image_shape, split_levels(row, shapes)
+            yield entry_key(sample.metainfo, path_parts), image_shape, split_levels(row, shapes)
 
 
 def _projected(part: Distillation, inputs: Tensor, data_samples: Sequence) -> list[Tensor]:
@@ -141,7 +149,7 @@ def prepare_cache(
     samples = pseudo_collate([images[number] for number in numbers])
     sizes = [
         sum(level.nbytes for level in maps)
-        for _, _, maps in coordinates(part, preprocessor, samples)
+        for _, _, maps in coordinates(part, preprocessor, samples, facts['path_parts'])
     ]
     entry_bytes = sum(sizes) // len(sizes)
     padding = padding_coordinates(part, preprocessor)
@@ -167,7 +175,7 @@ def prepare_cache(
 @torch.no_grad()
 def padding_coordinates(part: Distillation, preprocessor: nn.Module) -> list[Tensor]:
     """Return the coordinates (d,) of each level where the teacher sees only padding."""
-    shape = (1, 3, PADDING_SIDE, PADDING_SIDE)
+    shape = (1, part.image_channels, PADDING_SIDE, PADDING_SIDE)
     blank = torch.full(shape, float(preprocessor.pad_value), device=preprocessor.device)
     # An image of size zero, so that the whole input is padding.
     levels = _projected(part, blank, [DetDataSample(metainfo={'img_shape': (0, 0)})])
@@ -225,7 +233,7 @@ def fill_cache(
     for number, numbers in shards.items():
         entries = {}
         for batch in islice(stream, -(-len(numbers) // batch_size)):
-            for key, shape, maps in coordinates(part, preprocessor, batch):
+            for key, shape, maps in coordinates(part, preprocessor, batch, cache.path_parts):
                 entries[key] = shape, maps
         cache.write_shard(number, entries)
         advance(len(numbers))

@@ -113,6 +113,18 @@ def batch_size(loader: DataLoader) -> int:
     return loader.batch_size or loader.batch_sampler.batch_size
 
 
+def loader_of(loader: DataLoader, batches: Sequence[Sequence[int]]) -> DataLoader:
+    """Return a loader of chosen batches, in other respects like a training data loader."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
 def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> Iterator:
     """Yield batches of a fixed random sample of the training images, split over the ranks.
 
@@ -122,15 +134,9 @@ def calibration_batches(dataloader: DataLoader, num_images: int, seed: int) -> I
     size = batch_size(dataloader)
     # `num_images` counts over all ranks: up to rounding, the basis is the same for any world size.
     num_batches = -(-min(num_images, len(dataloader.dataset)) // (size * get_world_size()))
-    loader = DataLoader(
-        dataloader.dataset,
-        batch_size=size,
-        sampler=DefaultSampler(dataloader.dataset, shuffle=True, seed=seed),
-        num_workers=dataloader.num_workers,
-        collate_fn=dataloader.collate_fn,
-        worker_init_fn=dataloader.worker_init_fn,
-        multiprocessing_context=dataloader.multiprocessing_context,
-    )
+    order = list(DefaultSampler(dataloader.dataset, shuffle=True, seed=seed))
+    chosen = [order[start : start + size] for start in range(0, len(order), size)]
+    loader = loader_of(dataloader, chosen)
     # `zip` starts the workers here, before the bar's thread exists, whose locks they would inherit.
     batches = (batch for _, batch in zip(range(num_batches), loader))
     if is_main_process():

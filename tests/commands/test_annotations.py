@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 from command_lines import one_line
+from mmcv.transforms import BaseTransform
+from mmdet.registry import HOOKS, TRANSFORMS
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from runs import call_tool, run_tool
+
+from rdimkd_det import ConfigError
+from rdimkd_det.commands.mistakes import errors_explained
 
 
 @pytest.mark.parametrize('place', ['train_dataloader.dataset', 'val_evaluator'])
@@ -57,7 +65,11 @@ def without_images_of_size(content):
             first(category_id=None),
             "annotations FILE lack 'category_id' in the annotation {'area': ",
         ),
-        (first(bbox=[3, 4]), 'annotations FILE cannot be used (ValueError: not enough values to '),
+        (
+            first(bbox=[3, 4]),
+            "annotations FILE cannot be used: 'bbox' must be [x, y, width, height] in the "
+            'annotation {',
+        ),
         (lambda content: content.pop('categories'), "annotations FILE lack 'categories'."),
         (
             lambda content: content['images'][0].pop('file_name'),
@@ -70,11 +82,10 @@ def without_images_of_size(content):
         ),
         (
             lambda content: content.update(annotations=[]),
-            'the training set has no image with a box of your classes (red, green, blue), and of '
-            '32 pixels or more (filter_cfg.min_size), in FILE; compare metainfo.classes with its '
-            'categories, and see whether it has annotations.',
+            'train data: no annotation in FILE; see whether it is the right file, and has the list '
+            'annotations.',
         ),
-        (without_images_of_size, 'the training set has no image with a box of your classes (red, '),
+        (without_images_of_size, 'train data: all 16 boxes of FILE are lost: '),
     ],
 )
 def test_annotations__what_they_lack_is_named(files, tmp_path, capsys, change, expected):
@@ -113,7 +124,7 @@ def test_annotations__damaged_ones_are_named_by_tools_that_only_look(
 def test_image__is_named_in_a_plain_training_too(files, tmp_path):
     image = tmp_path / 'images' / '3.png'
     shutil.copytree(files / 'data/images', image.parent)
-    image.write_bytes(b'')
+    image.write_bytes(b'no image')
     done = run_tool(
         *('train.py', files / 'plain.py', '--work-dir', tmp_path / 'work', '--cfg-options'),
         f'train_dataloader.dataset.data_prefix.img={image.parent}',
@@ -136,3 +147,60 @@ def test_annotations__byte_order_mark(files, tmp_path, capsys):
             f'{tool}: annotations {tmp_path}/bom.json begin with a byte order mark; save the file '
             f'as UTF-8 without one.'
         )
+
+
+@HOOKS.register_module(force=True)
+class DetectsOnlyLater(Hook):
+    """Lets the first validation have no detection, as at the begin of a training."""
+
+    def before_val_epoch(self, runner):
+        first = runner.epoch == 1
+        runner.model.bbox_head.test_cfg.score_thr = 1.0 if first else 0.0
+
+
+@pytest.mark.parametrize(
+    'change, expected',
+    [
+        (lambda entry: entry.pop('iscrowd'), "lack 'iscrowd' in the annotation {"),
+        (lambda entry: entry.update(iscrowd=None), 'cannot be used (TypeError: int() argument'),
+        (lambda entry: entry.update(iscrowd='no'), 'cannot be used (ValueError: invalid literal'),
+    ],
+)
+def test_annotations__explained_after_the_first_validation(files, tmp_path, change, expected):
+    """Without a detection MMDetection evaluates nothing, and reads these entries later."""
+    content = json.loads((files / 'data/annotations.json').read_text())
+    change(content['annotations'][3])
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    cfg = Config.fromfile(files / 'plain.py')
+    cfg.val_evaluator.ann_file = cfg.val_dataloader.dataset.ann_file = str(tmp_path / 'val.json')
+    cfg.train_cfg.update(max_epochs=2, val_interval=1)
+    cfg.custom_hooks, cfg.work_dir = [dict(type='DetectsOnlyLater')], str(tmp_path / 'work')
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(ConfigError) as error, errors_explained(cfg, runner):
+        runner.train()
+    assert str(error.value).startswith(f'annotations {tmp_path}/val.json {expected}')
+    assert runner.epoch == 2
+
+
+@TRANSFORMS.register_module(force=True)
+class FailsLater(BaseTransform):
+    """Fails at an image of the second epoch."""
+
+    left = 12
+
+    def transform(self, results):
+        FailsLater.left -= 1
+        if not FailsLater.left:
+            raise ValueError('a polygon of two points')
+        return results
+
+
+def test_data__explained_after_the_first_iteration(files, tmp_path):
+    cfg = Config.fromfile(files / 'plain.py')
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='FailsLater'))
+    cfg.train_cfg.update(max_epochs=3)
+    cfg.work_dir = str(tmp_path / 'work')
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(ConfigError, match='a polygon of two points'), errors_explained(cfg, runner):
+        runner.train()
+    assert runner.iter > 1

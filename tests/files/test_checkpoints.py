@@ -10,7 +10,12 @@ from safetensors.torch import save_file
 
 from rdimkd_det import ConfigError
 from rdimkd_det.files.atomic import sha256_of
-from rdimkd_det.files.checkpoints import fingerprint, hub_path, load_checkpoint_safely
+from rdimkd_det.files.checkpoints import (
+    digest_of,
+    digest_of_file,
+    hub_path,
+    load_checkpoint_safely,
+)
 from rdimkd_det.teacher.source import checkpoint_facts
 
 WEIGHTS = {'neck.weight': torch.arange(2000.0), 'neck.steps': torch.tensor(3)}
@@ -104,10 +109,6 @@ def test_safetensors__is_read_as_such(tmp_path):
         weights = load_checkpoint_safely(str(tmp_path / 'w.safetensors'), 'teacher', mapped)
         assert weights.keys() == WEIGHTS.keys()
         assert all(torch.equal(weights[key], WEIGHTS[key]) for key in WEIGHTS)
-    path = str(tmp_path / 'w.safetensors')
-    before = fingerprint(path)
-    save_file({**WEIGHTS, 'neck.steps': torch.tensor(4)}, path)
-    assert len(before) == 16 and fingerprint(path) != before
 
 
 @pytest.mark.parametrize('mapped', [False, True])
@@ -132,6 +133,25 @@ def test_load__no_weights(tmp_path, content):
         load(save(tmp_path / 'w.pth', content))
 
 
+@pytest.mark.parametrize(
+    'content, held',
+    [
+        (
+            {'model': {'a': torch.ones(1), 'b': torch.ones(2)}, 'epoch': 3},
+            "'model' (2 tensors), 'epoch' (int); save content['model'] to a file of its own.",
+        ),
+        ({'meta': {}}, "'meta' (dict)."),
+        ({'state_dict': {}}, "'state_dict' (dict)."),
+        ([1, 2], 'a list.'),
+        ({}, 'it is empty.'),
+    ],
+)
+def test_load__says_what_a_file_without_weights_holds(tmp_path, content, held):
+    with pytest.raises(ConfigError) as error:
+        load(save(tmp_path / 'w.pth', content))
+    assert str(error.value).endswith(held)
+
+
 def test_load__directory(tmp_path):
     with pytest.raises(ConfigError, match='cannot be read'):
         load(tmp_path)
@@ -152,6 +172,27 @@ def test_checkpoint_facts__know_a_download_where_it_lies(tmp_path, monkeypatch):
     assert checkpoint_facts(url) == {'checkpoint': 'abc.pth', 'weights': None}
     path = tmp_path / 'checkpoints/abc.pth'
     path.parent.mkdir()
-    path.write_bytes(b'abc')
+    save(path, WEIGHTS)
     assert hub_path(url) == path
-    assert checkpoint_facts(url)['weights'][:8] == 'ba7816bf'
+    assert checkpoint_facts(url)['weights'] == digest_of(WEIGHTS)
+
+
+def test_digest__is_of_the_learned_tensors_in_use(tmp_path):
+    """Whatever file holds them, and whatever else it holds."""
+    weights = {'backbone.conv.weight': torch.randn(4, 3, 3, 3), 'head.bias': torch.ones(2)}
+    expected = digest_of(weights)
+    with_optimizer = {'state_dict': weights, 'optimizer': {'state': {0: torch.ones(9)}}, 'meta': {}}
+    whole = save(tmp_path / 'epoch_1.pth', with_optimizer)
+    save_file(weights, tmp_path / 'w.safetensors')
+    last = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v
+            for k, v in weights.items()}  # fmt: skip
+    wrapped = {f'module.{key}': value for key, value in weights.items()}
+    counted = {**weights, 'backbone.bn.num_batches_tracked': torch.tensor(7)}
+    files = [whole, tmp_path / 'w.safetensors']
+    files += [save(tmp_path / f'{n}.pth', it) for n, it in enumerate((last, wrapped, counted))]
+    assert {digest_of_file(str(path)) for path in files} == {expected}
+    headless = {'backbone.conv.weight': weights['backbone.conv.weight']}
+    of_backbone = digest_of_file(str(whole), ['backbone', 'neck'])
+    assert of_backbone == digest_of(headless) != expected
+    assert digest_of({**weights, 'head.bias': torch.zeros(2)}) != expected
+    assert digest_of_file(str(tmp_path / 'missing.pth')) is None

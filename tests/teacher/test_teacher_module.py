@@ -170,7 +170,7 @@ def test_built_module__is_copied_and_left_as_it_was(toy):
     assert_equal(module.state_dict(), before)
     assert not any('stages' in key for key in student.state_dict())
     again = pickle.loads(pickle.dumps(student.distill.teacher))
-    assert not again.built and again.fingerprint() == student.distill.teacher.fingerprint()
+    assert not again.built and again.identity() == student.distill.teacher.identity()
 
 
 def test_callable__makes_the_same_each_time_and_takes_no_random_numbers():
@@ -215,6 +215,9 @@ def test_train__monitored_and_resumed_bit_for_bit(files):
     assert_equal(one['distill'], other['distill'])
     with pytest.raises(ConfigError, match=r'another teacher or other losses .*Its teacher was'):
         train(config_of(files, 'cut', entry(channels=32), max_epochs=3, resume=True))
+    with pytest.raises(ConfigError, match=r'Its gives in module of the teacher was None, here'):
+        options = entry(gives='tuple')  # of equal weights
+        train(config_of(files, 'cut', options, max_epochs=3, resume=True))
 
 
 def test_tools__preflight_train_test_export(files, capsys, monkeypatch):
@@ -356,12 +359,12 @@ def test_module__whose_batch_norm_cannot_be_folded():
     assert losses_with(OfStrideEight(convolution=weight_norm))['loss_rdimkd_neck_s8'] > 0
 
 
-def test_fingerprint__input_and_entries_of_the_state_that_are_no_tensors():
+def test_facts__input_arguments_and_entries_of_the_state_that_are_no_tensors():
     class WithExtraState(OfStrideEight):
         def get_extra_state(self):
             return {'version': 1}
 
     module = WithExtraState()
     one = ModuleSource(module, **INPUT)
-    assert one.fingerprint() == ModuleSource(module, **INPUT).fingerprint()
-    assert one.fingerprint() != ModuleSource(module, **INPUT, bgr=True).fingerprint()
+    assert one.facts() == ModuleSource(module, **INPUT).facts()
+    assert one.facts() != ModuleSource(module, **INPUT, bgr=True).facts()

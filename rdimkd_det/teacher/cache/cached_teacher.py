@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...features import Level
-from ...files.checkpoints import fingerprint
 from ...files.configs import UnreadableConfigError
 from ...losses import FeatureLoss
+from ..source import identity
 from .images import entry_key, image_pipeline
 from .origin import check_facts
 from .reading import start_reading
@@ -83,9 +83,9 @@ class CachedTeacher:
         name = self.checkpoint or about['facts']['module of the teacher']['type']
         return f'{name}, its maps from cache {self.cache.directory}, {about["num_entries"]} entries'
 
-    def fingerprint(self) -> str | None:
-        """Return what identifies the weights in a resumed training, if their file is there."""
-        return None if self.checkpoint is None else fingerprint(str(self.checkpoint))
+    def identity(self) -> dict:
+        """Return what identifies the teacher in a resumed training, in JSON types."""
+        return identity(self.cache.about['facts'])
 
     def prepare(self, cfg: Config) -> None:
         """Check that the cache fits this training run, and load its index."""
@@ -121,7 +121,10 @@ class CachedTeacher:
         The maps (N, d, H, W), by tap and index of the level, are filled once :meth:`wait` returns.
         """
         images = [
-            (entry_key(sample.metainfo), tuple(sample.metainfo['img_shape'][:2]))
+            (
+                entry_key(sample.metainfo, self.cache.path_parts),
+                tuple(sample.metainfo['img_shape'][:2]),
+            )
             for sample in data_samples
         ]
         levels, self._finish = start_reading(self.cache, images, inputs.device, self._threads)

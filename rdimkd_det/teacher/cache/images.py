@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -24,13 +24,26 @@ META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
 IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
 
 
-def entry_key(metainfo: Mapping) -> str:
+def entry_key(metainfo: Mapping, parts: int = 1) -> str:
     """Return the cache key of an image, e.g. '139:000000000139.jpg', or with '+flip' at its end.
 
-    The directory is left out, so that a dataset can be moved.
+    It has the last ``parts`` parts of the path. The directory is left out where it is not needed to
+    tell images apart, so that a dataset can be moved.
     """
     flip = '+flip' if metainfo.get('flip') else ''
-    return f'{metainfo["img_id"]}:{Path(metainfo["img_path"]).name}{flip}'
+    path = '/'.join(Path(metainfo['img_path']).parts[-parts:])
+    return f'{metainfo["img_id"]}:{path}{flip}'
+
+
+def parts_needed(images: Sequence[Mapping]) -> int:
+    """Return how many parts of their paths tell images apart, the same file being one image."""
+    different = {(image['img_id'], Path(image['img_path'])) for image in images}
+    most = max((len(path.parts) for _, path in different), default=1)
+    for parts in range(1, most):
+        keys = {(number, path.parts[-parts:]) for number, path in different}
+        if len(keys) == len(different):
+            return parts
+    return most
 
 
 def cacheable_datasets(dataset: Mapping) -> Iterator[Mapping]:

@@ -24,7 +24,7 @@ from ...files.atomic import write_bytes, write_json
 from ...projections import Projection
 from .shards import DamagedShardError, Entry, read_index, read_row, split_levels, write_shard
 
-FORMAT = 2
+FORMAT = 3
 
 
 class LevelTensors(NamedTuple):
@@ -103,6 +103,11 @@ class TeacherCache:
             about = {'format': FORMAT, **about, 'bases': _digest(content)}
             write_json(directory / 'cache.json', about)
         return cls(directory)
+
+    @property
+    def path_parts(self) -> int:
+        """int: Number of the parts of a path that the keys of images have."""
+        return self.about['facts']['path_parts']
 
     @property
     def num_shards(self) -> int:

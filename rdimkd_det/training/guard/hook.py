@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from ...distiller import RdimKDDistiller
 from ...errors import TrainingInterruptedError
+from .changes import warn_of_changes
 from .resume_point import ResumePoint
 from .saving import INTERRUPTED, LateRemoval, note_last_checkpoint, write_checkpoints_whole
 from .signals import StopRequest
@@ -69,6 +70,7 @@ class TrainingGuard(Hook):
                 'RdimKD: the checkpoint is of a distilled training; it continues '
                 'without distillation'
             )
+        warn_of_changes(runner, checkpoint)
         self._resumed = checkpoint.get('resume', [])
         if not self._has_same_processes:
             runner.logger.warning(
