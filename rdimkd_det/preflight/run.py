@@ -94,7 +94,7 @@ def _check_teacher(
 ) -> None:
     source = part.teacher.source
     if source.model is None:
-        why = f'not judged: {source.name} is a module, not a detector'
+        why = f'{source.name} is a module, not a detector whose input and AP can be judged'
         report.ok(topic("Teacher's input", part), why)
         return
     data = data_classes(cfg)
