@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.registry import Registry
 from mmengine.runner import Runner
+from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from rdimkd_det import DistillHook
-from rdimkd_det.options import explain, type_name
+from rdimkd_det import ConfigError, DistillHook
+from rdimkd_det.options import check_type, explain, type_name
 
 HEAD = dict(type='FCOSHead', num_classes=3, in_channels=4)
 WEIGHTS = [torch.nn.Parameter(torch.zeros(1))]
@@ -84,3 +86,27 @@ def test_explain__file():
 )
 def test_type_name__however_it_is_written(entry, name):
     assert type_name(entry) == name
+
+
+def test_check_type__suggests_a_users_own():
+    @MODELS.register_module(force=True)
+    class WindowedDistance(nn.Module):
+        pass
+
+    own = Registry('model', parent=MODELS.root, scope='somebody')
+
+    @own.register_module()
+    class PyramidOfMine(nn.Module):
+        pass
+
+    try:
+        for name, meant in (
+            ('WindowdDistance', 'WindowedDistance'),
+            ('PyramidOfMin', 'PyramidOfMine'),
+            ('RdimKDLos', 'RdimKDLoss'),
+        ):
+            with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+                check_type(dict(type=name), 'model.losses.neck', MODELS, ['RdimKDLoss'])
+    finally:
+        MODELS.module_dict.pop('WindowedDistance')
+        MODELS.root.children.pop('somebody')
