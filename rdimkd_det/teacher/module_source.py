@@ -169,7 +169,7 @@ class ModuleSource:
         return {'input of the teacher': self._whole_input, **self._facts_without_building(), **own}
 
     def _facts_without_building(self) -> dict:
-        options = {} if isinstance(self.module, nn.Module) else dict(self.module)
+        options = {} if isinstance(self.module, nn.Module) else _without_folders(self.module)
         known = {} if self.mean is None else {'input of the teacher': self._whole_input}
         return {
             'module of the teacher': as_json({**options, 'type': self.name}),
@@ -217,6 +217,14 @@ def _name(module: object) -> str:
 
 def _dotted(kind: Callable) -> str:
     return f'{kind.__module__}.{getattr(kind, "__qualname__", type(kind).__qualname__)}'
+
+
+def _without_folders(options: Mapping) -> dict:
+    """Return arguments with the names of files and directories alone, which may be moved."""
+    return {
+        key: Path(value).name if isinstance(value, (str, Path)) else value
+        for key, value in options.items()
+    }
 
 
 def directory_of(module: object) -> Path | None:

@@ -30,6 +30,7 @@ from rdimkd_det.files.configs import UnreadableConfigError
 from rdimkd_det.teacher import ModuleSource
 from rdimkd_det.teacher.build import build_teacher
 from rdimkd_det.teacher.known_input import known_input
+from rdimkd_det.teacher.pretrained import NAME
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -104,6 +105,16 @@ def test_input__is_read_from_the_record(directories, tmp_path):
     (other / 'preprocessor_config.json').unlink()
     with pytest.raises(ConfigError, match=r'needs mean and std .* recorded them .* got mean=None'):
         teacher_of(pretrained(other))
+
+
+def test_facts__do_not_tell_where_a_directory_is(directories, tmp_path):
+    shutil.copytree(directories / 'dinov3', tmp_path / 'moved/dinov3')
+    one, other = (
+        ModuleSource(**pretrained(folder / 'dinov3')).facts()
+        for folder in (directories, tmp_path / 'moved')
+    )
+    assert one == other and one['module of the teacher'][NAME] == 'dinov3'
+    assert one != ModuleSource(**pretrained(directories / 'dinov3', fan_out=True)).facts()
 
 
 def test_input__of_timm():
