@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -80,7 +81,8 @@ def main() -> None:
     if args.verify:
         verify(directories)
         return
-    check_data(cfg, ['train'])
+    for line in check_data(cfg, ['train']).lines():
+        print(f'warning: {line}', file=sys.stderr)
     image_pipeline(cfg)
     live = without_cache(cfg)
     check_model(live, training=False)

@@ -9,13 +9,16 @@ from pathlib import Path
 # Set before torch is imported, which reads it: the profiler of torch 2.13 logs an irrelevant line.
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
+from rdimkd_det.commands.checks import check_data, check_work_dir
 from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.files.atomic import write_text
+from rdimkd_det.files.configs import annotation_path, leaf_datasets
 from rdimkd_det.preflight import preflight
 
 
@@ -44,14 +47,27 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def splits_of(cfg: Config) -> list[str]:
+    """Return the splits to look at: test too, if its data are there and not those of val."""
+    test = (cfg.get('test_dataloader') or {}).get('dataset')
+    if test == (cfg.get('val_dataloader') or {}).get('dataset'):
+        return ['train', 'val']
+    paths = [annotation_path(leaf) for leaf in leaf_datasets(test)]
+    there = bool(paths) and all(path and Path(path).is_file() for path in paths)
+    return ['train', 'val', *(['test'] if there else [])]
+
+
 def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel('CRITICAL')  # print only the report
     cfg = cli.read_config_file(args.config)
     launch.apply_common_arguments(cfg, args)
-    model = launch.check_before_run(cfg, training=True)
+    check_work_dir(cfg.work_dir)
     with errors_explained(cfg):
-        report = preflight(cfg, model, args.samples, args.eval_teacher)
+        data = check_data(cfg, splits_of(cfg), thorough=True)
+    model = launch.check_without_data(cfg, training=True)
+    with errors_explained(cfg):
+        report = preflight(cfg, model, data, args.samples, args.eval_teacher)
     report.print(Console())
     if args.json is not None:
         write_text(args.json, json.dumps(report.as_dict(), indent=1) + '\n')

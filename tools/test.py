@@ -35,7 +35,7 @@ def main() -> None:
     cfg = cli.read_config_file(args.config)
     launch.apply_common_arguments(cfg, args)
     cfg.load_from = args.checkpoint
-    launch.check_before_run(cfg, training=False)
+    _, data = launch.check_before_run(cfg, training=False)
     # Imported after the checks, because importing all of mmdet takes seconds.
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
@@ -49,6 +49,8 @@ def main() -> None:
     runner = launch.build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    for line in data.lines():
+        runner.logger.warning(line)
     with errors_explained(cfg, runner):
         runner.test()
 

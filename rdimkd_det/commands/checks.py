@@ -14,6 +14,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
+from ..data_check import DataReport, look_at
+from ..data_check.classes import check_class_names
 from ..datasets.mixing import check_images, check_mixing
 from ..distiller.distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..distiller.inheritance import matching_weights, weights_to_inherit
@@ -23,8 +25,6 @@ from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, 
 from ..files.configs import annotation_path, leaf_datasets, mappings
 from ..files.strict_loading import load_strictly
 from ..options import check_options, explain, is_whole_number, type_name
-from ..preflight.categories import check_any_category
-from ..preflight.classes import check_class_names
 from ..training.guard.saving import missing_to_resume
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_top_level
@@ -138,10 +138,19 @@ def check_pretrained(model: nn.Module) -> None:
         load_checkpoint_safely(path, who='init_cfg')
 
 
-def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that local annotation files exist and contain the classes of their datasets.
+def check_data(cfg: Config, splits: Sequence[str], thorough: bool = False) -> DataReport:
+    """Check that local annotation files exist, and look at what is in them.
 
-    ``splits`` are any of 'train', 'val' and 'test'; only 'val' may have no dataset.
+    Args:
+        cfg (Config): The config of the run.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'; only 'train' must have a dataset.
+        thorough (bool): Look at all images, and put errors into the report, too. Defaults to False.
+
+    Returns:
+        DataReport: What was found; of several processes, only the first one looks.
+
+    Raises:
+        ConfigError: There is an error, and the look is not ``thorough``; or a file cannot be read.
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
@@ -154,9 +163,14 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             _check_annotations(split, leaf)
             check_class_names(split, leaf)
             check_images(leaf)
-        check_any_category(split, dataset)
     if 'train' in splits:
         check_mixing(cfg)
+    if int(os.environ.get('RANK') or 0):
+        return DataReport()
+    report = look_at(cfg, splits, thorough)
+    if not thorough:
+        report.raise_errors()
+    return report
 
 
 def _check_annotations(split: str, dataset: Mapping) -> None:

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
 
+from ..data_check import DataReport
 from ..distiller import RdimKDDistiller
 from ..errors import ConfigError
 from ..files.configs import hand_in_preprocessor
@@ -50,10 +51,19 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     check_outputs(cfg, args.cfg_options)
 
 
-def check_before_run(cfg: Config, training: bool) -> nn.Module:
-    """Find the mistakes that can be found before anything is written; return the built model."""
+def check_before_run(cfg: Config, training: bool) -> tuple[nn.Module, DataReport]:
+    """Find the mistakes that can be found before anything is written.
+
+    Returns:
+        The built model, and what may be wrong with the data.
+    """
     check_work_dir(cfg.work_dir)
-    check_data(cfg, ('train', 'val') if training else ('test',))
+    data = check_data(cfg, ('train', 'val') if training else ('test',))
+    return check_without_data(cfg, training), data
+
+
+def check_without_data(cfg: Config, training: bool) -> nn.Module:
+    """Find the mistakes that are not in the data, before anything is written; return the model."""
     if training:
         check_precision(cfg)
         check_optimizer(cfg)
@@ -109,7 +119,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     damaged = _resume(cfg, args.resume)
-    report = report_before_training(cfg, check_before_run(cfg, training=True))
+    report = report_before_training(cfg, *check_before_run(cfg, training=True))
     runner = build_runner(cfg)
     with errors_explained(cfg, runner), failures_explained(cfg.work_dir):
         run_training(runner, report, damaged)
@@ -148,9 +158,9 @@ def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) 
     runner.train()
 
 
-def report_before_training(cfg: Config, model: nn.Module) -> Report | None:
+def report_before_training(cfg: Config, model: nn.Module, data: DataReport) -> Report | None:
     """Return the static preflight report; for a plain model, warnings on its data or None."""
     if isinstance(model, RdimKDDistiller):
-        return static_report(cfg, model)
-    report = data_report(cfg)
+        return static_report(cfg, model, data)
+    report = data_report(cfg, data)
     return report if report.findings else None

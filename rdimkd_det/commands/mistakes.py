@@ -17,11 +17,11 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..data_check.classes import listed
 from ..errors import ConfigError, TrainingStoppedError, named_file
 from ..files.configs import annotation_path, mappings
 from ..host.patches import name_unreadable_images
 from ..options import explain
-from ..preflight.classes import listed
 
 # The lists of a COCO file: what an entry is, and the keys that it needs.
 LISTS = {

@@ -160,9 +160,12 @@ def name_unreadable_images() -> None:
         except Exception as error:  # file backends and decoders raise many types
             path = results.get('img_path')
             reason = str(error).strip().split('\n')[-1] or type(error).__name__
+            if isinstance(error, FileNotFoundError):
+                remedy = 'see data_root and data_prefix of the data set, or remove its entry'
+            else:
+                remedy = 'repair it, or remove it and its entry'
             raise TrainingStoppedError(
-                f'image {path} cannot be read ({reason}); repair it, or remove it and its '
-                f'entry in the annotations.'
+                f'image {path} cannot be read ({reason}); {remedy} in the annotations.'
             ) from error
 
     LoadImageFromFile.transform = transform_or_name

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
+from ..data_check.classes import classes_of, names_in
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely
 from ..files.configs import leaf_datasets, read_config
-from ..host.registry import find_type
-from ..options import explain
 from ..teacher import Source
 
 
@@ -31,38 +27,6 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
     return None
 
 
-def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
-    """Return the class names of a dataset without wrappers; None if it has none."""
-    kind = dataset_type(dataset)
-    if not hasattr(kind, '_load_metainfo'):
-        return None
-    metainfo = copy.deepcopy(dataset.get('metainfo'))
-    if isinstance(metainfo, Mapping):  # mmengine would try to open other strings as files
-        metainfo = {key: metainfo[key] for key in ('classes', 'CLASSES') if key in metainfo}
-    try:
-        return _names(kind._load_metainfo(metainfo))
-    except Exception as error:  # the Runner would refuse this dataset, too
-        raise ConfigError(
-            f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
-        ) from error
-
-
-def dataset_type(dataset: Mapping) -> type | None:
-    """Return the class of a dataset; None if its config names no known type."""
-    return find_type(dataset, DATASETS) if dataset.get('type') else None
-
-
-def check_class_names(split: str, dataset: Mapping) -> None:
-    """Check that ``metainfo.classes`` is no single name, which would be split into letters."""
-    metainfo = dataset.get('metainfo')
-    names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
-    if isinstance(names, str) and '://' not in names and not Path(names).is_file():
-        raise ConfigError(
-            f'{split} data: metainfo.classes must be a tuple or list of names, got {names!r}; '
-            f'write ({names!r},), with a comma.'
-        )
-
-
 def teacher_classes(source: Source) -> tuple[str, ...] | None:
     """Return the class names in a teacher's checkpoint, otherwise those of its config's dataset."""
     if source.model is None:
@@ -70,19 +34,13 @@ def teacher_classes(source: Source) -> tuple[str, ...] | None:
     content = read_checkpoint_safely(source.checkpoint, who='teacher')
     meta = content.get('meta') if isinstance(content, Mapping) else None
     if isinstance(meta, Mapping):
-        classes = _names(meta.get('dataset_meta') or {}) or _names(meta)
+        classes = names_in(meta.get('dataset_meta') or {}) or names_in(meta)
         if classes:
             return classes
     try:
         return data_classes(read_config(source.config, 'teacher'), ('train', 'val', 'test'))
     except ConfigError:  # the teacher's data need not be there
         return None
-
-
-def _names(metainfo: Mapping) -> tuple[str, ...] | None:
-    # mmdet 2 wrote CLASSES.
-    names = metainfo.get('classes') or metainfo.get('CLASSES')
-    return (names,) if isinstance(names, str) else tuple(names or ()) or None
 
 
 def label_map(teacher: Sequence[str], data: Sequence[str]) -> dict[int, int]:
@@ -101,8 +59,3 @@ def num_classes(model: nn.Module) -> dict[str, int]:
         and not name.startswith('distill.')
         and not name.endswith(('rpn_head', 'semantic_head'))
     }
-
-
-def listed(names: Sequence, limit: int = 3) -> str:
-    """Return the first names as text, with '...' if there are more."""
-    return ', '.join(map(str, names[:limit])) + (', ...' if len(names) > limit else '')

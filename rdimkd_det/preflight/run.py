@@ -8,14 +8,15 @@ from mmengine.runner import set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data_check import DataReport
 from ..datasets.unlabelled import count_images
 from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
 from ..errors import ConfigError, TrainingStoppedError
 from ..options import explain
 from ..random_state import preserved_random_state
-from .categories import check_categories
 from .classes import data_classes, label_map, teacher_classes
+from .data import add_data
 from .input_check import check_teacher_input
 from .measurements import load_samples, measure_gradients, prepare
 from .report import Report
@@ -26,27 +27,36 @@ from .timing import measure_time
 from .whole_teacher import build_detector
 
 
-def static_report(cfg: Config, model: nn.Module) -> Report:
-    """Report on a distilled model without using images; random states are preserved."""
+def static_report(cfg: Config, model: nn.Module, data: DataReport | None = None) -> Report:
+    """Report on a distilled model without using images; random states are preserved.
+
+    ``data`` is what was found in the run's data; its warnings are part of the report.
+    """
     report = Report(f'RdimKD preflight of {cfg.filename or "the config"}')
     with preserved_random_state():
         check_static(cfg, model, report)
+    add_data(data or DataReport(), report)
     return report
 
 
-def data_report(cfg: Config) -> Report:
+def data_report(cfg: Config, data: DataReport) -> Report:
     """Report what is suspicious about a run's data, for any model; no findings if nothing is."""
     report = Report(f'Data of {cfg.filename or "the config"}')
-    check_categories(cfg, report)
+    add_data(data, report)
     return report
 
 
-def preflight(cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool) -> Report:
+def preflight(
+    cfg: Config, model: nn.Module, data: DataReport, num_images: int, eval_teacher: bool
+) -> Report:
     """Run all of preflight: on ``num_images`` training images, and the teacher's AP if asked for.
 
-    With 0 images there are no measurements.
+    With 0 images there are no measurements, and none are made on data with errors.
     """
     report = static_report(cfg, model)
+    add_data(data, report, tables=True)
+    if data.of('error'):
+        return report
     model = distilled_student(model).to(get_device())
     batches = _measure(cfg, model, num_images, report) if num_images else []
     for part in model.distill.per_teacher:

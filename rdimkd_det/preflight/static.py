@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..data_check.classes import listed
 from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
 from ..features import Level
@@ -16,8 +17,7 @@ from ..files.checkpoints import load_checkpoint_safely
 from ..files.strict_loading import prefix_hint
 from ..losses import FeatureLoss
 from ..projections import Projection
-from .categories import check_categories
-from .classes import data_classes, label_map, listed, num_classes, teacher_classes
+from .classes import data_classes, label_map, num_classes, teacher_classes
 from .input_formats import InputFormat
 from .module_teacher import describe_module, describe_strides
 from .report import Report, Table
@@ -30,7 +30,6 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     model = distilled_student(model)
     data = data_classes(cfg)
     check_student_classes(model, data, report)
-    check_categories(cfg, report)
     if cfg.get('load_from') and not cfg.get('resume'):
         check_load_from(cfg.load_from, model, report)
     image = probed_image(model)

@@ -1,0 +1,147 @@
+"""The annotated boxes of one data set, and what becomes of each of them in loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .findings import SetSummary
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A reason for which loading makes no object of a box.
+
+    ``intended`` ones are a choice, of the data's authors or in the config: they are a mistake only
+    where they take most boxes.
+    """
+
+    name: str  # in tables
+    text: str  # '3 boxes ...'
+    remedy: str
+    intended: bool = False
+
+
+# In the order in which loading finds them; a box has the first that is true. 0 is an object.
+LOSSES = (
+    Loss('', '', ''),
+    Loss(
+        'no image',
+        'have an image_id that no image has',
+        'write image_id as the id of the image, or remove these annotations',
+    ),
+    Loss(
+        "'ignore'",
+        "are marked 'ignore'",
+        "remove 'ignore' from the annotations that are objects",
+        intended=True,
+    ),
+    Loss('not a number', 'have NaN or infinity in bbox', 'write bbox as [x, y, width, height]'),
+    Loss(
+        'below a pixel',
+        'have a width or height below 1 pixel',
+        'write bbox as [x, y, width, height] in pixels, or remove such boxes',
+    ),
+    Loss(
+        'outside',
+        'lie outside of their image',
+        'compare bbox ([x, y, width, height] in pixels) with width and height of the images',
+    ),
+    Loss('area 0', 'have an area of 0 or less', 'write area as width times height of the box'),
+    Loss(
+        'no category',
+        'have a category_id that no category has',
+        'write category_id as the id of a category of the file',
+    ),
+    Loss(
+        'other class',
+        'are of categories that are not among the classes',
+        'compare metainfo.classes with the categories',
+        intended=True,
+    ),
+    Loss(
+        'crowd',
+        'are crowds (iscrowd)',
+        'write iscrowd as the number 0 in the annotations of single objects',
+        intended=True,
+    ),
+    Loss(
+        'small image',
+        'are in images smaller than filter_cfg.min_size',
+        'lower filter_cfg.min_size of the data set',
+        intended=True,
+    ),
+)
+BY_NAME = {loss.name: code for code, loss in enumerate(LOSSES)}
+
+
+@dataclass
+class AnnotatedSet:
+    """The boxes of one annotation file as one data set of the config loads them.
+
+    Args:
+        split (str): 'train', 'val' or 'test'.
+        path (str): The annotation file, or the list of VOC's images.
+        classes (Sequence[str]): The classes of the data set.
+        labelled (Sequence): The names of the labels: the classes that the file has, in its order.
+        image_ids (list): The ids of its images.
+        image_paths (list): Their files.
+        sizes (ndarray): Width and height of the images (n, 2), as annotated; NaN if unknown.
+        loaded (ndarray): The images that the data set keeps (n).
+        boxes (ndarray): x, y, width, height (m, 4).
+        image_index (ndarray): The place of each box's image (m), or -1.
+        labels (ndarray): The label of each box (m), or -1.
+        losses (ndarray): The code in ``LOSSES`` of each box (m).
+        example (callable): Describes a box by its place.
+        hints (dict): What is known of a loss beside its number, by its name, as (text, remedy).
+    """
+
+    split: str
+    path: str
+    classes: Sequence[str]
+    labelled: Sequence
+    image_ids: list
+    image_paths: list
+    sizes: np.ndarray
+    loaded: np.ndarray
+    boxes: np.ndarray
+    image_index: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+    example: Callable[[int], str]
+    hints: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> np.ndarray:
+        """Return which boxes are objects."""
+        return self.losses == 0
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Return the number of boxes by the reason for which they are lost."""
+        counts = np.bincount(self.losses, minlength=len(LOSSES))
+        return {loss.name: int(n) for loss, n in zip(LOSSES, counts) if loss.name and n}
+
+    @property
+    def objects_by_class(self) -> dict[str, int]:
+        """Return the number of objects of each class that the file has."""
+        counts = np.bincount(self.labels[self.objects], minlength=len(self.labelled))
+        return {str(name): int(number) for name, number in zip(self.labelled, counts)}
+
+    def summary(self) -> SetSummary:
+        """Return the numbers of this data set."""
+        objects = self.objects
+        areas = np.prod(self.boxes[objects][:, 2:], axis=1)
+        return SetSummary(
+            split=self.split,
+            file=self.path,
+            num_images=int(self.loaded.sum()),
+            num_with_objects=int(np.unique(self.image_index[objects]).size),
+            num_boxes=len(self.losses),
+            num_objects=int(objects.sum()),
+            lost=self.lost,
+            objects_by_class=self.objects_by_class,
+            median_side=round(float(np.sqrt(np.median(areas))), 1) if len(areas) else 0.0,
+        )

@@ -1,0 +1,162 @@
+"""What is told about the boxes of a data set: lost ones, their geometry, classes without any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .annotated_set import LOSSES, AnnotatedSet
+from .classes import listed
+from .findings import Finding
+
+# Share of boxes that may be lost without a word: COCO's own files have a few without a side.
+FEW = 1e-3
+# Share of boxes that may be lost on purpose, as crowds and in small images.
+MANY = 0.1
+# Number of boxes from which a form that all of them share is no chance.
+ENOUGH = 8
+SHOWN = 10
+
+
+def check_boxes(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
+    """Yield what is to be told about the boxes of a split's data sets."""
+    any_object = any(each.objects.any() for each in sets)
+    for each in sets:
+        geometry = list(_check_geometry(each))
+        yield from geometry
+        if any(finding.severity == 'error' for finding in geometry):
+            continue
+        yield from _check_losses(each, any_object)
+    yield from _check_classes(sets)
+
+
+def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
+    total, lost = len(data.losses), data.lost
+    objects = int(data.objects.sum())
+    trains = data.split == 'train'
+    if not total:
+        if trains:
+            yield Finding(
+                'warning' if any_object else 'error', 'Boxes', data.split, data.path,
+                f'no annotation in {data.path}',
+                'see whether it is the right file, and has the list annotations',
+            )  # fmt: skip
+        return
+    if not objects:
+        wrong = {name for name in lost if not _loss(name).intended} or set(lost)
+        severity = 'error' if trains and not any_object else 'warning'
+        yield _told(severity, data, lost, f'all {total} boxes of {data.path} are lost', wrong)
+        return
+    wrong = [n for n in lost if not _loss(n).intended]
+    few = sum(lost[n] for n in wrong) <= FEW * total
+    many = [n for n in lost if n not in ('other class', *wrong) and lost[n] > MANY * total]
+    told = [*([] if few else wrong), *many]
+    if told:
+        shown = {name: lost[name] for name in told}
+        number = sum(shown.values())
+        text = f'{number} of {total} boxes of {data.path} are lost'
+        yield _told('warning', data, shown, text, set(told))
+    text = f'{objects} objects in {data.summary().num_with_objects} of {data.loaded.sum()} images'
+    parts = ', '.join(f'{name} {number}' for name, number in lost.items())
+    text += f' of {data.path}' + (f'; of {total} boxes, not used: {parts}' if parts else '')
+    if not told:
+        yield Finding('ok', 'Boxes', data.split, data.path, text, count=objects, total=total)
+
+
+def _told(
+    severity: str, data: AnnotatedSet, lost: dict[str, int], text: str, wrong: set
+) -> Finding:
+    """Describe losses; the remedy follows from the most frequent one that is no choice."""
+    parts = []
+    for name, number in sorted(lost.items(), key=lambda it: -it[1]):
+        hint = data.hints.get(name, ('', ''))[0]
+        place = int((data.losses == _code(name)).nonzero()[0][0])
+        parts.append(f'{number} {_loss(name).text}{" " * bool(hint)}{hint}')
+        if len(parts) == 1:
+            parts[0] += f', e.g. {data.example(place)}'
+    main = max(wrong, key=lost.get)
+    remedy = data.hints.get(main, ('', ''))[1] or _loss(main).remedy
+    if main == 'other class':
+        remedy = f'{remedy}: the classes are {listed(data.classes, SHOWN)}'
+    place = int((data.losses == _code(main)).nonzero()[0][0])
+    return Finding(
+        severity, 'Boxes', data.split, data.path, f'{text}: {"; ".join(parts)}', remedy,
+        sum(lost.values()), len(data.losses), data.example(place),
+    )  # fmt: skip
+
+
+def _loss(name: str):
+    return LOSSES[_code(name)]
+
+
+def _code(name: str) -> int:
+    return next(code for code, loss in enumerate(LOSSES) if loss.name == name)
+
+
+def _check_geometry(data: AnnotatedSet) -> Iterator[Finding]:
+    """Tell shares of the image instead of pixels, corners instead of sizes, boxes beyond it."""
+    known = (data.image_index >= 0) & np.isfinite(data.boxes).all(1)
+    x, y, w, h = data.boxes[known].T
+    sizes = data.sizes[data.image_index[known]]
+    number = len(x)
+    if not number:
+        return
+    places = known.nonzero()[0]
+    in_shares = (w > 0) & (h > 0) & (np.maximum(w, h) <= 1) & (np.abs(x) <= 1) & (np.abs(y) <= 1)
+    in_shares &= sizes.min(1) > 8
+    count = int(in_shares.sum())
+    if count == number or (number >= ENOUGH and count >= 0.99 * number):
+        yield Finding(
+            'error', 'Boxes', data.split, data.path,
+            f'the boxes of {data.path} are shares of the image, not pixels: {count} of {number} '
+            f'lie within 0 and 1, e.g. {data.example(int(places[in_shares.argmax()]))}',
+            'multiply x and width by the width of the image, y and height by its height',
+            count, number, data.example(int(places[in_shares.argmax()])),
+        )  # fmt: skip
+        return
+    slack = np.maximum(1, 0.01 * sizes)
+    beyond = (x < -slack[:, 0]) | (y < -slack[:, 1])
+    beyond |= (x + w > sizes[:, 0] + slack[:, 0]) | (y + h > sizes[:, 1] + slack[:, 1])
+    count = int(beyond.sum())
+    if count <= MANY * number:
+        return
+    example = data.example(int(places[beyond.argmax()]))
+    # Right boxes are as often wider than their x as not.
+    corners = (
+        (w > x) & (h > y) & (w <= sizes[:, 0] + slack[:, 0]) & (h <= sizes[:, 1] + slack[:, 1])
+    )
+    if number >= ENOUGH and corners.mean() >= 0.99:
+        yield Finding(
+            'error', 'Boxes', data.split, data.path,
+            f'the boxes of {data.path} seem to be corners, [x1, y1, x2, y2]: {count} of {number} '
+            f'reach beyond their image as [x, y, width, height], and none as corners, e.g. '
+            f'{example}',
+            'write bbox as [x1, y1, x2 - x1, y2 - y1]',
+            count, number, example,
+        )  # fmt: skip
+        return
+    yield Finding(
+        'warning', 'Boxes', data.split, data.path,
+        f'{count} of {number} boxes of {data.path} reach beyond their image, e.g. {example}',
+        'compare bbox ([x, y, width, height] in pixels) with width and height of the images',
+        count, number, example,
+    )  # fmt: skip
+
+
+def _check_classes(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
+    """Tell classes without an object in all training files, which cannot be learned."""
+    numbers: dict[str, int] = {}
+    for each in sets:
+        for name, number in each.objects_by_class.items():
+            numbers[name] = numbers.get(name, 0) + number
+    without = [name for name, number in numbers.items() if not number]
+    if not without or len(without) == len(numbers) or sets[0].split != 'train':
+        return
+    files = listed(list(dict.fromkeys(each.path for each in sets)))
+    yield Finding(
+        'warning', 'Classes', 'train', sets[0].path,
+        f'no object of {listed(without, SHOWN)} in {files}',
+        'take these out of metainfo.classes, or see why their boxes are missing',
+        len(without), len(numbers), without[0],
+    )  # fmt: skip

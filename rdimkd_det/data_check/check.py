@@ -1,0 +1,199 @@
+"""Looks at all data sets of a run, below all wrappers, and at its evaluators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from mmdet.datasets import CocoDataset, XMLDataset
+from mmengine.config import Config
+
+from ..files.annotations import category_names
+from ..files.configs import annotation_path, leaf_datasets
+from ..options import type_name
+from .annotated_set import AnnotatedSet
+from .boxes import check_boxes
+from .categories import Naming, check_names, check_orders
+from .classes import classes_of, dataset_type
+from .coco_file import CocoFile
+from .coco_loading import load_coco
+from .evaluators import check_ids, check_images, check_needs
+from .findings import DataReport, Finding
+from .images import check_files
+from .images import check_names as check_file_names
+from .pixels import check_headers
+from .voc import load_voc
+
+SPLITS = ('train', 'val', 'test')
+
+
+def look_at(cfg: Config, splits: Sequence[str], thorough: bool = False) -> DataReport:
+    """Look at the data of some of a run's splits, one pass over each annotation file.
+
+    Args:
+        cfg (Config): The config of the run.
+        splits (Sequence[str]): Those that it reads, any of 'train', 'val' and 'test'. Of the others
+            only the order of the categories is compared, without reading the annotations.
+        thorough (bool): Read the headers of all images, not of a sample. Defaults to False.
+
+    Raises:
+        ConfigError: An annotation file is damaged or lacks something that loading needs.
+    """
+    report = DataReport()
+    namings = []
+    for split in SPLITS:
+        if split in splits:
+            look = _Look(cfg, split, thorough)
+            report.findings += look.findings()
+            report.sets += [data.summary() for data in look.sets]
+            namings += look.namings
+        else:
+            namings += _unread_namings(cfg, split)
+    trained = next((naming for naming in namings if naming.split == 'train'), None)
+    orders = check_orders(namings, trained)
+    for finding in dict.fromkeys(orders):
+        if finding.split in splits:
+            report.findings.append(finding)
+        elif 'train' in splits:  # of the test data, which the training itself does not need
+            report.findings.append(replace(finding, severity='warning'))
+    return report
+
+
+class _Look:
+    """The look at one split; annotation files are read once, and forgotten with it."""
+
+    def __init__(self, cfg: Config, split: str, thorough: bool) -> None:
+        self.cfg, self.split, self.thorough = cfg, split, thorough
+        self.leaves = list(_distinct(leaf_datasets(_dataset(cfg, split))))
+        self.files: dict[str, CocoFile] = {}
+        self.sets: list[AnnotatedSet] = []
+        self.namings: list[Naming] = []
+        self.refused: set[str] = set()  # files whose names are an error
+
+    def findings(self) -> list[Finding]:
+        """Return what is to be told about the split."""
+        of_sets, of_files = [], []
+        for leaf in self.leaves:
+            kind, path = _kind(leaf), annotation_path(leaf)
+            classes = classes_of(leaf, self.split)
+            if kind is None or not path or not os.path.isfile(path) or not classes:
+                continue
+            if kind == 'voc':
+                data, found = load_voc(self.split, leaf, path, classes)
+                of_sets += found
+            else:
+                file = self.read(path)
+                self.namings.append(_naming(self.split, file, classes))
+                of_files += check_ids(self.split, file, 'Boxes')
+                data = load_coco(self.split, leaf, file, classes)
+            self.sets.append(data)
+            of_sets += self._of_images(data, leaf)
+        names = list(check_names(self.namings))
+        self.refused = {it.file for it in names if it.severity == 'error'}
+        boxes = [] if _any_error(names) else list(check_boxes(self.sets))
+        evaluator = list(self._of_evaluators()) if self.split != 'train' else []
+        # The cause before its consequences, since a start reports the first error.
+        return [*names, *of_files, *boxes, *of_sets, *evaluator]
+
+    def read(self, path: str) -> CocoFile:
+        if path not in self.files:
+            self.files[path] = CocoFile(path)
+        return self.files[path]
+
+    def _of_images(self, data: AnnotatedSet, leaf: Mapping) -> Iterator[Finding]:
+        missing = list(check_files(data, leaf))
+        yield from missing
+        yield from check_file_names(data)
+        if not any(finding.count == finding.total for finding in missing):
+            yield from check_headers(data, leaf, network_channels(self.cfg), self.thorough)
+
+    def _of_evaluators(self) -> Iterator[Finding]:
+        evaluator = self.cfg.get(f'{self.split}_evaluator') or {}
+        several = _is(evaluator, 'MultiDatasetsEvaluator')
+        metrics = evaluator.get('metrics') if several else evaluator
+        metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+        classes = next((naming.classes for naming in self.namings), None)
+        for place, metric in enumerate(metrics):
+            path = (
+                annotation_path({**metric, 'data_root': None})
+                if _is(metric, 'CocoMetric')
+                else None
+            )
+            if not path or not os.path.isfile(path) or not classes:
+                continue
+            sets = self.sets[place : place + 1] if several else self.sets
+            yield from self._of_metric(metric, self.read(path), classes, sets)
+
+    def _of_metric(
+        self, metric: Mapping, file: CocoFile, classes: tuple, sets: list[AnnotatedSet]
+    ) -> Iterator[Finding]:
+        naming = _naming(self.split, file, classes, 'evaluator')
+        if not metric.get('sort_categories'):
+            self.namings.append(naming)
+        if file.path not in [data.path for data in sets]:
+            yield from check_ids(self.split, file, 'Evaluator')
+        names = [] if file.path in self.refused else list(check_names([naming]))
+        yield from names
+        format_only = bool(metric.get('format_only'))
+        if not _any_error(names) and not format_only and file.path not in self.refused:
+            yield from check_needs(self.split, file, classes)
+        if sets:
+            yield from check_images(self.split, sets, file, format_only)
+
+
+def _dataset(cfg: Config, split: str) -> object:
+    return (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+
+
+def _distinct(leaves: Iterator[Mapping]) -> Iterator[Mapping]:
+    """Yield each data set once, whatever pipelines it has in a concatenation."""
+    seen = set()
+    for leaf in leaves:
+        key = repr({name: value for name, value in leaf.items() if name != 'pipeline'})
+        if key not in seen:
+            seen.add(key)
+            yield leaf
+
+
+def _kind(leaf: Mapping) -> str | None:
+    """Return 'coco' or 'voc' for data sets that load as MMDetection's own do; else None."""
+    kind = dataset_type(leaf)
+    for name, known in (('coco', CocoDataset), ('voc', XMLDataset)):
+        methods = ('load_data_list', 'parse_data_info', 'filter_data')
+        if all(getattr(kind, it, None) is getattr(known, it) for it in methods):
+            return name
+    return None
+
+
+def _naming(split: str, file: CocoFile, classes: tuple, reader: str = 'data set') -> Naming:
+    return Naming(split, file.path, tuple(classes), file.names, file.category_ids, reader)
+
+
+def _unread_namings(cfg: Config, split: str) -> Iterator[Naming]:
+    """Yield the namings of a split whose annotations are not read, where they are there."""
+    for leaf in _distinct(leaf_datasets(_dataset(cfg, split))):
+        path = annotation_path(leaf)
+        if _kind(leaf) == 'coco' and path and os.path.isfile(path):
+            classes, names = classes_of(leaf, split), category_names(path)
+            if classes and names:
+                yield Naming(split, path, tuple(classes), names)
+
+
+def _is(entry: object, name: str) -> bool:
+    return isinstance(entry, Mapping) and 'type' in entry and type_name(entry) == name
+
+
+def _any_error(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity == 'error' for finding in findings)
+
+
+def network_channels(cfg: Config) -> int | None:
+    """Return the channels that a model's config expects; None if it cannot be told."""
+    model = cfg.get('model') or {}
+    model = model.get('student') or model
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if not isinstance(preprocessor, Mapping) or not isinstance(model.get('backbone'), Mapping):
+        return None
+    mean = preprocessor.get('mean') or ()
+    return 3 if len(mean) == 3 else model['backbone'].get('in_channels', 3)

@@ -1,0 +1,57 @@
+"""Class names of data sets in a config, without reading annotations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmdet.registry import DATASETS
+
+from ..errors import ConfigError
+from ..host.registry import find_type
+from ..options import explain
+
+
+def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
+    """Return the class names of a dataset without wrappers; None if it has none."""
+    kind = dataset_type(dataset)
+    if not hasattr(kind, '_load_metainfo'):
+        return None
+    metainfo = copy.deepcopy(dataset.get('metainfo'))
+    if isinstance(metainfo, Mapping):  # mmengine would try to open other strings as files
+        metainfo = {key: metainfo[key] for key in ('classes', 'CLASSES') if key in metainfo}
+    try:
+        return names_in(kind._load_metainfo(metainfo))
+    except Exception as error:  # the Runner would refuse this dataset, too
+        raise ConfigError(
+            f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
+        ) from error
+
+
+def dataset_type(dataset: Mapping) -> type | None:
+    """Return the class of a dataset; None if its config names no known type."""
+    return find_type(dataset, DATASETS) if dataset.get('type') else None
+
+
+def names_in(metainfo: Mapping) -> tuple[str, ...] | None:
+    """Return the class names in a dataset's or checkpoint's metainfo; None if it has none."""
+    # mmdet 2 wrote CLASSES.
+    names = metainfo.get('classes') or metainfo.get('CLASSES')
+    return (names,) if isinstance(names, str) else tuple(names or ()) or None
+
+
+def check_class_names(split: str, dataset: Mapping) -> None:
+    """Check that ``metainfo.classes`` is no single name, which would be split into letters."""
+    metainfo = dataset.get('metainfo')
+    names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
+    if isinstance(names, str) and '://' not in names and not Path(names).is_file():
+        raise ConfigError(
+            f'{split} data: metainfo.classes must be a tuple or list of names, got {names!r}; '
+            f'write ({names!r},), with a comma.'
+        )
+
+
+def listed(names: Sequence, limit: int = 3) -> str:
+    """Return the first names as text, with '...' if there are more."""
+    return ', '.join(map(str, names[:limit])) + (', ...' if len(names) > limit else '')

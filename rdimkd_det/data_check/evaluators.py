@@ -1,0 +1,189 @@
+"""What a COCO evaluator needs of its annotation file, before an epoch is spent."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from .annotated_set import AnnotatedSet
+from .coco_file import CocoFile
+from .findings import Finding
+
+SHOWN = 3
+
+
+def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[Finding]:
+    """Yield what pycocotools would stop at, or count wrongly, in the annotations it compares."""
+    selected = np.append([name in classes for name in file.names], False).astype(bool)
+    compared = selected[file.category_index] & (file.image_index >= 0)
+    entries = [file.annotations[n] for n in compared.nonzero()[0]]
+    for key, is_wrong, remedy in NEEDS:
+        wrong = [entry for entry in entries if is_wrong(entry)]
+        if wrong:
+            has = 'lack' if key not in wrong[0] else f'have {key}={wrong[0][key]!r} in'
+            subject = f'{len(wrong)} of {len(entries)} annotations of {file.path}'
+            yield Finding(
+                'error', 'Evaluator', split, file.path,
+                f"{subject} {has} {repr(key) if has == 'lack' else 'what the evaluator reads'}, "
+                f'which the evaluator needs, e.g. {reprlib.repr(wrong[0])}',
+                remedy, len(wrong), len(entries), reprlib.repr(wrong[0]),
+            )  # fmt: skip
+            return
+    objects = compared & ~file.crowd & ~_negative(file)
+    if not objects.any():
+        yield _no_object(split, file, selected)
+    zero = [entry for entry in entries if entry['id'] == 0 and not entry.get('iscrowd')]
+    if zero:
+        yield Finding(
+            'ok', 'Evaluator', split, file.path,
+            f'an annotation of {file.path} has id 0: pycocotools never counts it as found, which '
+            f'lowers the AP by the share of this one object; number annotations from 1',
+            count=1, total=len(entries), example=reprlib.repr(zero[0]),
+        )  # fmt: skip
+
+
+def _negative(file: CocoFile) -> np.ndarray:
+    with np.errstate(invalid='ignore'):
+        return file.areas < 0
+
+
+def _is_flag(value: object) -> bool:
+    """Return whether pycocotools can convert a value of iscrowd."""
+    try:
+        int(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _is_id(value: object) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+NEEDS: tuple[tuple[str, Callable[[Mapping], bool], str], ...] = (
+    (
+        'iscrowd',
+        lambda entry: not _is_flag(entry.get('iscrowd')),
+        'write iscrowd: 0 in each annotation of a single object, and 1 in those of crowds',
+    ),
+    ('area', lambda entry: not _is_number(entry.get('area')), 'write area as a number of pixels'),
+    ('id', lambda entry: not _is_id(entry.get('id')), 'number the annotations from 1'),
+)
+
+
+def check_ids(split: str, file: CocoFile, reader: str) -> Iterator[Finding]:
+    """Yield ids that annotations or images of a file share.
+
+    Loading refuses two annotations of one id, and the evaluator knows the last one only; both know
+    the last image of an id only.
+    """
+    ids = file.annotation_ids
+    doubles = len(ids) - len(set(ids))
+    if doubles:
+        seen: set = set()
+        first = next(key for key in ids if key in seen or seen.add(key))
+        yield Finding(
+            'error', reader, split, file.path,
+            f'{doubles} annotations of {file.path} have the id of another one, e.g. {first!r}',
+            'number the annotations from 1', doubles, len(ids), repr(first),
+        )  # fmt: skip
+    entries, images = len(file.image_entries), len(file.images)
+    if entries > images:
+        keys = [entry['id'] for entry in file.image_entries]
+        seen = set()
+        first = next(key for key in keys if key in seen or seen.add(key))
+        names = [str(it.get('file_name')) for it in file.image_entries if it['id'] == first]
+        yield Finding(
+            'error' if images <= entries / 2 and len(set(names)) > 1 else 'warning', 'Images',
+            split, file.path,
+            f'{entries} images of {file.path} have {images} ids, e.g. {first!r} for '
+            f'{" and ".join(names[:2])}: only the last image of an id is used, with the boxes of '
+            f'all',
+            'give each image an id of its own', entries - images, entries, repr(first),
+        )  # fmt: skip
+
+
+def _no_object(split: str, file: CocoFile, selected: np.ndarray) -> Finding:
+    total = len(file.annotations)
+    reasons = {
+        'it has no annotation': not total,
+        'their image_id is that of no image': (file.image_index < 0).all(),
+        'their category_id is that of no category': (file.category_index < 0).all(),
+        'their categories are not among the classes': ~selected[file.category_index].any(),
+        'they are all crowds': file.crowd.all(),
+    }
+    why = next((reason for reason, is_so in reasons.items() if is_so), 'none can be compared')
+    example = ''
+    if total:
+        entry = file.annotations[0]
+        ids = {'image_id': file.image_ids, 'category_id': file.category_ids}
+        example = next(
+            (f' ({key} is {entry[key]!r}, the ids are {known[0]!r}, ...)'
+             for key, known in ids.items() if key in why and known), ''
+        )  # fmt: skip
+        if 'crowds' in why:
+            example = f' (iscrowd={entry.get("iscrowd")!r})'
+    return Finding(
+        'error', 'Evaluator', split, file.path,
+        f'the evaluator finds no object among the {total} annotations of {file.path}, and its AP '
+        f'would be -1: {why}{example}',
+        'write image_id, category_id and iscrowd as numbers, the ids as those of the images and '
+        'categories' if total else 'give the file with the annotations',
+        total, total, example,
+    )  # fmt: skip
+
+
+def check_images(
+    split: str, sets: Sequence[AnnotatedSet], file: CocoFile, format_only: bool
+) -> Iterator[Finding]:
+    """Yield how the images of a split's data sets and of its evaluator differ."""
+    names = {}
+    for each in sets:
+        for place in each.loaded.nonzero()[0]:
+            names[each.image_ids[place]] = each.image_paths[place].rsplit('/', 1)[-1]
+    paths = ', '.join(dict.fromkeys(each.path for each in sets))
+    unknown = [key for key in names if key not in file.images]
+    cure = f'set {split}_evaluator.ann_file={paths}' if len(sets) == 1 else (
+        'give the evaluator a file with the images of all data sets')  # fmt: skip
+    if unknown:
+        alike = {str(key): key for key in file.image_ids}.get(str(unknown[0]))
+        also = f' (there it is {alike!r})' if alike is not None else ''
+        yield Finding(
+            'error', 'Evaluator', split, file.path,
+            f'{len(unknown)} of the {len(names)} images of {paths} are not in the evaluator\'s '
+            f'{file.path}, e.g. id {unknown[0]!r}{also}, and it would stop at them',
+            cure, len(unknown), len(names), repr(unknown[0]),
+        )  # fmt: skip
+        return
+    others = [
+        key for key, name in names.items()
+        if str(file.images[key].get('file_name', name)).rsplit('/', 1)[-1] != name
+    ]  # fmt: skip
+    if others:
+        key = others[0]
+        yield Finding(
+            'error', 'Evaluator', split, file.path,
+            f'{len(others)} of {len(names)} images have one id and two files: id {key!r} is '
+            f'{names[key]} in {paths} and {file.images[key]["file_name"]} in the evaluator\'s '
+            f'{file.path}',
+            cure, len(others), len(names), repr(key),
+        )  # fmt: skip
+    annotated = np.unique(file.image_index[file.image_index >= 0])
+    more = [file.image_ids[n] for n in annotated if file.image_ids[n] not in names]
+    if more and not format_only:
+        yield Finding(
+            'warning', 'Evaluator', split, file.path,
+            f'{len(more)} annotated images of the evaluator\'s {file.path} are not loaded from '
+            f'{paths}, e.g. id {more[0]!r}: all their objects count as missed, and lower the AP',
+            cure, len(more), len(file.images), repr(more[0]),
+        )  # fmt: skip

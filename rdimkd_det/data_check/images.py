@@ -1,0 +1,91 @@
+"""Image files of a data set: whether they are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from ..files.configs import mappings
+from ..options import type_name
+from .annotated_set import AnnotatedSet
+from .findings import Finding
+
+# How many folders of a data set's root are looked through for a missing image.
+NUM_FOLDERS = 50
+
+
+def loading_step(dataset: Mapping) -> Mapping | None:
+    """Return the step of a pipeline that reads images from local files, or None."""
+    for step in mappings(dataset.get('pipeline') or ()):
+        if type_name(step).rpartition('.')[2] == 'LoadImageFromFile':
+            backend = step.get('backend_args') or step.get('file_client_args') or {}
+            return step if backend.get('backend', 'local') in ('local', 'disk') else None
+    return None
+
+
+def check_files(data: AnnotatedSet, dataset: Mapping) -> Iterator[Finding]:
+    """Yield images that are missing or empty, by one ``stat`` of each that is loaded."""
+    step = loading_step(dataset)
+    paths = [data.image_paths[place] for place in data.loaded.nonzero()[0]]
+    if step is None or not paths or '://' in paths[0]:
+        return
+    sizes = [_size(path) for path in paths]
+    missing = [path for path, size in zip(paths, sizes) if size is None]
+    empty = [path for path, size in zip(paths, sizes) if size == 0]
+    of = f'{len(paths)} images of {data.path}'
+    if len(missing) == len(paths):
+        yield Finding(
+            'error', 'Images', data.split, data.path,
+            f'none of the {of} is there, e.g. {missing[0]}',
+            _how_to_find(data, dataset, missing[0]),
+            len(missing), len(paths), missing[0],
+        )  # fmt: skip
+        return
+    # With ignore_empty another image takes the place of one that cannot be read.
+    severity = 'warning' if step.get('ignore_empty') and data.split == 'train' else 'error'
+    for what, found in (('missing', missing), ('empty files', empty)):
+        if found:
+            are = 'are' if len(found) > 1 else 'is'
+            what = 'an empty file' if what == 'empty files' and len(found) == 1 else what
+            yield Finding(
+                severity, 'Images', data.split, data.path,
+                f'{len(found)} of the {of} {are} {what}, e.g. {found[0]}',
+                'put them there, or remove their entries from the annotations',
+                len(found), len(paths), found[0],
+            )  # fmt: skip
+
+
+def check_names(data: AnnotatedSet) -> Iterator[Finding]:
+    """Yield files that several entries name: each entry has a part of the boxes only."""
+    paths = [data.image_paths[place] for place in data.loaded.nonzero()[0]]
+    doubles = len(paths) - len(set(paths))
+    if not doubles:
+        return
+    seen: set[str] = set()
+    first = next(path for path in paths if path in seen or seen.add(path))
+    yield Finding(
+        'warning', 'Images', data.split, data.path,
+        f'{len(paths)} images of {data.path} are {len(set(paths))} files, e.g. {first} several '
+        f'times: the objects of one entry are background in the others',
+        'write one entry for each image, with all its annotations', doubles, len(paths), first,
+    )  # fmt: skip
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:
+    """Return the remedy for a wrong folder: the one below the root that has the image, if any."""
+    place = f'{data.split}_dataloader.dataset'
+    root, name = Path(str(dataset.get('data_root') or Path(data.path).parent)), Path(path).name
+    folders = islice((Path(it[0]) for it in os.walk(root)), NUM_FOLDERS)
+    found = next((folder for folder in folders if (folder / name).is_file()), None)
+    if found is None:
+        return f'set data_root and data_prefix of {place} to the folder of the images'
+    return f'set data_root and data_prefix of {place} to the folder of the images, {found}'
