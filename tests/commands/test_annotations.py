@@ -67,8 +67,7 @@ def without_images_of_size(content):
         ),
         (
             first(bbox=[3, 4]),
-            "annotations FILE cannot be used: 'bbox' must be [x, y, width, height] in the "
-            'annotation {',
+            "annotations FILE cannot be used: 'bbox' must be [x, y, width, height] in the ",
         ),
         (lambda content: content.pop('categories'), "annotations FILE lack 'categories'."),
         (

@@ -206,7 +206,7 @@ def test_report_before_training__of_a_plain_model(data):
 
 
 def test_orders__of_other_classes(data):
-    """A class that train lacks shifts the labels; another order of categories would not help."""
+    """A class that train lacks shifts the labels; another order would not help."""
     classes(data, 'green', 'blue', splits=('train',))
     line = data.error('train', 'val')
     assert "label 0 is 'red' in" in line and 'the same metainfo.classes' in line

@@ -30,7 +30,7 @@ def test_train__logs_the_static_report(config, tmp_path, capsys):
 
 def test_static_report__leaves_random_state(config):
     cfg = Config.fromfile(config())
-    model = launch.check_before_run(cfg, training=True)
+    model, _ = launch.check_before_run(cfg, training=True)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     assert static_report(cfg, model).passed
@@ -46,7 +46,7 @@ def test_static_report__teacher_that_will_not_run(config):
         cfg.model.losses.neck.loss_weight = 0
 
     cfg = Config.fromfile(config(without_weight, checkpoint='nowhere.pth'))
-    report = static_report(cfg, launch.check_before_run(cfg, training=True))
+    report = static_report(cfg, *launch.check_before_run(cfg, training=True))
     assert [finding.text for finding in report.findings if 'Teacher' in finding.topic] == [
         'not loaded: no loss has a weight'
     ]
@@ -68,7 +68,7 @@ def test_static_report__log_level(config, caplog):
     cfg = Config.fromfile(
         config(change=lambda cfg: cfg.model.student.bbox_head.update(num_classes=4))
     )
-    report = static_report(cfg, launch.check_before_run(cfg, training=True))
+    report = static_report(cfg, *launch.check_before_run(cfg, training=True))
     logger = logging.getLogger('test_static_report')
     with caplog.at_level(logging.INFO):
         report.log(logger)
