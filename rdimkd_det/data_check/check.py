@@ -89,6 +89,8 @@ class _Look:
                 data = load_coco(self.split, leaf, file, classes)
             self.sets.append(data)
             of_sets += self._of_images(data, leaf)
+        if self.split == 'train' and (self.cfg.get('model') or {}).get('labels') is False:
+            return of_sets  # nothing learns from the boxes
         names = list(check_names(self.namings))
         self.refused = {it.file for it in names if it.severity == 'error'}
         boxes = [] if _any_error(names) else list(check_boxes(self.sets))

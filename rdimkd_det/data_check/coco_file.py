@@ -9,6 +9,8 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ class CocoFile:
         entries = {'annotations': self.annotations, 'images': self.image_entries,
                    'categories': self.categories}[name]  # fmt: skip
         try:
-            values = [entry[key] for entry in entries]
+            values = list(map(itemgetter(key), entries))
             if key.endswith('id'):
                 set(values)  # a list, for example, cannot be an id
             return values
@@ -92,12 +94,12 @@ class CocoFile:
     @cached_property
     def ignored(self) -> np.ndarray:
         """Annotations that loading skips before it looks at anything else."""
-        return np.array([bool(entry.get('ignore')) for entry in self.annotations], bool)
+        return self._truth('ignore')
 
     @cached_property
     def crowd(self) -> np.ndarray:
         """Annotations of crowds, by Python's truth, which is what loading and evaluator go by."""
-        return np.array([bool(entry.get('iscrowd')) for entry in self.annotations], bool)
+        return self._truth('iscrowd')
 
     @cached_property
     def boxes(self) -> np.ndarray:
@@ -125,6 +127,10 @@ class CocoFile:
             )
         return array
 
+    def _truth(self, key: str) -> np.ndarray:
+        values = map(dict.get, self.annotations, repeat(key))  # no loop in Python, for speed
+        return np.fromiter(map(bool, values), bool, len(self.annotations))
+
     def _of_read(self, key: str, length: int, form: str) -> np.ndarray:
         read = (self.image_index >= 0) & ~self.ignored
         entries = (
@@ -133,7 +139,7 @@ class CocoFile:
         missing = next((entry for entry in entries if key not in entry), None)
         if missing is not None:
             raise self._lacks('annotations', key, missing)
-        values = [entry[key] for entry in entries]
+        values = list(map(itemgetter(key), entries))
         found = _numbers(values, length)
         if found is None:
             wrong = _is_no_number if not length else lambda box: not _is_box(box)
@@ -197,7 +203,7 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 def _places(values: Iterable, ids: Sequence) -> np.ndarray:
     places = {value: place for place, value in enumerate(ids)}
-    return np.array([places.get(value, -1) for value in values], np.int64)
+    return np.fromiter(map(places.get, values, repeat(-1)), np.int64)
 
 
 def _numbers(values: list, length: int) -> np.ndarray | None:

@@ -71,7 +71,7 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     loader, batches = load_samples(cfg, num_images)
     report_images(loader, report)
     if not batches or (model.distill.labels and not any(map(_has_objects, batches))):
-        remedy = 'compare metainfo.classes of the data set with the categories in its annotations'
+        remedy = 'see what the pipeline filters, and whether the annotations have your classes'
         if not count_images(loader.dataset)[0]:
             remedy = 'set labels=False in the model, for a training without labels'
         report.error(
