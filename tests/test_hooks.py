@@ -297,8 +297,9 @@ def test_calibration__equals_independent_pca(config, files, teacher):
         image = np.pad(image, ((0, 0), (0, 0), (0, 16)))  # 64x80 to a multiple of 32
         with torch.no_grad():
             maps = network.extract_feat(torch.from_numpy(image).float()[None])
-        for level, level_maps in zip(levels, maps):
-            level.append(level_maps[0].flatten(1).double().numpy())
+        for level, level_maps, stride in zip(levels, maps, (8, 16, 32)):
+            seen = level_maps[0, :, : -(-64 // stride), : -(-80 // stride)]  # without the padding
+            level.append(seen.flatten(1).double().numpy())
     for level, projection in zip(levels, runner.model.distill.losses['neck'].projections):
         positions = np.concatenate(level, axis=1)
         values, vectors = np.linalg.eigh(np.cov(positions, bias=True))

@@ -14,16 +14,21 @@ COLUMNS = ('data', 'file', 'images', 'with objects', 'boxes', 'objects', 'side',
 MOST_CLASSES = 20
 
 
-def add_data(data: DataReport, report: Report, tables: bool = False) -> None:
-    """Add warnings and errors to a report; with ``tables``, all findings and numbers."""
-    for finding in data.findings:
-        if finding.severity == 'ok' and tables:
-            report.ok(finding.topic, f'{finding.split}: {finding.text}')
-        elif finding.severity == 'warning':
-            report.warning(finding.topic, f'{finding.split}: {finding.text}', finding.remedy)
-        elif finding.severity == 'error':
-            report.error(finding.topic, f'{finding.split}: {finding.text}', finding.remedy)
-    if tables and data.sets:
+def add_data(data: DataReport, report: Report, all_is_told: bool = False) -> None:
+    """Add warnings and errors to a report, or all findings."""
+    for it in data.findings:
+        text = it.text if it.file in it.text else f'{it.split}: {it.text}'
+        if it.severity == 'ok' and all_is_told:
+            report.ok(it.topic, text)
+        elif it.severity == 'warning':
+            report.warning(it.topic, text, it.remedy)
+        elif it.severity == 'error':
+            report.error(it.topic, text, it.remedy)
+
+
+def add_data_tables(data: DataReport, report: Report) -> None:
+    """Add the tables of data sets and classes to a report, and their numbers."""
+    if data.sets:
         report.figures['data'] = data.as_dict()
         report.tables.append(_table_of_sets(data.sets))
         report.tables.append(_table_of_classes(data.sets))

@@ -16,7 +16,7 @@ from ..errors import ConfigError, TrainingStoppedError
 from ..options import explain
 from ..random_state import preserved_random_state
 from .classes import data_classes, label_map, teacher_classes
-from .data import add_data
+from .data import add_data, add_data_tables
 from .input_check import check_teacher_input
 from .measurements import load_samples, measure_gradients, prepare
 from .report import Report
@@ -54,15 +54,21 @@ def preflight(
     With 0 images there are no measurements, and none are made on data with errors.
     """
     report = static_report(cfg, model)
-    add_data(data, report, tables=True)
-    if data.of('error'):
-        return report
+    add_data(data, report, all_is_told=True)
+    if not data.of('error'):
+        _measure_all(cfg, model, num_images, eval_teacher, report)
+    add_data_tables(data, report)
+    return report
+
+
+def _measure_all(
+    cfg: Config, model: nn.Module, num_images: int, eval_teacher: bool, report: Report
+) -> None:
     model = distilled_student(model).to(get_device())
     batches = _measure(cfg, model, num_images, report) if num_images else []
     for part in model.distill.per_teacher:
         if is_live(part) and (batches or eval_teacher):
             _check_teacher(cfg, model, part, batches, eval_teacher, report)
-    return report
 
 
 def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Report) -> list:

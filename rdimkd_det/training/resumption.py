@@ -26,8 +26,7 @@ def training_facts(distill: Distillation | SeveralTeachers) -> dict:
         weights = identity.pop('weights')
         if weights is not None:
             facts[f'teacher {part.name}'.strip()] = f'{TENSORS}{weights[:16]}'
-        if part.shrink.scale > 1:
-            identity['image_scale of the teacher'] = part.shrink.scale
+        identity['image_scale of the teacher'] = part.shrink.scale
         facts.update({f'{what} {part.name}'.strip(): it for what, it in identity.items()})
         for tap, loss in part.items():
             for what, value in loss.facts().items():

@@ -290,7 +290,7 @@ def test_tool__says_what_it_changed_and_trains(files, distil, tmp_path, capsys):
     assert written.val_dataloader.dataset.pipeline[1].scale == (80, 64)
     assert written.model.teacher.image_scale == 2
     checkpoint = load(tmp_path / 'run/epoch_1.pth')
-    assert checkpoint['meta']['distillation']['teacher'].endswith(' with image_scale=2')
+    assert checkpoint['meta']['distillation']['image_scale of the teacher'] == 2
     image = files / 'data/images/0.png'
     config, out = tmp_path / 'run/student.py', tmp_path / 'maps.png'
     call_tool('visualize.py', config, tmp_path / 'run/epoch_1.pth', image, '--out', out)
@@ -299,7 +299,7 @@ def test_tool__says_what_it_changed_and_trains(files, distil, tmp_path, capsys):
         options = ('model.teacher.image_scale=1', 'train_cfg.max_epochs=2')
         call_tool('train.py', config, '--resume', '--cfg-options', *options)
     line = one_line('train.py', capsys.readouterr().err.splitlines()[-1])
-    assert 'with image_scale=2, here it is ' in line
+    assert 'Its image_scale of the teacher was 2, here it is 1' in line
 
 
 def test_save_config__is_the_same_training(distil, tmp_path):

@@ -26,7 +26,7 @@ def test_preflight__all_is_well(preflight, trained):
     ap = done.report['figures']['teacher_ap']['Teacher AP']
     assert ap['own'] == ap['bridge'] > 0.25
     # It fits on a screen, without colours.
-    assert len(done.out.splitlines()) <= 40 and '\x1b' not in done.out
+    assert len(done.out.splitlines()) <= 60 and '\x1b' not in done.out
     assert done.out.splitlines()[-1] == 'All is well.'
     assert done.err == ''
 
