@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from ..distiller import RdimKDDistiller
 from ..distiller.distillation import Distillation
 from ..files.atomic import read_json, sha256_of, write_json
+from ..files.checkpoints import digest_of_file
 from ..files.configs import annotation_path, leaf_datasets
 from ..files.scalars import TEACHER_AP
 from ..random_state import preserved_random_state
@@ -74,7 +75,7 @@ def _made_of(cfg: Config, part: Distillation) -> dict:
     dataset = cfg.val_dataloader.dataset
     paths = [annotation_path(leaf) for leaf in leaf_datasets(dataset)]
     return {
-        'teacher': part.teacher.fingerprint(),
+        'weights': digest_of_file(part.teacher.source.checkpoint),  # the head's, too
         'model': repr(part.teacher.source.model),
         'input': [repr(part.teacher.bridge), part.shrink.scale],
         'val': repr(dataset),
