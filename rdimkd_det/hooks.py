@@ -23,6 +23,7 @@ from .errors import ConfigError
 from .host.patches import name_unreadable_images
 from .host.registry import register
 from .options import is_whole_number
+from .preflight.teacher_ap import log_teacher_ap
 from .random_state import preserved_random_state
 from .schedule import build_schedule
 from .training.calibration import (
@@ -56,6 +57,8 @@ class DistillHook(Hook):
         monitor_interval (int): Interval in iterations at which to log the loss weights and the
             share of the teacher's variance that the student explains, see
             :mod:`rdimkd_det.distiller.monitoring`; 0 for never. Defaults to 50.
+        eval_teacher (bool): Whether to measure the teacher's AP on the validation data before
+            training, and to log it; ``tools/report.py`` shows it. Defaults to False.
 
     Raises:
         ConfigError: ``calibration_images`` is below 1, ``nonfinite`` is unknown,
@@ -71,6 +74,7 @@ class DistillHook(Hook):
         schedule: dict | None = None,
         nonfinite: str = 'stop',
         monitor_interval: int = 50,
+        eval_teacher: bool = False,
     ) -> None:
         if calibration_images is not None and not is_whole_number(calibration_images, least=1):
             raise ConfigError(
@@ -87,6 +91,7 @@ class DistillHook(Hook):
         self.schedule = build_schedule(schedule)
         self.nonfinite = nonfinite
         self.monitor_interval = monitor_interval
+        self.eval_teacher = eval_teacher
         self._to_stop_at: list[FiniteCheck] = []
         self._describe_checkpoints: Callable[[], str] = str
         self._skipper: StepSkipper | None = None
@@ -131,6 +136,8 @@ class DistillHook(Hook):
         for part in model.distill.per_teacher:
             for line in part.describe():
                 runner.logger.info('RdimKD: %s', line)
+        if self.eval_teacher:
+            log_teacher_ap(runner, model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Set the schedule's factor for this iteration; free the teachers once it stays 0."""

@@ -17,9 +17,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--onnx', metavar='F.onnx', help='write an ONNX model as well')
     parser.add_argument(
+        '--end-to-end',
+        action='store_true',
+        help='the ONNX model takes 8-bit images, and returns boxes, scores and labels',
+    )
+    parser.add_argument(
         '--config', help='config of the training, if it is not beside the checkpoint'
     )
     args = parser.parse_args()
+    if args.end_to_end and not args.onnx:
+        raise ConfigError('--end-to-end is for an ONNX model; give its file: --onnx F.onnx.')
     for option, value, known in (('out', args.out, list(FORMATS)), ('onnx', args.onnx, ['.onnx'])):
         if value is not None and Path(value).suffix not in known:
             raise ConfigError(f'--{option} must be a {" or ".join(known)} file, got {value}.')
@@ -32,10 +39,17 @@ def main() -> None:
     args = parse_args()
     if args.onnx:
         # Imported before anything is written: the import reports missing packages.
-        from rdimkd_det.export.onnx import export_onnx
+        from rdimkd_det.export.onnx import check_raw_maps, export_onnx, write_raw_maps
+
+        check, write = check_raw_maps, write_raw_maps
+    if args.end_to_end:
+        from rdimkd_det.export.end_to_end import check_detector as check
+        from rdimkd_det.export.end_to_end import write_detector as write
     config = cli.read_config_file(args.config) if args.config else None
     student = read_student(args.checkpoint, config)
     model = student.build()
+    if args.onnx:
+        check(model, student)
     path, num_boxes = write_student(student, args.out)
     before, after = (Path(file).stat().st_size / 2**20 for file in (args.checkpoint, path))
     print(f'wrote {path}: {after:.1f} MiB of {before:.1f} MiB')
@@ -47,7 +61,7 @@ def main() -> None:
     for name, value in student.meta.get('metrics', {}).items():
         print(f'{name}: {value}')
     if args.onnx:
-        print(export_onnx(model, student, Path(args.onnx)))
+        print(export_onnx(model, student, Path(args.onnx), write))
 
 
 if __name__ == '__main__':

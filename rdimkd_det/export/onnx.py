@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,6 +29,9 @@ except ImportError as error:
     ) from error
 
 OPSET = 17
+# Large enough for a second position at stride 128, and for SSD.
+TRACED_SIZE = (320, 384)
+COMPARED_BATCHES = ((1, 384, 320), (2, 320, 448))  # images, height, width
 # Largest difference between onnxruntime and PyTorch, as a share of the largest value of a map.
 TOLERANCE = 1e-4
 
@@ -52,66 +57,85 @@ def output_names(detector: SingleStageDetector, inputs: Tensor) -> list[str]:
     return [f'{name}_{level}' for name, kind in zip(names, kinds) for level in range(len(kind))]
 
 
-def export_onnx(detector: nn.Module, student: Student, path: Path) -> str:
-    """Write an ONNX model with free batch size, height and width, and compare it with PyTorch.
-
-    Returns one line with the file and its difference from PyTorch. Preprocessing and classes of
-    ``student`` become metadata of the model.
-
-    Raises:
-        ConfigError: The detector has no raw maps, cannot be exported or written, or differs too
-            much.
-    """
-    name = student.config.model.type
+def check_raw_maps(detector: nn.Module, student: Student) -> None:
+    """Raise a ``ConfigError`` if a detector cannot have raw maps, whatever its weights."""
     if not isinstance(detector, SingleStageDetector):
         raise ConfigError(
-            f'--onnx: {name} is no single-stage detector; its head needs more than the image.'
+            f'--onnx: {student.config.model.type} is no single-stage detector; its head needs more '
+            f'than the image.'
         )
+
+
+def export_onnx(
+    detector: nn.Module, student: Student, path: Path, write: Callable[..., str] | None = None
+) -> str:
+    """Write an ONNX model with free batch size, height and width, and compare it with PyTorch.
+
+    ``write`` is a function like :func:`write_raw_maps`, the default. Returns one line with the
+    file and the result of the comparison.
+
+    Raises:
+        ConfigError: The detector cannot be exported or written, or differs too much.
+    """
+    name = student.config.model.type
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         with write_errors_explained(path, '--onnx'):
-            difference = _write(detector, student, path)
+            result = (write or write_raw_maps)(detector, student, temporary)
+            os.replace(temporary, path)
     except ConfigError:
         raise
     except Exception as error:  # an operator that torch.onnx or onnxruntime does not have
         raise ConfigError(f'--onnx: {name} cannot be exported: {explain(error)}') from error
-    return f'wrote {path}: onnxruntime and PyTorch differ by {difference:.1e} of the largest value'
-
-
-def _write(detector: SingleStageDetector, student: Student, path: Path) -> float:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        _export(detector, temporary)
-        _add_metadata(temporary, student)
-        difference = compare(detector, temporary)
-        if difference > TOLERANCE:
-            raise ConfigError(
-                f'--onnx: onnxruntime and PyTorch differ by {difference:.1e} of the largest value '
-                f'(allowed: {TOLERANCE:.0e}); nothing was written.'
-            )
-        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
-    return difference
+        with suppress(OSError):
+            temporary.unlink()
+    return f'wrote {path}: {result}'
 
 
-def _export(detector: SingleStageDetector, path: Path) -> None:
-    # Large enough for a second position at stride 128, and for SSD.
-    inputs = torch.zeros(1, image_channels(detector), 320, 384)
+def write_raw_maps(detector: SingleStageDetector, student: Student, path: Path) -> str:
+    """Write the model of the head's raw maps, and return how it compares with PyTorch."""
+    check_raw_maps(detector, student)
+    inputs = torch.zeros(1, image_channels(detector), *TRACED_SIZE)
     names = output_names(detector, inputs)
-    free = {0: 'batch', 2: 'height', 3: 'width'}
-    of_outputs = {output: {0: 'batch', 2: f'{output}_h', 3: f'{output}_w'} for output in names}
+    free = {output: {0: 'batch', 2: f'{output}_h', 3: f'{output}_w'} for output in names}
+    trace(RawMaps(detector), {'inputs': inputs}, free, path)
+    _add_metadata(path, student)
+    difference = compare(detector, path)
+    if difference > TOLERANCE:
+        raise ConfigError(
+            f'--onnx: onnxruntime and PyTorch differ by {difference:.1e} of the largest value '
+            f'(allowed: {TOLERANCE:.0e}); nothing was written.'
+        )
+    return f'onnxruntime and PyTorch differ by {difference:.1e} of the largest value'
+
+
+def trace(
+    module: nn.Module, images: dict[str, Tensor], free_outputs: dict[str, dict], path: Path
+) -> None:
+    """Write the ONNX model of a module, for batches of images of any number, height and width.
+
+    ``images`` is one example, by the input's name; ``free_outputs`` are the names of the outputs,
+    each with its free dimensions and their names.
+    """
+    free = {name: {0: 'batch', 2: 'height', 3: 'width'} for name in images}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the tracer warns of every shape that it reads
         torch.onnx.export(
-            RawMaps(detector).eval(),
-            (inputs,),
+            module.eval(),
+            tuple(images.values()),
             str(path),
-            input_names=['inputs'],
-            output_names=names,
-            dynamic_axes={'inputs': free, **of_outputs},
+            input_names=list(images),
+            output_names=list(free_outputs),
+            dynamic_axes={**free, **free_outputs},
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def run_session(model: bytes | str) -> onnxruntime.InferenceSession:
+    """Start a model, a file or its content, on the CPU."""
+    return onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
 
 
 def compare(detector: SingleStageDetector, path: Path) -> float:
@@ -119,10 +143,10 @@ def compare(detector: SingleStageDetector, path: Path) -> float:
 
     It is the maximum over two batches, whose sizes differ from that of the export.
     """
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    session = run_session(str(path))
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
-    for num, *size in ((1, 384, 320), (2, 320, 448)):
+    for num, *size in COMPARED_BATCHES:
         inputs = torch.randn((num, image_channels(detector), *size), generator=generator)
         with torch.no_grad():
             expected = RawMaps(detector).eval()(inputs)
@@ -139,7 +163,11 @@ def _add_metadata(path: Path, student: Student) -> None:
         **{key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor')},
         'classes': student.meta.get('dataset_meta', {}).get('classes'),
     }
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {key: str(value) for key, value in values.items()})
+    save_with_metadata(onnx.load(str(path)), {key: str(it) for key, it in values.items()}, path)
+
+
+def save_with_metadata(model: onnx.ModelProto, values: dict[str, str], path: Path) -> None:
+    """Check a model, and write it with metadata."""
+    onnx.helper.set_model_props(model, values)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -16,7 +16,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from ..channels import image_channels
 from ..distiller.inference import student_config
@@ -38,7 +38,7 @@ class Student:
 
     config: Config  # the plain one, without distillation
     # With EMAHook the averaged weights, which mmengine stores as 'state_dict'.
-    weights: Mapping[str, torch.Tensor]
+    weights: Mapping[str, Tensor]
     # Plain data: 'cfg', 'dataset_meta', 'epoch', 'iter', 'metrics', 'distillation' and versions;
     # unknown entries are left out.
     meta: dict
@@ -167,7 +167,7 @@ def verify(path: Path, suffix: str, student: Student) -> int:
     if weights.keys() != student.weights.keys() or not all(starmap(_identical, pairs)):
         raise ConfigError('the weights that were written are not those of the checkpoint.')
     written = Student(Config.fromstring(text, '.py'), weights, {})
-    expected, found = (predict(_with_every_box(it).build()) for it in (student, written))
+    expected, found = (predict(with_every_box(it).build()) for it in (student, written))
     names = expected.keys() | found.keys()
     if not all(_identical(expected.get(name), found.get(name)) for name in names):
         raise ConfigError("the written student's predictions differ from the checkpoint's.")
@@ -184,7 +184,7 @@ def _identical(one: object, other: object) -> bool:
     return torch.equal(*(it.flatten().contiguous().view(torch.uint8) for it in (one, other)))
 
 
-def _with_every_box(student: Student) -> Student:
+def with_every_box(student: Student) -> Student:
     """Return the same student without score thresholds, so that there are boxes to compare."""
     config = copy.deepcopy(student.config)
     for node in mappings(config.model.get('test_cfg')):
@@ -193,21 +193,33 @@ def _with_every_box(student: Student) -> Student:
     return replace(student, config=config)
 
 
-@torch.no_grad()
-def predict(model: nn.Module, size: tuple[int, int] = (480, 640)) -> dict:
-    """Return a detector's ``pred_instances``, by field, for an image of ``size`` (H, W) in pixels.
+def predict(model: nn.Module) -> dict:
+    """Return a detector's ``pred_instances``, by field, for a generated image."""
+    return predict_images(model, [generated_image((480, 640), channels=image_channels(model))])[0]
 
-    The image is synthetic, a smooth pattern with noise, fixed over calls.
-    """
-    generator = torch.Generator().manual_seed(0)
-    channels = image_channels(model)
+
+@torch.no_grad()
+def predict_images(model: nn.Module, images: Sequence[Tensor]) -> list[dict]:
+    """Return a detector's ``pred_instances``, by field, for each of some images (C, H, W)."""
+    samples = [
+        DetDataSample(
+            metainfo=dict(
+                img_id=0,
+                img_path='',
+                img_shape=tuple(image.shape[1:]),
+                ori_shape=tuple(image.shape[1:]),
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        for image in images
+    ]
+    results = model.test_step({'inputs': list(images), 'data_samples': samples})
+    return [dict(result.pred_instances.items()) for result in results]
+
+
+def generated_image(size: tuple[int, int], seed: int = 0, channels: int = 3) -> Tensor:
+    """Return a smooth pattern with noise, (C, H, W), uint8, for a size (H, W) in pixels."""
+    generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, channels, 6, 8, generator=generator) * 255
     image = nn.functional.interpolate(coarse, size, mode='bicubic')[0]
-    image = (image + 20 * torch.randn(channels, *size, generator=generator)).clamp(0, 255).byte()
-    sample = DetDataSample(
-        metainfo=dict(
-            img_id=0, img_path='', img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)
-        )
-    )
-    (result,) = model.test_step({'inputs': [image], 'data_samples': [sample]})
-    return dict(result.pred_instances.items())
+    return (image + 20 * torch.randn(channels, *size, generator=generator)).clamp(0, 255).byte()

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from .configs import counts_iterations
 
+TEACHER_AP = 'teacher_ap'  # with several teachers, their names are added
 AP_KEYS = {'ap': 'coco/bbox_mAP', 'ap50': 'coco/bbox_mAP_50', 'ap75': 'coco/bbox_mAP_75'}
 
 
@@ -24,6 +25,13 @@ class History:
     val: dict[int, dict] = field(default_factory=dict)
     # Folders that logged a loss, the oldest first; a test in the work directory logs none.
     parts: list[str] = field(default_factory=list)
+    # AP of each teacher that ``DistillHook(eval_teacher=True)`` measured, by scalar.
+    teacher_aps: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def teacher_ap(self) -> float | None:
+        """float | None: AP of the best teacher; None if none was measured."""
+        return max(self.teacher_aps.values(), default=None)
 
     @property
     def iterations(self) -> int:
@@ -116,6 +124,9 @@ def list_parts(work_dir: Path) -> list[str]:
 
 
 def _add_part(history: History, part: str, lines: list[dict], due: Sequence[int] | None) -> None:
+    for line in lines:
+        history.teacher_aps.update({k: it for k, it in line.items() if k.startswith(TEACHER_AP)})
+    lines = [line for line in lines if not any(key.startswith(TEACHER_AP) for key in line)]
     train = [line for line in lines if 'loss' in line]
     if train:
         history.parts.append(part)

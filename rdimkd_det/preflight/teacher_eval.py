@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 from mmengine.config import Config
@@ -56,31 +55,50 @@ def measure_aps(
     """
     own_preprocessor = part.teacher.build_preprocessor().to(student_preprocessor.device)
 
-    def through(bridge: InputBridge, batch: dict) -> Sequence:
-        data = student_preprocessor(batch, False)
-        inputs = bridge(data['inputs'], data['data_samples'])
-        return detector.predict(inputs, at_size_of(inputs, data['data_samples']))
-
     def in_its_own_way(batch: dict) -> Sequence:
         data = own_preprocessor(batch, False)
         return detector.predict(data['inputs'], data['data_samples'])
 
-    larger = None
-    if part.shrink.scale > 1:
-        pipeline = next(leaf_datasets(cfg.val_dataloader['dataset']))['pipeline']
-        larger = enlarged(pipeline, part.shrink.scale)
-        own_pipeline = own_pipeline or larger
-    bridged = average_precision(
-        cfg, partial(through, part.teacher.bridge), labels, 'through the bridge', larger
+    larger = larger_pipeline(cfg, part)
+    bridged = bridged_ap(cfg, part, student_preprocessor, detector, labels)
+    own = average_precision(
+        cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline or larger
     )
-    own = average_precision(cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline)
     if better is None:
         return TeacherAPs(bridged, own)
     bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))
-    corrected = average_precision(
-        cfg, partial(through, bridge), labels, 'with another input', larger
+    corrected = bridged_ap(
+        cfg, part, student_preprocessor, detector, labels, 'with another input', bridge
     )
     return TeacherAPs(bridged, own, corrected)
+
+
+def bridged_ap(
+    cfg: Config,
+    part: Distillation,
+    student_preprocessor: nn.Module,
+    detector: nn.Module,
+    labels: Mapping[int, int],
+    description: str = 'through the bridge',
+    bridge: InputBridge | None = None,
+) -> float:
+    """Return a teacher's AP on the student's batches, through its bridge or another one."""
+    bridge = bridge or part.teacher.bridge
+
+    def predict(batch: dict) -> Sequence:
+        data = student_preprocessor(batch, False)
+        inputs = bridge(data['inputs'], data['data_samples'])
+        return detector.predict(inputs, at_size_of(inputs, data['data_samples']))
+
+    return average_precision(cfg, predict, labels, description, larger_pipeline(cfg, part))
+
+
+def larger_pipeline(cfg: Config, part: Distillation) -> list | None:
+    """Return the validation pipeline with the teacher's larger images; None if they are none."""
+    if part.shrink.scale == 1:
+        return None
+    pipeline = next(leaf_datasets(cfg.val_dataloader['dataset']))['pipeline']
+    return enlarged(pipeline, part.shrink.scale)
 
 
 def judge_aps(

@@ -15,11 +15,16 @@ from .page import definitions, folded, page, paragraph, section, table
 from .runs import TrainedRun
 
 COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
+TEACHER_COLUMNS = ('teacher', 'gap closed')
 SHOWN_CLASSES = 10
 MINUS = '\u2212'
 SCORES = (
     "COCO AP, from 0 to 1, on each run's own val data. Objects are small below 32 x 32 pixels and "
     'large above 96 x 96. A dash: there are no such objects, or it was not measured.'
+)
+OF_TEACHER = (
+    "'teacher' is the AP of a run's (best) teacher on the same data, as the student sees them; "
+    "'gap closed' is the share of the way to it from the AP of the first run without a teacher."
 )
 SHARE = dict(ylim=(0, 1))
 # At the end of the name of a scalar of one level, e.g. 'loss_rdimkd_neck_s8'.
@@ -41,9 +46,12 @@ def comparison_page(
     defaults to the names of the runs.
     """
     names = [run.name for run in runs]
+    explanations = [SCORES]
+    if any(run.history.teacher_ap is not None for run in runs):
+        explanations.append(OF_TEACHER)
     sections = [
         *map(paragraph, remarks),
-        section('Results', scores_table(runs, evaluations), paragraph(SCORES)),
+        section('Results', scores_table(runs, evaluations), *map(paragraph, explanations)),
         section('Training', charts(training_charts(runs))),
     ]
     if evaluations:
@@ -64,15 +72,28 @@ def scores_table(runs: Sequence[TrainedRun], evaluations: Mapping[str, Evaluatio
     """Return a table with one row per run, and below each later run its gain over the first."""
     scores = [_scores(run, evaluations.get(run.name)) for run in runs]
     rows, classes = [], []
+    plain = next((own.get('AP') for run, own in zip(runs, scores) if not run.distilled), None)
+    with_teacher = any(run.history.teacher_ap is not None for run in runs)
     for run, own in zip(runs, scores):
         when = _when(run, evaluations.get(run.name))
-        rows.append((run.name, when, *(_score(own.get(name)) for name in COLUMNS)))
+        cells = [run.name, when, *(_score(own.get(name)) for name in COLUMNS)]
+        if with_teacher:
+            cells += [_score(run.history.teacher_ap), _closed(run, own.get('AP'), plain)]
+        rows.append(cells)
         classes.append('')
         if own is not scores[0]:
             changes = [_change(own.get(name), scores[0].get(name)) for name in COLUMNS]
-            rows.append((f'over {runs[0].name}', '', *changes))
+            rows.append((f'over {runs[0].name}', '', *changes, *[''] * (2 * with_teacher)))
             classes.append('change')
-    return table(('', 'after', *COLUMNS), rows, classes)
+    return table(('', 'after', *COLUMNS, *(TEACHER_COLUMNS if with_teacher else ())), rows, classes)
+
+
+def _closed(run: TrainedRun, ap: float | None, plain: float | None) -> str:
+    """Return the share of the gap between the plain student's AP and the teacher's, in percent."""
+    teacher = run.history.teacher_ap
+    if None in (ap, plain, teacher) or teacher <= plain:
+        return _score(None)
+    return f'{100 * (ap - plain) / (teacher - plain):.0f} %'.replace('-', MINUS)
 
 
 def _when(run: TrainedRun, evaluation: Evaluation | None) -> str:
@@ -117,6 +138,10 @@ def training_charts(runs: Sequence[TrainedRun]) -> list[tuple[str, str]]:
     drawings = []
     ap = {run.name: run.history.ap_line for run in runs}
     ap = {name: line for name, line in ap.items() if line[0]}
+    for run in runs:
+        if run.name in ap and (teacher := run.history.teacher_ap) is not None:
+            steps = ap[run.name][0]
+            ap[f'teacher of {run.name}'] = [steps[0], steps[-1]], [teacher, teacher]
     if ap:
         steps = ' or '.join(dict.fromkeys(run.step_name for run in runs if run.name in ap))
         drawings.append((draw_lines('ap', ap, steps, 'AP on val'), 'AP at each validation.'))

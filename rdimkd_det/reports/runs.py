@@ -28,6 +28,11 @@ class TrainedRun:
     checkpoint: Path | None
 
     @property
+    def distilled(self) -> bool:
+        """bool: Whether its student has a teacher."""
+        return 'student' in (self.config.get('model') or {})
+
+    @property
     def step_name(self) -> str:
         """str: Unit that validations are counted in: 'epoch' or 'iteration'."""
         return 'iteration' if counts_iterations(self.config) else 'epoch'

@@ -21,7 +21,12 @@ from rdimkd_det.files.atomic import read_json
 from rdimkd_det.files.scalars import History
 from rdimkd_det.reports import evaluation
 from rdimkd_det.reports.charts import draw_lines
-from rdimkd_det.reports.comparison import classes_table, comparison_page, scores_table
+from rdimkd_det.reports.comparison import (
+    classes_table,
+    comparison_page,
+    scores_table,
+    training_charts,
+)
 from rdimkd_det.reports.config_diff import differing_settings, flatten
 from rdimkd_det.reports.detections import Detection, Example, iou, match, most_different
 from rdimkd_det.reports.evaluation import Evaluation
@@ -298,7 +303,33 @@ def make_run(name, val=()):
     return TrainedRun(name, None, Config(dict(model={}, lr=len(name))), history, None)
 
 
+def make_taught(name, ap, teacher):
+    run = make_run(name, {1: {'coco/bbox_mAP': ap}, 2: {'coco/bbox_mAP': ap}})
+    run.config.model = dict(student=dict(type='FCOS'))
+    run.history.teacher_aps = {'teacher_ap_a': 0.1, 'teacher_ap_b': teacher}
+    return run
+
+
 class TestComparison:
+    def test_scores_table__gap_to_the_teacher(self):
+        plain = make_run('plain', {1: {'coco/bbox_mAP': 0.3}})
+        taught = make_taught('rdimkd', 0.375, 0.4)
+        html = scores_table([taught, plain], {})
+        assert '<th>teacher</th><th>gap closed</th>' in html
+        assert '<td>0.400</td><td>75 %</td>' in html  # (0.375 - 0.3) / (0.4 - 0.3)
+        assert html.count('<td>\u2013</td><td>\u2013</td></tr>') == 1  # of the plain run
+        worse = scores_table([plain, make_taught('rdimkd', 0.28, 0.4)], {})
+        assert '>\u221220 %</td>' in worse
+        below = scores_table([plain, make_taught('rdimkd', 0.35, 0.2)], {})
+        assert '<td>0.200</td><td>\u2013</td>' in below  # there is no gap to close
+        alone = scores_table([taught], {})
+        assert '<td>0.400</td><td>\u2013</td>' in alone
+        assert 'gap closed' not in scores_table([plain], {})
+
+    def test_training_charts__line_of_the_teacher(self):
+        (svg, _), *_ = training_charts([make_taught('rdimkd', 0.375, 0.4)])
+        assert 'teacher of rdimkd' in svg
+
     def test_scores_table__changes_over_the_first(self):
         runs = [make_run('plain', {1: {'coco/bbox_mAP': 0.3}}), make_run('rdimkd')]
         evaluations = {'rdimkd': Evaluation({'AP': 0.34, 'AP50': 0.5, 'small': 0.1}, {}, {})}
