@@ -96,8 +96,8 @@ def test_preflight__tells_all_errors(data, tools, tmp_path):
     report = json.loads(json_file.read_text())
     errors = [it for it in report['findings'] if it['severity'] == 'error']
     errors = [it for it in errors if it['topic'] != 'Teacher weights']  # which are random
-    assert [it['topic'] for it in errors] == ['Boxes', 'Images', 'Images']
-    (train, val) = report['figures']['data']['sets']
+    assert [it['topic'] for it in errors] == ['Boxes', 'Images', 'Images', 'Images']
+    train, val, _ = report['figures']['data']['sets']
     assert train['lost'] == {'area 0': 24} and val['num_objects'] == 24
     assert any(it['count'] == 24 for it in report['figures']['data']['findings'])
     assert 'area 0 24' in out and 'Objects by class' in out
