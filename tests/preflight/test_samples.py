@@ -105,7 +105,7 @@ def test_samples__drawn_until_there_are_objects(preflight, trained, tmp_path):
 def test_samples__no_object_in_any_image(preflight, trained, tmp_path):
     done = preflight('--samples', 4, change=empty_most(tmp_path, trained, keep=[]))
     text, _ = found(done, 'error')['Boxes']  # the look at the data finds it before
-    assert done.status == 1 and text.startswith('train: no annotation in')
+    assert done.status == 1 and text.startswith('no annotation in')
 
 
 @pytest.mark.parametrize('wrapper', [None, 'RepeatDataset', 'ConcatDataset'])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from detectors import teacher_files
@@ -127,15 +125,6 @@ def test_preflight__not_finite(preflight, trained, tmp_path, side):
         'student': "the student's own loss, loss_cls, loss_bbox, loss_centerness is not finite",
     }
     assert expected[side] in found(done, 'error')['Not finite'][0]
-
-
-def test_preflight__no_object_of_its_classes(preflight, trained, tmp_path):
-    annotations = json.loads((trained.data / 'annotations.json').read_text())
-    empty = tmp_path / 'empty.json'
-    empty.write_text(json.dumps({**annotations, 'annotations': []}))
-    done = preflight('--cfg-options', f'train_dataloader.dataset.ann_file={empty}')
-    text, remedy = found(done, 'error')['Training data']
-    assert text == 'no object in 8 of 24 images' and 'metainfo.classes' in remedy
 
 
 def test_preflight__teacher_that_takes_not_every_size(preflight, small_config, tmp_path):
