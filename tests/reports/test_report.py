@@ -179,7 +179,8 @@ class TestReportTool:
             content['categories'] = [dict(id=n, name=it) for n, it in enumerate(classes)]
             file.write_text(json.dumps(content))
             cfg = run_config(folder, tmp_path, fcos())
-            cfg.val_dataloader.dataset.metainfo.classes = classes
+            for loader in (cfg.train_dataloader, cfg.val_dataloader):
+                loader.dataset.metainfo.classes = classes
             return TrainedRun(name, tmp_path, cfg, History(), None)
 
         def detected(label):
