@@ -91,7 +91,7 @@ def test_flagship__levels_and_projection():
     assert [(s.stride, t.stride) for s, t in pairs] == [(n, n) for n in (8, 16, 32, 64, 128)]
     assert all(s.channels == t.channels == 256 for s, t in pairs)
     projections = model.distill.losses['neck'].projections
-    assert [(type(p), p.dim) for p in projections] == [(PCAProjection, 128)] * 5
+    assert [(type(p), p.dim) for p in projections] == [(PCAProjection, 64)] * 5  # of 256 channels
     # A caffe-BGR teacher under a torchvision-RGB student.
     assert model.distill.teacher.bridge.flip_channels
     assert config.model.teacher.checkpoint.startswith('https://download.openmmlab.com/')

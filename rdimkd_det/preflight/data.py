@@ -30,8 +30,7 @@ def add_data_tables(data: DataReport, report: Report) -> None:
     """Add the tables of data sets and classes to a report, and their numbers."""
     if data.sets:
         report.figures['data'] = data.as_dict()
-        report.tables.append(_table_of_sets(data.sets))
-        report.tables.append(_table_of_classes(data.sets))
+        report.data_tables += [_table_of_sets(data.sets), _table_of_classes(data.sets)]
 
 
 def _table_of_sets(sets: Sequence[SetSummary]) -> Table:

@@ -36,11 +36,12 @@ class Table:
 
 @dataclass
 class Report:
-    """Findings, tables below them, and measured ``figures`` for ``--json``."""
+    """Findings, tables of what is measured and of the data, and ``figures`` for ``--json``."""
 
     title: str
     findings: list[Finding] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    data_tables: list[Table] = field(default_factory=list)
     figures: dict = field(default_factory=dict)
 
     def ok(self, topic: str, text: str) -> None:
@@ -92,7 +93,7 @@ class Report:
                 Text(f'  {finding.severity}', style=STYLES[finding.severity]), finding.topic, text
             )
         console.print(grid, highlight=False)
-        for table in self.tables:
+        for table in (*self.tables, *self.data_tables):
             console.print(f'\n{table.title}', soft_wrap=True, highlight=False)
             console.print(_drawn(table), highlight=False)
         console.print()
