@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .findings import SetSummary
+
+
+def data_prefix(dataset: Mapping, key: str) -> str:
+    """Return one of a data set's prefixes; '' if there is none, which building it judges."""
+    prefixes = dataset.get('data_prefix')
+    return str(prefixes.get(key) or '') if isinstance(prefixes, Mapping) else ''
 
 
 @dataclass(frozen=True)

@@ -197,5 +197,7 @@ def network_channels(cfg: Config) -> int | None:
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     if not isinstance(preprocessor, Mapping) or not isinstance(model.get('backbone'), Mapping):
         return None
-    mean = preprocessor.get('mean') or ()
-    return 3 if len(mean) == 3 else model['backbone'].get('in_channels', 3)
+    mean = preprocessor.get('mean')
+    if isinstance(mean, Sequence) and len(mean) == 3:
+        return 3
+    return model['backbone'].get('in_channels', 3)

@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.fileio import join_path
 from mmengine.utils import is_abs
 
-from .annotated_set import BY_NAME, AnnotatedSet
+from .annotated_set import BY_NAME, AnnotatedSet, data_prefix
 from .coco_file import CocoFile
 
 
@@ -47,7 +47,7 @@ def load_coco(split: str, dataset: Mapping, file: CocoFile, classes: Sequence[st
 
 def image_prefix(dataset: Mapping) -> str:
     """Return the folder that the file names of a data set's images are in."""
-    prefix = str((dataset.get('data_prefix') or {}).get('img') or '')
+    prefix = data_prefix(dataset, 'img')
     root = str(dataset.get('data_root') or '')
     return join_path(root, prefix) if root and not is_abs(prefix) else prefix
 
