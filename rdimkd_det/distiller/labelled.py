@@ -50,7 +50,7 @@ def labelled_first(inputs: Tensor, data_samples: Sequence, labels: bool = True) 
 
     Without ``labels`` no sample has any. An image that has none and does not say so is an error.
     """
-    if isinstance(data_samples, Mapping):  # has no metainfo per image
+    if data_samples is None or isinstance(data_samples, Mapping):  # no metainfo per image
         return Batch(inputs, data_samples, len(inputs) if labels else 0)
     labelled = [labels and sample.metainfo.get('labelled', True) for sample in data_samples]
     order = sorted(range(len(labelled)), key=lambda index: not labelled[index])

@@ -14,7 +14,7 @@ def image_sizes(data_samples: Sequence, scale: int = 1) -> list[tuple[int, int]]
 
     They are those of images that are ``scale`` times smaller.
     """
-    sizes = [getattr(sample, 'img_shape', None) for sample in data_samples]
+    sizes = [getattr(sample, 'img_shape', None) for sample in data_samples or ()]
     if None in sizes:
         return None
     return [tuple(ceil(side / scale) for side in size[:2]) for size in sizes]

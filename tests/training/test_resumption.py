@@ -45,6 +45,7 @@ def test_facts__stand_in_the_checkpoint(folder):
     assert facts.pop("backbone of the teacher's config")['base_channels'] == 16
     assert facts.pop("neck of the teacher's config")['out_channels'] == 24
     assert facts.pop("data_preprocessor of the teacher's config")['bgr_to_rgb'] is True
+    assert facts.pop('image_scale of the teacher') == 1
     assert facts == {
         'teacher': f'tensors {digest_of_file(path, ("backbone", "neck"))[:16]}',
         "projection at 'neck'": 'PCAProjection, dim 8',
