@@ -146,9 +146,11 @@ class Distillation(OneOrMoreTeachers, nn.Module):
                 )
                 for (student, teacher), maps in zip(self.level_pairs[tap], teacher_feats[tap])
             ]
+            # They are compared on the grid of the map that is not resized.
+            grid = 1 if loss.resize == 'student' else 0
             positions = [
-                positions_in_images(sizes, maps, student.stride)
-                for (student, _), (maps, _) in zip(self.level_pairs[tap], pairs)
+                positions_in_images(sizes, maps[grid], levels[grid].stride)
+                for levels, maps in zip(self.level_pairs[tap], pairs)
             ]
             padded = loss.leaves_padding_out and any(it is not None for it in positions)
             found.append(ComparedMaps(tap, loss, *zip(*pairs), positions if padded else None))

@@ -72,6 +72,32 @@ def test_padding__is_left_out(build, normalize):
     torch.testing.assert_close(losses['loss_rdimkd_neck_s8'], expected, rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize('resize', ['student', 'teacher'])
+def test_padding__is_left_out_of_resized_maps(tmp_path, resize):
+    """The student's only level has stride 16, the teacher's stride 32: one is resized."""
+    teacher = write_teacher(tmp_path, base_channels=8, fpn_channels=16)
+    cfg = distilled(fcos(), teacher, projection=IDENTITY, normalize=None, resize=resize)
+    cfg.losses['backbone.layer3'] = dict(cfg.losses.pop('neck'), teacher_module='backbone.layer4')
+    cfg.losses['backbone.layer3'].projection = dict(type='RandomProjection', dim=4)
+    model = MODELS.build(cfg).train()
+    data = model.data_preprocessor(
+        random_batch(size=[(96, 64), (64, 160)], num_classes=3), training=True
+    )
+    (tap,) = model.distill.taps
+    (pair,) = model.distill.level_pairs[tap]
+    assert [level.stride for level in pair] == [16, 32]
+    with record_outputs(model, [tap]) as outputs:
+        model(**data, mode='loss')
+    feats = model.distill.teacher_feats(data['inputs'], data['data_samples'])
+    sizes = [(96, 64), (64, 160)]
+    (compared,) = model.distill.compared(outputs, feats, sizes)
+    stride = 32 if resize == 'student' else 16
+    inside = sum(-(-height // stride) * -(-width // stride) for height, width in sizes)
+    assert [len(it) for it in compared.positions] == [inside]
+    height, width = (96 // stride, 160 // stride)
+    assert compared.positions[0].max() < 2 * height * width
+
+
 def test_positions__all_of_a_batch_without_padding():
     maps = torch.zeros(2, 3, 12, 20)
     assert positions_in_images([(96, 160), (90, 153)], maps, 8) is None
