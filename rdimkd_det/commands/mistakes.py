@@ -19,16 +19,11 @@ from mmengine.runner import Runner
 
 from ..data_check.classes import listed
 from ..errors import ConfigError, TrainingStoppedError, named_file
+from ..files.annotations import LISTS, listed_keys
 from ..files.configs import annotation_path, mappings
 from ..host.patches import name_unreadable_images
 from ..options import explain
 
-# The lists of a COCO file: what an entry is, and the keys that it needs.
-LISTS = {
-    'annotations': ('annotation', ('id', 'image_id', 'category_id', 'bbox', 'area')),
-    'images': ('image', ('id', 'file_name', 'width', 'height')),
-    'categories': ('category', ('id', 'name')),
-}
 # What else an evaluator reads of an annotation.
 EVALUATED = 'iscrowd'
 # Functions of mmdet and pycocotools that read annotations: of data sets, and of metrics, which read
@@ -154,9 +149,7 @@ def _lack(error: Exception, key: str | None, text: str) -> str | None:
         for entry in content.get(plural, ()) if key in (None, *keys) else ():
             if not isinstance(entry, Mapping) or _unusable(entry, kind, key):
                 what = f"lack '{key}' in" if key else f'cannot be used ({explain(error)}):'
-                needed = f'{", ".join(keys[:-1])} and {keys[-1]}'
-                needed = needed.replace('bbox', 'bbox ([x, y, width, height])')
-                return f'{what} the {kind} {reprlib.repr(entry)}; each needs {needed}'
+                return f'{what} the {kind} {reprlib.repr(entry)}; each needs {listed_keys(keys)}'
     return None
 
 

@@ -16,15 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ConfigError
+from ..files.annotations import LISTS, listed_keys
 
 # The polygons are two thirds of COCO's files, and nothing here needs them.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\]\[\d.,\s+\-eE]*\]')
-# The lists of a COCO file: what an entry is, and the keys that it needs.
-LISTS = {
-    'annotations': ('annotation', ('id', 'image_id', 'category_id', 'bbox', 'area')),
-    'images': ('image', ('id', 'file_name', 'width', 'height')),
-    'categories': ('category', ('id', 'name')),
-}
 
 
 class CocoFile:
@@ -167,8 +162,7 @@ class CocoFile:
 
 def _needs(name: str) -> tuple[str, str]:
     kind, keys = LISTS[name]
-    needed = f'{", ".join(keys[:-1])} and {keys[-1]}'
-    return kind, needed.replace('bbox', 'bbox ([x, y, width, height])')
+    return kind, listed_keys(keys)
 
 
 def read_json(path: str) -> object:

@@ -1,15 +1,22 @@
-"""The categories of a COCO annotation file, without reading the annotations."""
+"""COCO annotation files: what their entries need, and their categories without the rest."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
 # COCO's own files, of several hundred MB, have their categories at the end.
 TAIL = 2**20
 LONGEST = 2**24
+# The lists of a COCO file: what an entry is, and the keys that it needs.
+LISTS = {
+    'annotations': ('annotation', ('id', 'image_id', 'category_id', 'bbox', 'area')),
+    'images': ('image', ('id', 'file_name', 'width', 'height')),
+    'categories': ('category', ('id', 'name')),
+}
 
 
 def category_names(path: str) -> list | None:
@@ -30,3 +37,9 @@ def _start_of_categories(content: mmap) -> int | None:
     tail = max(0, len(content) - TAIL)
     found = CATEGORIES.search(content, tail) or CATEGORIES.search(content)
     return found and found.end()
+
+
+def listed_keys(keys: Sequence[str]) -> str:
+    """Return the keys that an entry needs as text, with the form of a box."""
+    listed = f'{", ".join(keys[:-1])} and {keys[-1]}'
+    return listed.replace('bbox', 'bbox ([x, y, width, height])')
