@@ -58,7 +58,9 @@ def launched(tmp_path_factory):
         (folder / name).chmod(0o755)
 
     def launched(words):
-        environment = {**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'}
+        path = f'{folder}:{os.environ["PATH"]}'
+        # PYTHON: the script would rather take the environment that `make setup` made.
+        environment = {**os.environ, 'PATH': path, 'PYTHON': 'python3'}
         done = subprocess.run(
             ['bash', *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True
         )
