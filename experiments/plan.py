@@ -66,7 +66,9 @@ class Plan:
         teacher = self.run(taught_by, seed) if taught_by else None
         epochs = self.epochs or cfg.train_cfg.max_epochs
         digest = self._digest(cfg, seed, epochs, teacher, experiment.weights)
-        paths = self._data_paths()
+        paths = self._data_paths(cfg)
+        loader = cfg.train_dataloader
+        labelled = loader.sampler.get('source_ratio', [loader.batch_size])[0]
         if experiment.weights:
             paths['load_from'] = path_option(self.data.parent / experiment.weights)
         if teacher is not None:
@@ -80,7 +82,7 @@ class Plan:
             seed=seed,
             work_dir=self.work_dir / experiment.name / f'seed{seed}_{digest[:8]}',
             epochs=epochs,
-            epoch_length=math.ceil(self.images.num_train / cfg.train_dataloader.batch_size),
+            epoch_length=math.ceil(self.images.num_train / labelled),
             threads=self.threads,
             settings={'randomness.seed': str(seed), 'train_cfg.max_epochs': str(epochs)},
             paths=paths,
@@ -106,10 +108,14 @@ class Plan:
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _data_paths(self) -> dict[str, str]:
+    def _data_paths(self, cfg: Config) -> dict[str, str]:
         """Return config overrides with the paths of the data set."""
         root = path_option(self.data)
-        loaders = {f'{split}_dataloader.dataset.data_root': root for split in SPLITS}
+        loaders = {
+            f'{split}_dataloader.dataset.{part}data_root': root
+            for split in SPLITS
+            for part in _parts(cfg[f'{split}_dataloader'].dataset)
+        }
         ann_file = f'{root}/annotations/val.json'
         return {**loaders, **{f'{split}_evaluator.ann_file': ann_file for split in SPLITS[1:]}}
 
@@ -121,6 +127,11 @@ class Plan:
         """Read the result of a training; empty if there is none with these settings."""
         result = read_json(self.result_file(run))
         return result if result.get('digest') == run.digest else {}
+
+
+def _parts(dataset: ConfigDict) -> list[str]:
+    """Return the prefixes of the options of a data set, or of the data sets it concatenates."""
+    return [f'datasets.{place}.' for place in range(len(dataset.get('datasets', ())))] or ['']
 
 
 @cache
@@ -140,16 +151,8 @@ def _read_config(base: str) -> Config:
 
 
 def write_config(experiment: Experiment, run: Run) -> None:
-    """Write the config file of an experiment: its base and its changes."""
-    changes = ConfigDict()
-    for key, value in experiment.changes.items():
-        *path, last = key.split('.')
-        node = changes
-        for part in path:
-            node = node.setdefault(part, ConfigDict())
-        node[last] = value
-    lines = [f'{key} = {value!r}' for key, value in changes.to_dict().items()]
-    source = [f'# {experiment.title}', f'_base_ = [{str(ROOT / experiment.base)!r}]', *lines]
+    """Write the config file of an experiment: its base with its changes."""
     path = ROOT / run.config
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, '\n'.join(source) + '\n')
+    base = f'{experiment.base} and what the table of experiments changes'
+    write_text(path, f'# {experiment.title}: {base}\n{full_config(experiment).pretty_text}')

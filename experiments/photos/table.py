@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..study import Experiment, Study
-from . import pretrained
-from .images import Photos, prepare_photos
+from . import halves, pretrained
+from .images import BCCD, Photos, prepare_photos
 
 COCO_WEIGHTS = 'yolox_nano_coco_mmdet.pth'
 GROUPS = {
@@ -17,20 +17,27 @@ GROUPS = {
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
+    **halves.GROUPS,
     **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 LONG = 72  # epochs
 # The tables of the two rows that the others are compared with.
 EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'imagenet')
-VARIANTS = {'custom_imports.imports': ['rdimkd_det', 'experiments.photos.variants']}
+VARIANTS = {
+    'custom_imports.imports': [
+        'rdimkd_det',
+        'experiments.photos.variants',
+        'experiments.photos.halves',
+    ]
+}
 
 
 def photos_study(photos: Photos) -> Study:
     """Return the experiments on a set of photographs."""
     return Study(
         name=photos.name,
-        table=_table(f'configs/photos/{photos.name}'),
+        table=_table(photos),
         groups=GROUPS,
         images=photos,
         few_images=photos,
@@ -40,16 +47,23 @@ def photos_study(photos: Photos) -> Study:
     )
 
 
-def _table(configs: str) -> dict[str, Experiment]:
-    """Return the rows of a set, whose configs are in a folder.
+def _table(photos: Photos) -> dict[str, Experiment]:
+    """Return the rows of a set.
 
     Unless a row says otherwise, d and the weight are the package's defaults: those are on trial.
     """
 
+    configs = f'configs/photos/{photos.name}'
+
     def plain(
-        name: str, title: str, *groups: str, student: str = 'yolox_pico', epochs: int | None = None
+        name: str,
+        title: str,
+        *groups: str,
+        student: str = 'yolox_pico',
+        epochs: int | None = None,
+        changes: Mapping | None = None,
     ) -> Experiment:
-        changes = _schedule(epochs) if epochs else {}
+        changes = {**(changes or {}), **(_schedule(epochs) if epochs else {})}
         return Experiment(name, title, groups, f'{configs}/{student}.py', changes, rival=None)
 
     def distilled(
@@ -97,7 +111,18 @@ def _table(configs: str) -> dict[str, Experiment]:
     )
     wrong = {'model.teacher.config': f'{configs}/controls/teacher_wrong_input.py'}
     long = _schedule(LONG)
+    labels = halves.half_of_labels(photos.num_train)
+    half_labels = dict(plain='labels_plain', rival=None)
+    half_pixels = dict(plain='pixels_plain', rival=None)
+    shrunk = {**halves.TESTED_AT_HALF, 'model.teacher.image_scale': 2}
     pkd = dict(projection='IdentityProjection')
+    unlabelled = distilled(
+        'labels_unlabelled',
+        "RdimKD-P, the other half's images without labels",
+        'labels',
+        student='pico_unlabelled',
+        **half_labels,
+    )
     return _by_name(
         [
             teacher,
@@ -161,6 +186,24 @@ def _table(configs: str) -> dict[str, Experiment]:
             gfl('gfl_rdimkd_p', 'RdimKD-P'),
             *(gfl(f'gfl_d{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
             *(gfl(f'gfl_share{it}', f'share {it}', auto_share=float(it)) for it in (1, 100)),
+            plain('labels_plain', 'plain student', 'labels', changes=labels),
+            distilled('labels_rdimkd_p', 'RdimKD-P', 'labels', changes=labels, **half_labels),
+            *([unlabelled] if photos is BCCD else []),  # it has the config
+            plain('pixels_plain', 'plain student', 'pixels', changes=halves.TRAINED_AT_HALF),
+            distilled(
+                'pixels_rdimkd_p',
+                'RdimKD-P, the teacher sees 128 pixels',
+                'pixels',
+                changes=halves.TRAINED_AT_HALF,
+                **half_pixels,
+            ),
+            distilled(
+                'pixels_scale2',
+                'RdimKD-P, the teacher sees 256 pixels: image_scale=2',
+                'pixels',
+                changes=shrunk,
+                **half_pixels,
+            ),
             *pretrained.pretrained_rows(configs),
         ]
     )
