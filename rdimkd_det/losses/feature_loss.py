@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..functional import working_dtype
-from ..options import is_amount
 from .adapters import adapt, new_adapter, zero_of
+from .level_weights import LevelWeights
 from .maps import RESIZE_MODES, check_pair, resized
 
-BALANCE_BATCHES = 10  # that loss_weight='auto' is the median of
 
-
-class FeatureLoss(nn.Module):
+class FeatureLoss(LevelWeights):
     """Distance of two feature pyramids, level by level: checks, adapters, weights and names.
 
     A loss of one's own is a class with one method, :meth:`distance`. Registered, e.g. in
@@ -79,8 +75,7 @@ class FeatureLoss(nn.Module):
         resize: str | None = None,
         level_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
-        self.num_levels = num_levels
+        super().__init__(num_levels, loss_weight, auto_share)
         self.student_channels = self._per_level('student_channels', student_channels)
         self.teacher_channels = self._per_level('teacher_channels', teacher_channels)
         self.level_names = list(level_names or map(str, range(num_levels)))
@@ -88,15 +83,7 @@ class FeatureLoss(nn.Module):
         self._require(len(self.level_names) == num_levels, names)
         modes = f'resize must be one of {RESIZE_MODES}, got {resize!r}.'
         self._require(resize in RESIZE_MODES, modes)
-        share = f'auto_share must be above 0, got {auto_share!r}.'
-        self._require(is_amount(auto_share) and auto_share > 0, share)
-        self.loss_weight = loss_weight
-        self.auto = isinstance(loss_weight, str) and loss_weight == 'auto'
-        self.level_weights = [1.0] * num_levels if self.auto else self._weights(loss_weight)
-        self.auto_share = auto_share
         self.resize = resize
-        # The schedule's factor on all weights.
-        self.factor = 1.0
         # Whether the teacher's maps are cached coordinates K^T F_t, with d channels.
         self.teacher_projected = False
         self.projections = nn.ModuleList()
@@ -104,10 +91,6 @@ class FeatureLoss(nn.Module):
             new_adapter(c_s, c_t, level) if self.uses_adapters and c_s != c_t else nn.Identity()
             for level, (c_s, c_t) in enumerate(zip(self.student_channels, self.teacher_channels))
         )
-        self.register_buffer('auto_weight', torch.tensor(math.nan if self.auto else 1.0))
-        balances = torch.full((BALANCE_BATCHES,), math.nan) if self.auto else None
-        self.register_buffer('balances', balances)
-        self._num_balances: int | None = 0 if self.auto else BALANCE_BATCHES
 
     def distance(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the maps of one level; implement this or :meth:`level_distances`.
@@ -162,44 +145,6 @@ class FeatureLoss(nn.Module):
         """bool: Whether every projection has its basis."""
         return all(projection.fitted for projection in self.projections)
 
-    @property
-    def active(self) -> bool:
-        """bool: Whether any level has a weight above 0 now."""
-        return self.factor > 0 and any(weight > 0 for weight in self.level_weights)
-
-    @property
-    def num_balances(self) -> int:
-        """int: How many batches the weight 'auto' is known from; all without 'auto'."""
-        if self._num_balances is None:  # reading the buffer waits for the device
-            self._num_balances = int((~self.balances.isnan()).sum())
-        return self._num_balances
-
-    @property
-    def needs_auto_weight(self) -> bool:
-        """bool: Whether ``loss_weight='auto'`` is not known from any batch yet."""
-        return self.num_balances == 0
-
-    @property
-    def measures_balance(self) -> bool:
-        """bool: Whether the weight 'auto' takes part of the next batch with objects."""
-        return self.num_balances < BALANCE_BATCHES
-
-    def note_balance(self, balance: Tensor) -> None:
-        """Note the task's gradient over the distillation's in a batch, 0-dim, unless it is NaN."""
-        if bool(balance.isfinite()):
-            self.balances[self.num_balances] = balance
-            self._num_balances += 1
-            self.auto_weight.copy_(self.auto_share * self.balances.nanmedian())
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        weight = state_dict.get(f'{prefix}auto_weight')
-        if self.auto and weight is not None:
-            self._num_balances = None
-            # A checkpoint of earlier versions has the weight of one batch, and it is kept.
-            of_one_batch = (weight / self.auto_share).expand(BALANCE_BATCHES)
-            state_dict.setdefault(f'{prefix}balances', of_one_batch)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def forward(
         self,
         student_feats: Sequence[Tensor],
@@ -230,14 +175,6 @@ class FeatureLoss(nn.Module):
             )
         options = {} if positions is None else {'positions': positions}
         return self.weighted(self.distances(student_feats, teacher_feats, **options))
-
-    def weighted(self, distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Multiply :meth:`distances` by each level's weight; while 'auto' is not set, it is 1."""
-        common = self.auto_weight.nan_to_num(1.0) * self.factor if self.auto else self.factor
-        return {
-            name: weight * common * distance
-            for weight, (name, distance) in zip(self.level_weights, distances.items())
-        }
 
     def distances(
         self,
@@ -313,10 +250,6 @@ class FeatureLoss(nn.Module):
                 + '.'
             )
 
-    def _require(self, condition: bool, otherwise: str) -> None:
-        if not condition:
-            raise ConfigError(f'{type(self).__name__}: {otherwise}')
-
     def _per_level(self, name: str, channels: int | Sequence[int]) -> list[int]:
         listed = [channels] * self.num_levels if isinstance(channels, int) else list(channels)
         self._require(
@@ -325,16 +258,3 @@ class FeatureLoss(nn.Module):
             f'num_levels={self.num_levels}.',
         )
         return listed
-
-    def _weights(self, loss_weight: float | Sequence[float]) -> list[float]:
-        listed = isinstance(loss_weight, Sequence) and not isinstance(loss_weight, str)
-        weights = list(loss_weight) if listed else [loss_weight] * self.num_levels
-        self._require(
-            len(weights) == self.num_levels and all(map(is_amount, weights)),
-            f'loss_weight must be a number of 0 or more, a list of {self.num_levels} (one per '
-            f"level), or 'auto'; got {loss_weight!r}.",
-        )
-        return [float(weight) for weight in weights]
-
-    def extra_repr(self) -> str:
-        return f'loss_weight={self.loss_weight}'

@@ -14,7 +14,7 @@ from runs import distilled, fcos, load, run_config, train, trained_losses, write
 from rdimkd_det import ConfigError, RdimKDLoss
 from rdimkd_det.losses import auto_weight
 from rdimkd_det.losses.auto_weight import gradient_balance, has_objects, note_balance
-from rdimkd_det.losses.feature_loss import BALANCE_BATCHES
+from rdimkd_det.losses.level_weights import BALANCE_BATCHES
 
 RANDOM = dict(type='RandomProjection', dim=8)
 
