@@ -75,6 +75,9 @@ class Plan:
             several = isinstance(cfg.model.teacher, list)
             key = 'model.teacher.0.checkpoint' if several else 'model.teacher.checkpoint'
             paths[key] = path_option(teacher.checkpoint)
+            for tap, loss in cfg.model.losses.items():
+                if 'checkpoint' in loss.get('projection', ()):  # it reads the teacher's weights
+                    paths[f'model.losses.{tap}.projection.checkpoint'] = paths[key]
         kind = 'teacher' if experiment in self.study.teachers else 'plain'
         kind = 'distilled' if 'teacher' in cfg.model else kind
         return Run(

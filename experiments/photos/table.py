@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..study import Experiment, Study
 from . import halves, pretrained
@@ -16,6 +16,7 @@ GROUPS = {
     'balance': "The share of 'auto', and following the balance during training",
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
+    'method': 'The basis, the statistics, and where to compare',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
     **halves.GROUPS,
     **pretrained.GROUPS,
@@ -23,7 +24,7 @@ GROUPS = {
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 LONG = 72  # epochs
 # The tables of the two rows that the others are compared with.
-EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'imagenet')
+EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'method', 'imagenet')
 VARIANTS = {
     'custom_imports.imports': [
         'rdimkd_det',
@@ -76,6 +77,8 @@ def _table(photos: Photos) -> dict[str, Experiment]:
         type: str = 'RdimKDLoss',
         student: str = 'pico',
         changes: Mapping | None = None,
+        taps: Sequence[str] = ('neck',),
+        from_teacher: bool = False,
         teacher: str = 'teacher',
         plain: str = 'plain',
         rival: str | None = 'pkd',
@@ -84,7 +87,10 @@ def _table(photos: Photos) -> dict[str, Experiment]:
         loss = {'type': type, 'loss_weight': weight, **options}
         if projection:
             loss['projection'] = {'type': projection, **({'dim': dim} if dim else {})}
-        changes = {**VARIANTS, 'model.losses': {'_delete_': True, 'neck': loss}, **(changes or {})}
+            if from_teacher:
+                loss['projection']['checkpoint'] = None
+        losses = {'_delete_': True, **dict.fromkeys(taps, loss)}
+        changes = {**VARIANTS, 'model.losses': losses, **(changes or {})}
         base = f'{configs}/rdimkd_yolox_nano_{student}.py'
         return Experiment(name, title, groups, base, changes, teacher, plain, rival)
 
@@ -181,6 +187,27 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 for share in (1, 100)
             ),
             distilled('with_padding', 'padding compared too', 'padding', type='WithPaddingLoss'),
+            distilled(
+                'isotropic',
+                'directions of the same variance (PHI-S)',
+                'method',
+                projection='IsotropicProjection',
+            ),
+            distilled(
+                'head_basis',
+                'directions that the head reads',
+                'method',
+                projection='HeadProjection',
+                from_teacher=True,
+            ),
+            distilled(
+                'image_statistics',
+                'statistics of each image',
+                'method',
+                type='ImageStatisticsLoss',
+            ),
+            distilled('backbone', 'at the backbone', 'method', taps=('backbone',)),
+            distilled('both_taps', 'at backbone and neck', 'method', taps=('backbone', 'neck')),
             distilled('following', 'share 10, followed', 'balance', type='FollowingLoss'),
             plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
             gfl('gfl_rdimkd_p', 'RdimKD-P'),

@@ -8,11 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from experiments.photos.convert import convert
+from experiments.photos.halves import OtherHalf, half_of_labels
 from experiments.photos.images import BCCD, prepare_photos
+from experiments.photos.variants import HeadProjection, IsotropicProjection
 from experiments.study import load_study
-from rdimkd_det import ConfigError
+from rdimkd_det import ConfigError, PCAProjection
 
 ROOT = Path(__file__).parents[2]
 XML = """<annotation><object><name>{name}</name><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>
@@ -99,3 +102,47 @@ def test_prepare__says_where_the_photographs_are(tmp_path):
 def test_study__its_groups_have_rows(name):
     study = load_study(name)
     assert all(study.select([group]) for group in study.groups)
+
+
+def test_other_half__are_the_images_without_labels(tmp_path):
+    names = ['d.jpg', 'a.jpg', 'c.jpg', 'b.jpg']
+    for name in names:
+        write_image(tmp_path / 'images' / name)
+    (tmp_path / 'train.json').write_text(
+        json.dumps({'images': [{'file_name': name} for name in names[:3]]})
+    )
+    prefix = dict(img='images/')
+    images = OtherHalf(listed='train.json', data_root=str(tmp_path), data_prefix=prefix)
+    assert [it['img_id'] for it in images] == ['a.jpg']
+    assert half_of_labels(3) == {'train_dataloader.dataset.indices': [0, 0, 2, 2]}
+
+
+def test_isotropic__the_principal_subspace_with_equal_variances():
+    root = torch.randn(12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance = root @ root.t()
+    plain, turned = PCAProjection(4, 12), IsotropicProjection(4, 12)
+    for projection in (plain, turned):
+        projection.fit(covariance)
+    variances = (turned.basis.double().t() @ covariance @ turned.basis.double()).diagonal()
+    torch.testing.assert_close(variances, variances.mean().expand(4), rtol=1e-5, atol=0)
+    spans = [it.basis @ it.basis.t() for it in (plain, turned)]
+    torch.testing.assert_close(*spans, rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match='d = 3 is no power of 2'):
+        IsotropicProjection(3, 12).fit(covariance)
+
+
+def test_head_projection__is_what_the_first_convolutions_read(tmp_path):
+    first = 'bbox_head.multi_level_{}_convs.1.0.{}'
+    state = {}
+    for branch, weight in (('cls', [[1.0, 0, 0]]), ('reg', [[0, 0, 2.0]])):
+        names = ('depthwise_conv.conv.weight', 'depthwise_conv.bn.weight')
+        state[first.format(branch, names[0])] = torch.ones(3, 1, 3, 3)
+        state[first.format(branch, names[1])] = torch.ones(3)
+        state[first.format(branch, 'depthwise_conv.bn.running_var')] = torch.ones(3)
+        state[first.format(branch, 'pointwise_conv.conv.weight')] = torch.tensor(weight)[
+            ..., None, None
+        ]
+    torch.save({'state_dict': state}, tmp_path / 'teacher.pth')
+    projection = HeadProjection(1, 3, 1, str(tmp_path / 'teacher.pth'))
+    projection.fit(torch.diag(torch.tensor([1.0, 100, 2])))  # the second channel is not read
+    torch.testing.assert_close(projection.basis.abs(), torch.tensor([[0.0], [0], [1]]))
