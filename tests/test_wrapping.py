@@ -2,9 +2,11 @@
 
 import shutil
 import subprocess
+from runpy import run_path
 from unittest import mock
 
 import pytest
+import torch
 from detectors import random_batch
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -216,6 +218,39 @@ def test_analyze_projection__mistakes_come_before_the_measurement(capsys, argume
         call_tool('analyze_projection.py', 'unread.py', *arguments)
     error = capsys.readouterr().err
     assert error.startswith(f'analyze_projection.py: {message}') and error.count('\n') == 1
+
+
+def test_principal_angles__of_known_subspaces():
+    angles = run_path(REPOSITORY / 'tools/principal_angles.py')['principal_angles']
+    draw = torch.Generator().manual_seed(0)
+    student, other = torch.randn(2, 5000, 4, generator=draw, dtype=torch.float64)
+    mixed = student @ torch.randn(4, 6, generator=draw, dtype=torch.float64)
+    for teacher, expected in ((mixed, 0), (torch.cat([other, other[:, :2]], 1), 90)):
+        covariance = torch.cat([student, teacher], 1).t().cov()
+        assert angles(covariance, (4, 6), 4).tolist() == pytest.approx([expected] * 4, abs=3)
+    # Two of the teacher's three components are the student's.
+    teacher = torch.stack([student[:, 0], student[:, 1], other[:, 0]], 1)
+    covariance = torch.cat([student[:, :3], teacher], 1).t().cov()
+    assert angles(covariance, (3, 3), 3).tolist() == pytest.approx([0, 0, 90], abs=3)
+    assert len(angles(covariance, (3, 3))) == 1
+
+
+def test_principal_angles__of_a_training(tmp_path, capsys):
+    data, teacher = write_data(tmp_path / 'data'), write_teacher(tmp_path)
+    config = tmp_path / 'distilled.py'
+    run_config(data, tmp_path / 'run', distilled(fcos(), teacher)).dump(config)
+    student = tmp_path / 'run/student.pth'
+    student.parent.mkdir()
+    torch.save(MODELS.build(fcos()).state_dict(), student)
+    picture = tmp_path / 'angles.png'
+    options = ('--plain', student, '--images', 4, '--out', picture)
+    call_tool('principal_angles.py', config, student, *options)
+    printed = capsys.readouterr().out
+    assert 'distilled' in printed and 'plain' in printed and 'neck_s32' in printed
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('principal_angles.py', config, teacher['checkpoint'], '--out', picture)
+    assert 'student: ' in capsys.readouterr().err
 
 
 def test_library__without_a_runner(tmp_path):

@@ -17,8 +17,8 @@ from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_data, check_model
 from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.distiller import distilled_student
-from rdimkd_det.files.atomic import written_whole
 from rdimkd_det.files.configs import without_cache
+from rdimkd_det.reports.charts import check_picture, save_figure
 from rdimkd_det.training.calibration import calibration_batches, teacher_covariances
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -34,10 +34,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.images < 1:
         raise ConfigError(f'--images must be 1 or more, got {args.images}.')
-    pictures = Figure().canvas.get_supported_filetypes()
-    if args.out.suffix[1:] not in pictures:
-        raise ConfigError(f'--out must be a picture (.{", .".join(pictures)}), got {args.out}.')
-    cli.check_out_file(args.out, '--out')
+    check_picture(args.out)
     return args
 
 
@@ -88,8 +85,7 @@ def draw(spectra: dict[str, Tensor], path: Path) -> None:
     axes.set(xlabel='directions d', ylabel='share of variance', xscale='log', ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_whole(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=120)
+    save_figure(figure, path)
 
 
 if __name__ == '__main__':

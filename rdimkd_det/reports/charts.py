@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by matplotlib."""
+"""Charts drawn by matplotlib: as inline SVG, and as files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import cycle
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..commands.cli import check_out_file
+from ..errors import ConfigError
+from ..files.atomic import written_whole
 from .page import equal_columns
 
 LINE_COLOURS = ('#2f7fe0', '#d97706', '#12a594', '#c2559d', '#8b7cf6')
@@ -102,3 +106,17 @@ def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
     svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', svg)
     return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )height="[^"]*" width="[^"]*"',
                   r'\1\2', svg, count=1)  # fmt: skip
+
+
+def check_picture(path: Path, option: str = '--out') -> None:
+    """Check that a figure can be saved in a file, before the work that it shows."""
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in formats:
+        raise ConfigError(f'{option} must be a picture (.{", .".join(formats)}), got {path}.')
+    check_out_file(path, option)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save a figure in the format that its file's name says, whole or not at all."""
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)

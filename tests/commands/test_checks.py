@@ -77,12 +77,13 @@ def test_mistake__no_model(refused, config):
 
 
 @pytest.mark.parametrize('model', [None, 'FCOS', dict(bbox_head=dict())])
-@pytest.mark.parametrize('tool', ['analyze_projection.py', 'visualize.py'])
+@pytest.mark.parametrize('tool', ['analyze_projection.py', 'principal_angles.py', 'visualize.py'])
 def test_mistake__no_model_to_look_at(files, config, tmp_path, capsys, tool, model):
     path, out = config(lambda cfg: cfg.update(model=model)), tmp_path / 'x.png'
-    seen = (files / 'teacher/teacher.pth', files / 'data/images/0.png')
+    seen = [files / 'teacher/teacher.pth', files / 'data/images/0.png']
+    number = {'principal_angles.py': 1, 'visualize.py': 2}.get(tool, 0)
     with pytest.raises(SystemExit) as stopped:
-        call_tool(tool, path, *(seen if tool == 'visualize.py' else ()), '--out', out)
+        call_tool(tool, path, *seen[:number], '--out', out)
     assert stopped.value.code == 2
     line = one_line(tool, capsys.readouterr().err)
     assert line == f'{tool}: config {path} has no model with a type.'

@@ -18,6 +18,7 @@ from runs import REPOSITORY, call_tool
         ('test.py', '--out', '/proc/none/x.pkl'),
         ('distill.py', '--save-config', '/proc/none/x.py'),
         ('analyze_projection.py', '--out', '/proc/none.png'),
+        ('principal_angles.py', '--out', '/proc/none.png'),
         ('visualize.py', '--out', '/proc/none/x.png'),
         ('report.py', '--out', '/proc/none/x.html'),
     ],
@@ -31,6 +32,7 @@ def test_file__that_cannot_be_written(files, capsys, tool, option, path):
         'test.py': teacher,
         'distill.py': (files / 'plain.py', *teacher, '--dim', 8),
         'analyze_projection.py': (files / 'distilled.py',),
+        'principal_angles.py': (files / 'distilled.py', teacher[1]),
         'visualize.py': (files / 'distilled.py', teacher[1], files / 'data/images/0.png'),
         'report.py': (files,),
     }

@@ -1,0 +1,174 @@
+"""Show how the student's feature maps turn towards the teacher's during training."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from mmengine.device import get_device
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rdimkd_det import ConfigError
+from rdimkd_det.commands import cli
+from rdimkd_det.commands.checks import check_data, check_model
+from rdimkd_det.commands.mistakes import errors_explained
+from rdimkd_det.distiller import RdimKDDistiller, distilled_student
+from rdimkd_det.distiller.labelled import labelled_first
+from rdimkd_det.features import record_outputs
+from rdimkd_det.files.checkpoints import read_checkpoint_safely, weights_in
+from rdimkd_det.files.configs import without_cache
+from rdimkd_det.files.strict_loading import load_strictly
+from rdimkd_det.losses.padding import image_sizes
+from rdimkd_det.projections import default_dim
+from rdimkd_det.reports.charts import check_picture, save_figure
+from rdimkd_det.training.calibration import ChannelCovariance, calibration_batches
+
+# Level to (epoch, mean angle in degrees) of each checkpoint.
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a distilled config')
+    parser.add_argument('checkpoints', nargs='+', help='checkpoints that its training wrote')
+    parser.add_argument(
+        '--plain',
+        nargs='+',
+        default=[],
+        metavar='CHECKPOINT',
+        help='checkpoints of the same student, trained without a teacher',
+    )
+    parser.add_argument('--dim', type=int, help='directions; default: a quarter of the channels')
+    parser.add_argument('--images', type=int, default=64, help='training images. Defaults to 64')
+    parser.add_argument(
+        '--out', type=Path, default=Path('angles.png'), help='picture. Defaults to angles.png'
+    )
+    args = parser.parse_args()
+    for option in ('images', 'dim'):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ConfigError(f'--{option} must be 1 or more, got {value}.')
+    check_picture(args.out)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.read_config_file(args.config)
+    with errors_explained(cfg):
+        model = distilled_student(check_model(without_cache(cfg), training=False))
+        model = model.to(get_device()).eval()
+        check_data(cfg, ['train'])
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        batches = list(calibration_batches(loader, args.images, seed=0))
+        curves = {
+            name: follow(model, paths, batches, args.dim)
+            for name, paths in (('distilled', args.checkpoints), ('plain', args.plain))
+            if paths
+        }
+    print_table(curves)
+    draw(curves, args.out)
+    print(f'wrote {args.out}')
+
+
+def follow(
+    model: RdimKDDistiller, paths: Sequence[str], batches: Sequence[dict], dim: int | None
+) -> Curves:
+    """Measure the angles at each level for some checkpoints of a student, by epoch."""
+    curves: Curves = {}
+    for path in paths:
+        content = read_checkpoint_safely(path, 'student')
+        load_strictly(model, weights_in(content, path, 'student'), path, 'this config', 'student')
+        epoch = content.get('meta', {}).get('epoch') or 0
+        for level, covariance, num_channels in measure(model, batches):
+            angles = principal_angles(covariance, num_channels, dim)
+            curves.setdefault(level, []).append((epoch, float(angles.mean())))
+    return {level: sorted(points) for level, points in curves.items()}
+
+
+@torch.no_grad()
+def measure(
+    model: RdimKDDistiller, batches: Sequence[dict]
+) -> list[tuple[str, Tensor, tuple[int, int]]]:
+    """Return each level's name, covariance (C_s + C_t, C_s + C_t) of both maps, and C_s, C_t."""
+    sums: dict[str, tuple[ChannelCovariance, tuple[int, int]]] = {}
+    for batch in batches:
+        data = model.data_preprocessor(batch, False)
+        batch = labelled_first(data['inputs'], data['data_samples'])
+        for part in model.distill.per_teacher:
+            teacher_feats = part.teacher_feats(batch.inputs, batch.samples)
+            smaller = batch.shrunk(model.distill.shrink)
+            with record_outputs(model, part.taps) as outputs:
+                model.extract_feat(smaller.inputs)
+            for found in part.compared(outputs, teacher_feats, image_sizes(smaller.samples)):
+                for level, name in enumerate(found.loss.level_names):
+                    pair = found.loss.same_size(found.student[level], found.teacher[level])
+                    both = torch.cat([it.float() for it in pair], 1)
+                    channels = pair[0].shape[1], pair[1].shape[1]
+                    new = ChannelCovariance(both.shape[1], both.device), channels
+                    within = found.positions and found.positions[level]
+                    sums.setdefault(name, new)[0].update(both, within)
+    return [(name, it.compute(), channels) for name, (it, channels) in sums.items()]
+
+
+def principal_angles(
+    covariance: Tensor, num_channels: tuple[int, int], dim: int | None = None
+) -> Tensor:
+    """Compute the angles between the student's and the teacher's leading principal components.
+
+    The d leading components of each map, as functions of image and position, span a subspace;
+    these are the principal angles between both subspaces (Björck and Golub, 1973): the arc cosines
+    of the canonical correlations of the components. No adapter is needed, whatever the channels.
+
+    Args:
+        covariance (Tensor): Covariance (C_s + C_t, C_s + C_t) of the channels of both maps.
+        num_channels (tuple[int, int]): C_s and C_t.
+        dim (int, optional): Number of components d. Defaults to a quarter of the fewer channels.
+
+    Returns:
+        Tensor: The angles (d,) in degrees, from the smallest: 0 where the student's map can be
+        turned into the teacher's, 90 where they have nothing in common.
+    """
+    student = num_channels[0]
+    dim = min(dim or default_dim(*num_channels), *num_channels)
+    whitened = []
+    for block in (covariance[:student, :student], covariance[student:, student:]):
+        values, vectors = torch.linalg.eigh(block.cpu().double())
+        scale = values[-dim:].clamp(min=torch.finfo(values.dtype).tiny).rsqrt()
+        whitened.append(vectors[:, -dim:] * scale)
+    shared = whitened[0].t() @ covariance[:student, student:].cpu().double() @ whitened[1]
+    return torch.linalg.svdvals(shared).clamp(max=1).acos().rad2deg()
+
+
+def print_table(curves: dict[str, Curves]) -> None:
+    """Print the mean angle at each level and epoch."""
+    table = Table(title="mean angle between student's and teacher's components, degrees")
+    for column in ('student', 'epoch', *next(iter(curves.values()))):
+        table.add_column(column, justify='right')
+    for name, levels in curves.items():
+        for points in zip(*levels.values()):
+            table.add_row(name, str(points[0][0]), *(f'{angle:.1f}' for _, angle in points))
+    Console().print(table)
+
+
+def draw(curves: dict[str, Curves], path: Path) -> None:
+    """Draw the mean angle over the epochs, one panel per level."""
+    levels = list(next(iter(curves.values())))
+    figure = Figure(figsize=(3.2 * len(levels) + 0.6, 3.2), layout='constrained')
+    panels = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
+    for axes, level in zip(panels, levels):
+        for name, of_student in curves.items():
+            axes.plot(*zip(*of_student[level]), marker='o', label=name)
+        axes.set(title=level, xlabel='epoch', ylim=(0, 90))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel('mean principal angle, degrees')
+    panels[0].legend()
+    save_figure(figure, path)
+
+
+if __name__ == '__main__':
+    cli.run(main)
