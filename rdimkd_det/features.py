@@ -238,7 +238,8 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
     given = [str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
     return (
         f'{name} returns no feature maps (N, C, H, W), but {", ".join(given) or "nothing"}; let it '
-        f"return maps, or name a module inside of it: teacher_module='...' in its loss."
+        f'return maps (timm: features_only=True), or name a module inside of it: '
+        f"teacher_module='...' in its loss."
     )
 
 

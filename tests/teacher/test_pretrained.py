@@ -1,4 +1,4 @@
-"""Teachers of transformers and timm: tiny random DINOv2, DINOv3 and a DINOv3 ConvNeXt."""
+"""Teachers of transformers: tiny random DINOv2, DINOv3 and a DINOv3 ConvNeXt."""
 
 import json
 import os
@@ -29,7 +29,6 @@ from rdimkd_det.features import OUTPUT
 from rdimkd_det.files.configs import UnreadableConfigError
 from rdimkd_det.teacher import ModuleSource
 from rdimkd_det.teacher.build import build_teacher
-from rdimkd_det.teacher.known_input import known_input
 from rdimkd_det.teacher.pretrained import NAME
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
@@ -115,21 +114,6 @@ def test_facts__do_not_tell_where_a_directory_is(directories, tmp_path):
     )
     assert one == other and one['module of the teacher'][NAME] == 'dinov3'
     assert one != ModuleSource(**pretrained(directories / 'dinov3', fan_out=True)).facts()
-
-
-def test_input__of_timm():
-    module = nn.Conv2d(3, 8, 8, 8)
-    module.pretrained_cfg = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5), url='...')
-    found = known_input(module)
-    assert found.mean == [127.5] * 3 and found.std == [127.5, 63.75, 127.5]
-
-
-def test_timm__features_only():
-    pytest.importorskip('timm', reason='timm is not installed', exc_type=ImportError)
-    module = dict(type='timm.create_model', model_name='resnet18', features_only=True)
-    teacher = teacher_of(dict(module=dict(module, out_indices=(2, 3, 4))))
-    assert [level.stride for level in teacher.probe()[OUTPUT]] == [8, 16, 32]
-    assert teacher.source.input['mean'] == pytest.approx(MEAN)
 
 
 def test_precision__bf16(directories):
