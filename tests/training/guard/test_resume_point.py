@@ -239,9 +239,7 @@ def test_resume__after_a_best_checkpoint_validates_no_second_time(config):
     assert watch.validations == 2
 
 
-@pytest.mark.parametrize(
-    'edit, num_images', [(list, 4), (list, 1), (as_earlier_versions_wrote, 2)]
-)
+@pytest.mark.parametrize('edit, num_images', [(list, 4), (list, 1), (as_earlier_versions_wrote, 2)])
 def test_resume__with_epochs_of_another_length_drops_none(config, edit, num_images):
     """The batch size, or number of GPUs, changes between two epochs."""
     run = config(**{'default_hooks.checkpoint.by_epoch': True, 'train_cfg.max_epochs': 1})
