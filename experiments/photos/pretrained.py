@@ -23,7 +23,14 @@ def pretrained_rows(configs: str) -> list[Experiment]:
     detector = {'name': 'detector', 'config': f'{configs}/yolox_nano_teacher.py'}
     both = {'model.teacher': [detector, {'name': 'imagenet', **MODULE}]}
     return [
-        Experiment('lite0_plain', 'plain student', ('lite0',), lite0[0], rival=None),
+        Experiment(
+            'lite0_plain',
+            'plain student',
+            ('lite0',),
+            lite0[0],
+            plain='lite0_plain',
+            rival=None,
+        ),
         Experiment(
             'lite0_rdimkd_p',
             'RdimKD-P',

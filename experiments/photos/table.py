@@ -61,11 +61,20 @@ def _table(photos: Photos) -> dict[str, Experiment]:
         title: str,
         *groups: str,
         student: str = 'yolox_pico',
+        beside: str | None = None,
         epochs: int | None = None,
         changes: Mapping | None = None,
     ) -> Experiment:
         changes = {**(changes or {}), **(_schedule(epochs) if epochs else {})}
-        return Experiment(name, title, groups, f'{configs}/{student}.py', changes, rival=None)
+        return Experiment(
+            name,
+            title,
+            groups,
+            f'{configs}/{student}.py',
+            changes,
+            plain=beside or name,
+            rival=None,
+        )
 
     def distilled(
         name: str,
@@ -138,6 +147,7 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 'plain_equal_time',
                 'plain student, 34 epochs: equal time',
                 'main',
+                beside='plain',
                 epochs=round(24 * EQUAL_TIME),
             ),
             distilled('rdimkd_p', 'RdimKD-P', *EVERYWHERE),
@@ -153,6 +163,7 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 'plain_long_equal_time',
                 'plain student, 101 epochs: equal time',
                 'long',
+                beside='plain_long',
                 epochs=round(LONG * EQUAL_TIME),
             ),
             distilled(
