@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def follow(
         for level, covariance, num_channels in measure(model, batches):
             angles = principal_angles(covariance, num_channels, dim)
             curves.setdefault(level, []).append((epoch, float(angles.mean())))
-    return {level: sorted(points) for level, points in curves.items()}
+    return {level: sorted(points, key=itemgetter(0)) for level, points in curves.items()}
 
 
 @torch.no_grad()
