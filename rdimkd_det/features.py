@@ -104,11 +104,13 @@ def find_module(network: nn.Module, tap: str) -> nn.Module:
     except AttributeError:
         module = None
     if module is None or module is network:
-        available = [name for name, child in network.named_children() if child is not None]
-        name = _name(network)
+        children = dict(network.named_children())
+        # Trackers and semi-supervised detectors hold detectors, and give these batches of theirs.
+        inside = [name for name, child in children.items() if hasattr(child, 'extract_feat')]
+        hint = f'; distil a detector alone, such as its {" or ".join(inside)}' if inside else ''
         raise ConfigError(
-            f"tap '{tap}': {name} has no such module; it has "
-            f'{", ".join(repr(name) for name in available)}.'
+            f"tap '{tap}': {_name(network)} has no such module; it has "
+            f'{", ".join(map(repr, children))}{hint}.'
         )
     return module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import rdimkd_det  # noqa: F401  # provides mmcv's operators, where they are not compiled
 
 # isort: split
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mmdet
@@ -37,9 +37,9 @@ def small_config(
         channels: Channels of the FPN and of the heads.
         **model: Merged into ``model`` at the end, e.g. ``neck=dict(num_outs=3)``.
     """
-    config = Config.fromfile(CONFIGS / name)
-    _without_pretrained(config.model)
-    backbone, neck = config.model.backbone, config.model.get('neck')
+    config = plain_config(name)
+    detector = config.model.get('detector') or config.model  # of a tracker, or to be taught
+    backbone, neck = detector.backbone, detector.get('neck')
     if backbone.type in ('ResNet', 'SwinTransformer') and neck is not None:
         if backbone.type == 'ResNet':
             backbone.update(depth=depth or backbone.depth, base_channels=base_channels)
@@ -48,21 +48,24 @@ def small_config(
             width = 3 * base_channels
             backbone.update(embed_dims=width)
         neck.in_channels = [width * 2**stage for stage in backbone.out_indices]
-        _narrow(config.model, neck.out_channels, channels)
+        _narrow(detector, neck.out_channels, channels)
     config.merge_from_dict({'model': model})
     return config
 
 
-def _without_pretrained(node: object) -> None:
-    for child in _children(node):
+def plain_config(name: str) -> Config:
+    """Return a config that ships with MMDetection, without pretrained weights."""
+    config = Config.fromfile(CONFIGS / name)
+    for child in children(config.model):
         init_cfg = child.get('init_cfg')
         if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
             child['init_cfg'] = None
         child.pop('pretrained', None)
+    return config
 
 
 def _narrow(model: dict, old: int, new: int) -> None:
-    for child in _children({key: part for key, part in model.items() if key != 'backbone'}):
+    for child in children({key: part for key, part in model.items() if key != 'backbone'}):
         child.update({key: new for key in CHANNEL_KEYS if child.get(key) == old})
         if 'fc_out_channels' in child:
             child['fc_out_channels'] = new
@@ -70,13 +73,14 @@ def _narrow(model: dict, old: int, new: int) -> None:
             child['stacked_convs'] = 1
 
 
-def _children(node: object):
+def children(node: object) -> Iterator[dict]:
+    """Yield the dicts in a config, outer ones first."""
     if isinstance(node, dict):
         yield node
         node = node.values()
     if not isinstance(node, (str, int, float, type(None))):
         for child in list(node):
-            yield from _children(child)
+            yield from children(child)
 
 
 def random_batch(

@@ -87,6 +87,13 @@ def test_find__missing_lists_the_available(detector):
         find_module(detector, '')
 
 
+def test_find__detectors_inside_of_a_tracker_are_named(detector):
+    tracker = nn.Module()
+    tracker.detector, tracker.track_head = detector, nn.Identity()
+    with pytest.raises(ConfigError, match="'track_head'; distil a detector alone, such as its det"):
+        find_module(tracker, 'neck')
+
+
 def test_find__nested(detector):
     assert find_module(detector, 'neck.fpn_convs.0') is detector.neck.fpn_convs[0]
 

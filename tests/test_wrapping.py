@@ -50,6 +50,12 @@ def test_distill_config__hooks_of_the_student_stay():
     assert cfg.model.losses.neck.projection == dict(type='RandomProjection', dim=16)
 
 
+def test_distill_config__teacher_is_a_tracker():
+    tracker = Config(dict(model=dict(type='QDTrack', detector=fcos())))
+    with pytest.raises(ConfigError, match='whose model is the detector in its QDTrack'):
+        distill_config(R18, tracker, 'none.pth')
+
+
 def test_distill_config__imports_what_a_config_of_the_teacher_imports():
     """Only its model goes into the result; a file that is named imports by itself."""
     student, teacher = (
