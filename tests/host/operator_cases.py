@@ -98,8 +98,11 @@ def deform_conv(groups=1, offset_groups=1, stride=1, padding=1, dilation=1):
     )
 
 
-def modulated_deform_conv(groups=1, offset_groups=1, stride=1, padding=1, dilation=1, bias=True):
-    weight, size = random(6, 8 // groups, 3, 3, seed=1), _out(stride, padding, dilation)
+def modulated_deform_conv(
+    groups=1, offset_groups=1, stride=1, padding=1, dilation=1, bias=True, larger=0
+):
+    weight = random(6, 8 // groups, 3, 3, seed=1)
+    size = [side + larger for side in _out(stride, padding, dilation)]
     offset = random(2, 18 * offset_groups, *size, seed=2, low=-4, high=4)
     mask = random(2, 9 * offset_groups, *size, seed=3, low=0)
     inputs = [maps(), offset, mask, weight, *([random(6, seed=4)] if bias else [])]
@@ -208,6 +211,7 @@ CASES = {
     'modulated_deform_conv_groups': lambda: modulated_deform_conv(
         groups=2, offset_groups=4, bias=False
     ),
+    'modulated_deform_conv_larger_offsets': lambda: modulated_deform_conv(larger=3),
     'modulated_deform_conv_strided': lambda: modulated_deform_conv(stride=2, padding=0),
     'box_iou_rotated': box_iou_rotated,
     'box_iou_rotated_iof': lambda: box_iou_rotated(mode='iof'),

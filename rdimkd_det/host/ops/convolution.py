@@ -41,8 +41,11 @@ def deform_conv(
 
     From input (N, C, H, W) and weight (C_out, C / groups, k_h, k_w) to (N, C_out, H_out, W_out).
     The offset (N, 2 * offset_groups * k_h * k_w, H_out, W_out) holds y and x in turn, the mask is
-    (N, offset_groups * k_h * k_w, H_out, W_out).
+    (N, offset_groups * k_h * k_w, H_out, W_out). Larger ones are taken as the compiled operator
+    does, see :func:`_of_size`.
     """
+    size = _output_size(geometry, input, weight)
+    offset, mask = _of_size(offset, size), None if mask is None else _of_size(mask, size)
     native = torchvision_operator('deform_conv2d', input)
     if native:
         return native(*_native_arguments(geometry, input, weight, offset, mask, bias))
@@ -53,8 +56,30 @@ def deform_conv(
         columns = (columns * masks).flatten(1, 2)
     grouped = columns.flatten(3).unflatten(1, (geometry.groups, -1)).flatten(2, 3)
     weights = weight.flatten(1).unflatten(0, (geometry.groups, -1))
-    output = (weights @ grouped).flatten(1, 2).unflatten(2, offset.shape[2:])
+    output = (weights @ grouped).flatten(1, 2).unflatten(2, size)
     return output if bias is None else output + bias[:, None, None]
+
+
+def _output_size(geometry: Geometry, input: Tensor, weight: Tensor) -> tuple[int, int]:
+    sides, taps = input.shape[2:], weight.shape[2:]
+    return tuple(
+        (sides[axis] + 2 * geometry.padding[axis] - geometry.dilation[axis] * (taps[axis] - 1) - 1)
+        // geometry.stride[axis]
+        + 1
+        for axis in range(2)
+    )
+
+
+def _of_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the start of an image's numbers in maps of another size, as if it were all of them.
+
+    DyHead and GLIP hand in offsets of the finer level. The compiled operator reads them like this,
+    and their published weights are trained with it.
+    """
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    channels = maps.shape[1]
+    return maps.flatten(1)[:, : channels * size[0] * size[1]].unflatten(1, (channels, *size))
 
 
 def _native_arguments(
@@ -90,7 +115,7 @@ def _columns(input: Tensor, offset: Tensor, kernel: torch.Size, geometry: Geomet
 def _grads(geometry: Geometry, grad_output: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
     """Return the gradients of :func:`deform_conv`, by argument; only the mask may be left out."""
     native = torchvision_operator('_deform_conv2d_backward', inputs[0])
-    if native:
+    if native and tuple(inputs[2].shape[2:]) == tuple(grad_output.shape[2:]):
         found = native(grad_output, *_native_arguments(geometry, *inputs))
         return dict(zip(INPUTS, found))
     found = gradients(partial(deform_conv, geometry), inputs, grad_output)
