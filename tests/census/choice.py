@@ -35,6 +35,8 @@ class Form(NamedTuple):
         for part in detectors.children(config.model):
             if part.get('batch_augments'):
                 part['batch_augments'] = None  # to 1024 pixels
+            if 'num_cp' in part:
+                part['num_cp'] = 0  # activation checkpointing, by fairscale
             if 'teacher_ckpt' in part:  # MMDetection's own distillations
                 part['teacher_ckpt'] = None
         return config
@@ -73,4 +75,5 @@ def forms(folder: str) -> Iterator[Form]:
 def _size(path: Path) -> tuple:
     words = re.split('[-_]', path.stem.lower())
     known = [SIZES.index(word) for word in words if word in SIZES]
-    return min(known, default=len(SIZES)), len(path.stem), path.stem
+    # Last those for pretraining, some of which MMDetection can only test.
+    return 'pretrain' in words, min(known, default=len(SIZES)), len(path.stem), path.stem

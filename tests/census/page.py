@@ -10,9 +10,11 @@ import mmcv
 import mmdet
 import mmengine
 import torch
+from choice import folders
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 RESULTS, PAGE = DOCS / 'results' / 'census.json', DOCS / 'census.md'
+NOT_TRIED = 'not tried yet'
 VERSIONS = ('mmdet', 'mmcv', 'mmengine', 'torch')
 HEAD = """# A detector of each folder
 
@@ -27,8 +29,9 @@ This page is written by the tests that do it, `pytest -m census tests/census`: b
 {last}, in {minutes:.0f} minutes of a shared machine, with {versions}.
 [pairs.md](pairs.md) has the families that every run of the tests tries, and the special cases.
 
-MMDetection trains a detector of {trained} of {all} folders here. {student} of them work as a
-student, {teacher} as a teacher; each of the others is refused with the line below.
+Of {all} folders, {tried} are tried, and MMDetection trains a detector of {trained} of these here.
+{student} of them work as a student, {teacher} as a teacher; each of the others is refused with the
+line below.
 
 | Folder | Config | Parameters | As student | As teacher |
 |---|---|---|---|---|
@@ -50,6 +53,8 @@ def keep(folder: str, found: dict) -> None:
     packages = (mmdet, mmcv, mmengine, torch)
     versions = {name: package.__version__ for name, package in zip(VERSIONS, packages)}
     results[folder] = {**found, 'date': time.strftime('%Y-%m-%d'), 'versions': versions}
+    for name in folders():
+        results.setdefault(name, {'plain': NOT_TRIED})
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
     PAGE.write_text(page_of(results))
 
@@ -57,7 +62,8 @@ def keep(folder: str, found: dict) -> None:
 def page_of(results: dict) -> str:
     """Return the page's text."""
     trained = {name: it for name, it in results.items() if it['plain'] == 'trains'}
-    dates = sorted(it['date'] for it in results.values())
+    tried = [it for it in results.values() if it['plain'] != NOT_TRIED]
+    dates = sorted(it['date'] for it in tried)
     works = {
         side: sum(it[side]['outcome'] == 'works' for it in trained.values())
         for side in ('student', 'teacher')
@@ -65,9 +71,10 @@ def page_of(results: dict) -> str:
     text = HEAD.format(
         first=dates[0],
         last=dates[-1],
-        minutes=sum(it.get('seconds', 0) for it in results.values()) / 60,
-        versions=', '.join(f'{name} {_versions(results, name)}' for name in VERSIONS),
+        minutes=sum(it.get('seconds', 0) for it in tried) / 60,
+        versions=', '.join(f'{name} {_versions(tried, name)}' for name in VERSIONS),
         trained=len(trained),
+        tried=len(tried),
         all=len(results),
         **works,
     )
@@ -81,8 +88,8 @@ def page_of(results: dict) -> str:
     return text
 
 
-def _versions(results: dict, package: str) -> str:
-    return ' and '.join(sorted({it['versions'][package] for it in results.values()}))
+def _versions(tried: list[dict], package: str) -> str:
+    return ' and '.join(sorted({it['versions'][package] for it in tried}))
 
 
 def _row(*cells: str) -> str:

@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from mmdet.structures import TrackDataSample
 from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 
 WORD = 'object'
 CLASSES = ('num_classes', 'num_things_classes')
 
 
-def batch_for(model: dict, side: int) -> dict:
+def batch_for(config: Config, side: int) -> dict:
     """Return a batch of two images in the form that a detector takes.
 
     Small ones differ in size; some detectors (YOLACT) take one size only.
     """
+    model = config.model
     known = [part[key] for part in detectors.children(model) for key in CLASSES if part.get(key)]
     numbers = [number for each in known for number in np.atleast_1d(each).tolist()]
     sizes = [(96, side), (side, 112)] if side == 128 else [(side, side)] * 2
@@ -28,6 +30,8 @@ def batch_for(model: dict, side: int) -> dict:
     batch = detectors.random_batch(size=sizes, num_classes=num_classes)
     for image, sample in zip(batch['inputs'], batch['data_samples']):
         _annotate(sample, *image.shape[1:])
+        if not _loads_masks(config):
+            del sample.gt_instances.masks
         sample.set_metainfo(dict(text=(WORD,) * num_classes, custom_entities=True))
     kind = (model.get('data_preprocessor') or {}).get('type', '')
     if 'Track' in kind:
@@ -35,6 +39,11 @@ def batch_for(model: dict, side: int) -> dict:
     if 'MultiBranch' in kind:
         return _as_branches(batch)
     return batch
+
+
+def _loads_masks(config: Config) -> bool:
+    loading = [it for it in detectors.children(config._cfg_dict) if 'Load' in str(it.get('type'))]
+    return any(it.get('with_mask', 'Panoptic' in it['type']) for it in loading)
 
 
 def _annotate(sample: object, height: int, width: int) -> None:

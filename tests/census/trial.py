@@ -69,7 +69,8 @@ def _try_forms(folder: str, work_dir: Path) -> dict:
             plain = _Plain(_config(form, work_dir), form.side)
         except Exception as error:  # the census is of what can happen
             _show(form)
-            first = first or {**found, 'plain': _line(error)}
+            if first is None or first['config'] == form.name:  # the line of it as it is
+                first = {**found, 'plain': _line(error)}
             continue
         found.update(detector=plain.config.model.type, parameters=plain.parameters, plain='trains')
         found['student'] = _outcome(partial(_as_student, plain, work_dir))
@@ -81,8 +82,9 @@ def _try_forms(folder: str, work_dir: Path) -> dict:
 def _config(form: Form, work_dir: Path) -> Config:
     config = form.config()
     for part in detectors.children(config.model):
-        if part.get('type') == 'BertModel':
-            part['name'] = tiny_bert(work_dir / 'bert')
+        for key in ('name', 'lang_model_name'):
+            if part.get(key) == 'bert-base-uncased':
+                part[key] = tiny_bert(work_dir / 'bert')
     return config
 
 
@@ -103,7 +105,7 @@ class _Plain:
         self.after = model.state_dict()
 
     def batch(self) -> dict:
-        return batch_for(self.config.model, self.side)
+        return batch_for(self.config, self.side)
 
 
 def _build(config: dict) -> torch.nn.Module:
@@ -157,7 +159,7 @@ def _as_student(plain: _Plain, folder: Path) -> dict:
 def _as_teacher(plain: _Plain, folder: Path) -> dict:
     weights = _saved(folder / 'teacher.pth', plain.before)
     model, found = _distil(fixed_detector(), plain.config, weights, 'neck', plain.tap)
-    _check(train_step(model, batch_for(fixed_detector().model, plain.side)))
+    _check(train_step(model, batch_for(fixed_detector(), plain.side)))
     return found
 
 
