@@ -12,6 +12,7 @@ from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .samples import image_sizes
 
 
 class InputBridge:
@@ -58,7 +59,7 @@ class InputBridge:
         Without samples, whose 'img_shape' tells images from padding, every image fills the batch.
         """
         full = tuple(inputs.shape[2:])
-        shapes = [tuple(s.metainfo.get('img_shape', full)[:2]) for s in data_samples or ()]
+        shapes = image_sizes(data_samples) or []
         target = tuple(
             self._target_size(size, max((shape[axis] for shape in shapes), default=size))
             for axis, size in enumerate(full)

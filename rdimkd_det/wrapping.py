@@ -14,6 +14,7 @@ from yapf.yapflib.yapf_api import FormatCode
 from .errors import ConfigError
 from .files.atomic import write_text
 from .files.configs import read_config
+from .host.registry import enter_scope
 from .options import explain
 from .projections import PROJECTIONS
 from .teacher.build import build_teacher
@@ -69,6 +70,7 @@ def distill_config(
     student_cfg = student.copy() if isinstance(student, Config) else read_config(student, 'student')
     if not isinstance(student_cfg.get('model'), Mapping):
         raise ConfigError(f'student: {student} has no model.')
+    enter_scope(student_cfg)
     losses = {
         path: {
             'type': 'RdimKDLoss',

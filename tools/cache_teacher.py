@@ -14,7 +14,6 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import init_process_group
@@ -28,6 +27,7 @@ from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.distiller.distillation import Distillation
 from rdimkd_det.files.configs import teacher_entries, without_cache
+from rdimkd_det.host.registry import enter_scope
 from rdimkd_det.progress import counting_bar, with_progress
 from rdimkd_det.teacher.cache.images import image_pipeline
 from rdimkd_det.teacher.cache.origin import check_facts, projection_facts
@@ -89,7 +89,7 @@ def main() -> None:
     for directory in directories:
         check_work_dir(str(directory), 'teacher cache')
     start_processes(args)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    enter_scope(cfg)
     model = distilled_student(MODELS.build(live.model)).to(get_device()).eval()
     caches = [
         (part, directory)

@@ -12,13 +12,13 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from ..commands.checks import check_model, check_sections
 from ..commands.optimization import check_optimizer
 from ..errors import ConfigError
 from ..files.configs import mappings, read_detector_config
+from ..host.registry import enter_scope
 
 NUM_BOXES = 4
 
@@ -47,7 +47,7 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
             'model.teacher is a module, and the benchmark also measures a teacher with its head; '
             'give the config of a detector.'
         )
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    enter_scope(cfg)
     student = cfg.model.get('student') or {}
     if student.get('data_preprocessor'):
         student.data_preprocessor.batch_augments = None  # keep the requested size of the batch

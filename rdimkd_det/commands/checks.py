@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
@@ -24,6 +23,7 @@ from ..files.atomic import try_writing
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..files.configs import annotation_path, leaf_datasets, mappings
 from ..files.strict_loading import load_strictly
+from ..host.registry import enter_scope
 from ..options import check_options, explain, is_whole_number, type_name
 from ..training.guard.saving import missing_to_resume
 from .hook_options import check_hook_options, distill_hooks
@@ -60,7 +60,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     if not isinstance(model, Mapping) or 'type' not in model:
         raise ConfigError(f'config {cfg.filename} has no model with a type.')
     distilled = type_name(model) == 'RdimKDDistiller'
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    enter_scope(cfg)
     if distilled:
         check_options('model', model, RdimKDDistiller)
         check_strategy(cfg)
@@ -91,7 +91,10 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
 
 
 def check_sections(cfg: Config) -> None:
-    """Check the types of the sections that this package reads, and the spelling of keys."""
+    """Enter the scope of a config, and check its sections' types and the spelling of keys."""
+    if not isinstance(cfg.get('default_scope', 'mmdet'), str):
+        raise ConfigError(f"default_scope must be a name like 'mmdet', got {cfg.default_scope!r}.")
+    enter_scope(cfg)
     check_top_level(cfg)
     for name in SECTIONS:
         if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
@@ -99,8 +102,6 @@ def check_sections(cfg: Config) -> None:
     if not isinstance(cfg.get('custom_hooks'), (list, tuple, type(None))):
         got = reprlib.repr(cfg.custom_hooks)
         raise ConfigError(f'custom_hooks must be a list of dicts, got {got}.')
-    if not isinstance(cfg.get('default_scope', 'mmdet'), str):
-        raise ConfigError(f"default_scope must be a name like 'mmdet', got {cfg.default_scope!r}.")
     for name in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(name, 1)
         if not is_whole_number(length, least=1):

@@ -111,7 +111,9 @@ def check_mixing(cfg: Config) -> None:
     if collate.endswith('yolov5_collate'):
         raise ConfigError(
             f'train_dataloader.collate_fn: {collate} drops the metainfo that says which images '
-            f"have no labels; take dict(type='pseudo_collate')."
+            f"have no labels; take dict(type='pseudo_collate') and, as the student's "
+            f"data_preprocessor, an 'mmdet.DetDataPreprocessor', as MMYOLO's configs that are not "
+            f"'fast' have them."
         )
     preprocessor = (model.get('student') or {}).get('data_preprocessor') or {}
     if len(set(kinds)) > 1 and preprocessor.get('pad_seg'):

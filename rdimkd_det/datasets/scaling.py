@@ -29,6 +29,12 @@ IN_PIXELS = {
     'CachedMosaic': ('img_scale',),
     'MixUp': ('img_scale',),
     'CachedMixUp': ('img_scale',),
+    # MMYOLO's own
+    'YOLOv5KeepRatioResize': ('scale',),
+    'LetterResize': ('scale',),
+    'YOLOv5RandomAffine': ('border',),
+    'Mosaic9': ('img_scale',),
+    'YOLOXMixUp': ('img_scale',),
 }
 
 
@@ -79,7 +85,7 @@ def _pipelines(cfg: Config) -> Iterator[list]:
 
 def _enlarge(step: Mapping, scale: int) -> Iterator[str]:
     """Scale the options of a transform, in place, and yield what each becomes."""
-    name = type_name(step)
+    name = type_name(step).removeprefix('mmyolo.')
     if step.get('crop_type', 'absolute').startswith('relative'):
         return
     for option in IN_PIXELS.get(name, ()):

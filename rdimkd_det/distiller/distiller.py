@@ -20,7 +20,7 @@ from ..host.patches import patch_detectors
 from ..host.registry import register
 from ..losses.adapters import zero_of
 from ..losses.auto_weight import differentiable_checkpoints, has_objects
-from ..losses.padding import image_sizes
+from ..samples import image_sizes
 from .distillation import build_distillation
 from .labelled import Batch, labelled_first, own_losses, train_without_labels
 

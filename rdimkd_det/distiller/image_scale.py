@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
+import torch
 import torch.nn.functional as F
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..features import Level
 from ..options import is_whole_number
+from ..samples import image_sizes
 
 Size = tuple[int, int]  # (H, W)
 
@@ -42,18 +44,15 @@ class ImageShrinker:
         """Shrink inputs (N, 3, H, W) and copies of the samples; with scale 1 return both."""
         if self.scale == 1:
             return inputs, data_samples
-        if isinstance(data_samples, Mapping):
-            raise ConfigError(
-                'teacher: image_scale needs a data sample per image, which the collate_fn '
-                "yolov5_collate does not give; take dict(type='pseudo_collate')."
-            )
         full = tuple(inputs.shape[2:])
         padded = self._padded(full)
         outputs = inputs.new_full((*inputs.shape[:2], *padded), float(self.pad_value))
-        for image, output, sample in zip(inputs, outputs, data_samples):
-            height, width = sample.metainfo.get('img_shape', full)[:2]
+        sizes = image_sizes(data_samples) or [full] * len(inputs)
+        for image, output, (height, width) in zip(inputs, outputs, sizes):
             small = shrunk(image[:, :height, :width], self.scale)
             output[:, : small.shape[1], : small.shape[2]] = small
+        if isinstance(data_samples, Mapping):
+            return outputs, self._fast_samples(data_samples, padded)
         return outputs, [self._sample(sample, full, padded) for sample in data_samples]
 
     def _padded(self, size: Size) -> Size:
@@ -78,6 +77,17 @@ class ImageShrinker:
             elif isinstance(value, PixelData) and 'sem_seg' in value:
                 setattr(small, name, self._segmentation(value, full, padded))
         return small
+
+    def _fast_samples(self, samples: Mapping, padded: Size) -> dict:
+        boxes, others = samples['bboxes_labels'], samples.keys() - {'bboxes_labels', 'img_metas'}
+        if others:
+            raise ConfigError(
+                f'teacher: image_scale shrinks the boxes of a batch of yolov5_collate, which also '
+                f'has {", ".join(sorted(others))}; train without them, or without image_scale.'
+            )
+        small = torch.cat([boxes[:, :2], scaled_boxes(boxes[:, 2:], 1 / self.scale)], 1)
+        metas = [{'batch_input_shape': padded}] * len(samples['img_metas'])
+        return {'bboxes_labels': small, 'img_metas': metas}
 
     def _instances(self, instances: InstanceData, full: Size, padded: Size) -> InstanceData:
         small = instances.new()

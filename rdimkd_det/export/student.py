@@ -15,7 +15,6 @@ from mmdet import __version__ as mmdet_version
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..channels import image_channels
@@ -26,6 +25,7 @@ from ..files.checkpoints import read_checkpoint_safely, weights_in
 from ..files.configs import hand_in_preprocessor, mappings, read_config
 from ..files.strict_loading import load_strictly
 from ..host.patches import patch_detectors
+from ..host.registry import enter_scope
 from ..options import explain, type_name
 from ..version import __version__
 from .formats import FORMATS
@@ -47,7 +47,7 @@ class Student:
     def build(self) -> nn.Module:
         """Build the detector with these weights, in eval mode."""
         try:
-            init_default_scope(self.config.get('default_scope') or 'mmdet')
+            enter_scope(self.config)
             patch_detectors()
             model = MODELS.build(copy.deepcopy(self.config.model))
         except Exception as error:  # every class has its own way to refuse its arguments

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 
 from ..errors import ConfigError
 from ..host.patches import own_config
+from ..host.registry import import_package
 from ..options import SCOPE, type_name
 
 
@@ -46,6 +47,7 @@ def open_config(name: str) -> Config:
     path = own_config(name) or name
     config = get_config(path) if '::' in path else Config.fromfile(path)
     hand_in_preprocessor(config)
+    drop_scope_of_collate(config)
     return config
 
 
@@ -53,6 +55,18 @@ def hand_in_preprocessor(config: Config) -> None:
     """Give a model the ``data_preprocessor`` at its config's top, as mmengine's Runner does."""
     if config.get('data_preprocessor') and isinstance(config.get('model'), Mapping):
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
+
+
+def drop_scope_of_collate(config: Config) -> None:
+    """Let data loaders of a base like ``'mmyolo::...'`` be built.
+
+    mmengine (0.10.7) marks all entries of such a base with their scope, and would pass that of
+    ``collate_fn`` on to the function.
+    """
+    for split in ('train', 'val', 'test'):
+        collate = (config.get(f'{split}_dataloader') or {}).get('collate_fn')
+        if isinstance(collate, Mapping):
+            collate.pop(SCOPE, None)
 
 
 def mappings(node: object) -> Iterator[Mapping]:
@@ -162,6 +176,7 @@ def _in_its_scope(model: ConfigDict, scope: object) -> ConfigDict:
     """Note the scope of a model's types where it is not the scope of the run."""
     current = DefaultScope.get_current_instance()
     if isinstance(scope, str) and current is not None and current.scope_name != scope:
+        import_package(scope)
         for entry in (model, *model.values()):
             if isinstance(entry, ConfigDict) and 'type' in entry:
                 entry.setdefault(SCOPE, scope)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
-from mmengine.registry import Registry
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import Registry, init_default_scope
+
+from ..errors import ConfigError
 
 
 def register(registry: Registry) -> Callable[[type], type]:
@@ -29,3 +33,25 @@ def find_type(entry: Mapping, registry: Registry) -> object:
         return entry['type']
     with registry.switch_scope_and_registry(entry.get('_scope_')) as found:
         return found.get(entry['type'])
+
+
+def enter_scope(config: Mapping) -> None:
+    """Look types up in a config's scope from now on, as its run will."""
+    scope = config.get('default_scope') or 'mmdet'
+    import_package(scope)
+    init_default_scope(scope)
+
+
+def import_package(scope: str) -> None:
+    """Import what another package of OpenMMLab registers; mmengine only warns if that fails."""
+    if scope == 'mmdet' or scope not in MODULE2PACKAGE:
+        return
+    try:
+        for registry in vars(import_module(f'{scope}.registry')).values():
+            if isinstance(registry, Registry):
+                registry.import_from_location()
+    except (ImportError, AssertionError) as error:  # these packages assert the versions they need
+        raise ConfigError(
+            f"default_scope='{scope}': the package {scope} cannot be imported "
+            f'({type(error).__name__}: {error}); docs/pairs.md names the versions that go together.'
+        ) from error

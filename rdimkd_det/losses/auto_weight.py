@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils import checkpoint
 
+from ..samples import any_object
 from .feature_loss import FeatureLoss
 
 # Loss scale: without it, most gradients of a mean over large maps underflow in half precision.
@@ -23,12 +24,9 @@ PLAUSIBLE = (1e-4, 1e4)  # the task's gradient over the distillation's
 def has_objects(data_samples: Sequence) -> bool:
     """Return whether any rank's batch has an object; without, the task's gradient is untypical.
 
-    ``data_samples`` are the labelled ones; without boxes, as of segmentation, they count as having
-    objects.
+    ``data_samples`` are the labelled ones.
     """
-    known = [it.gt_instances for it in data_samples if 'gt_instances' in it]
-    found = len(data_samples) and (not known or any(len(instances) for instances in known))
-    found = torch.tensor(float(bool(found)))
+    found = torch.tensor(float(any_object(data_samples)))
     all_reduce(found, 'max')
     return bool(found)
 

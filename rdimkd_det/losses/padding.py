@@ -9,17 +9,6 @@ import torch
 from torch import Tensor
 
 
-def image_sizes(data_samples: Sequence, scale: int = 1) -> list[tuple[int, int]] | None:
-    """Return the (H, W) in pixels of each image of a batch before padding; None if unknown.
-
-    They are those of images that are ``scale`` times smaller.
-    """
-    sizes = [getattr(sample, 'img_shape', None) for sample in data_samples or ()]
-    if None in sizes:
-        return None
-    return [tuple(ceil(side / scale) for side in size[:2]) for size in sizes]
-
-
 def positions_in_images(
     sizes: Sequence[tuple[int, int]] | None, maps: Tensor, stride: int
 ) -> Tensor | None:

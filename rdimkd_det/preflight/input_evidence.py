@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..bridge import InputBridge
 from ..distiller.distillation import Distillation
 from ..progress import with_progress
+from ..samples import one_per_image
 from .input_formats import InputFormat, candidates
 from .measurements import training_input
 from .whole_teacher import at_size_of, relabelled, with_masks
@@ -100,6 +101,8 @@ def compare_inputs(
     """
     own = part.teacher.build_preprocessor()
     data = [training_input(student_preprocessor, batch) for batch in batches]
+    for batch in data:
+        batch['data_samples'] = one_per_image(batch['data_samples'], batch['inputs'])
     detector = detector if labels else None
     network = detector or part.teacher.load_plain().to(data[0]['inputs'].device)
     bridges = {

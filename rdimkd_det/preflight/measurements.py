@@ -28,8 +28,8 @@ from ..distiller.labelled import labelled_first
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses import FeatureLoss
 from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
-from ..losses.padding import image_sizes
 from ..progress import with_progress
+from ..samples import any_object, image_sizes
 from ..training.calibration import batch_size, fit_projections, loader_of
 from .report import Report, Table
 
@@ -66,7 +66,7 @@ def batches_with_objects(loader: DataLoader, num_images: int) -> list:
     wanted, kept = -(-min(num_images, len(order)) // size), []
     drawn = with_progress(loader_of(loader, likely), 'training images', total=wanted)
     for batch in drawn if likely else ():
-        if any(len(sample.gt_instances) for sample in batch['data_samples']):
+        if any_object(batch['data_samples']):
             kept.append(batch)
         if len(kept) == wanted:
             break

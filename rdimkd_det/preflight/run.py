@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
@@ -15,6 +17,7 @@ from ..distiller.distillation import Distillation
 from ..errors import ConfigError, TrainingStoppedError
 from ..options import explain
 from ..random_state import preserved_random_state
+from ..samples import any_object
 from .classes import data_classes, label_map, teacher_classes
 from .data import add_data, add_data_tables
 from .input_check import check_teacher_input
@@ -123,11 +126,13 @@ def report_images(loader: DataLoader, report: Report) -> None:
 
 def _has_objects(batch: dict) -> bool:
     part = labelled_part(batch)
-    return bool(part) and any(len(sample.gt_instances) for sample in part['data_samples'])
+    return bool(part) and any_object(part['data_samples'])
 
 
 def labelled_part(batch: dict) -> dict | None:
     """Return the labelled images of a batch from a data loader; None if it has none."""
+    if isinstance(batch['data_samples'], Mapping):  # of images with labels only
+        return batch
     pairs = zip(batch['inputs'], batch['data_samples'])
     kept = [(image, it) for image, it in pairs if it.metainfo.get('labelled', True)]
     return dict(zip(('inputs', 'data_samples'), map(list, zip(*kept)))) if kept else None

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..distiller import RdimKDDistiller
 from ..distiller.distillation import Distillation
 from ..losses import FeatureLoss
-from ..losses.padding import image_sizes, positions_in_images
+from ..losses.padding import positions_in_images
 from ..progress import with_progress
+from ..samples import image_sizes
 from ..training.calibration import ChannelCovariance
 from .measurements import training_input
 from .report import Report, Table

@@ -17,7 +17,6 @@ from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -27,6 +26,7 @@ from ..commands.mistakes import errors_explained
 from ..distiller.inference import trained_detector
 from ..errors import ConfigError
 from ..files.atomic import read_json, write_json
+from ..host.registry import enter_scope
 from ..options import type_name
 from ..progress import with_progress
 from .detections import SCORE_THRESHOLD, Detection, Example, match
@@ -107,7 +107,7 @@ def _examples_of(run: TrainedRun, evaluation: Evaluation) -> list[Example]:
 
 def val_loader(run: TrainedRun) -> DataLoader:
     """Build the data loader of a run's val data."""
-    init_default_scope(run.config.get('default_scope', 'mmdet'))
+    enter_scope(run.config)
     with quiet():
         return Runner.build_dataloader(deepcopy(run.config.val_dataloader), seed=0)
 

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from ..distiller import distilled_student
 from ..distiller.distillation import Distillation
-from ..losses.padding import image_sizes, positions_in_images, select_positions
+from ..losses.padding import positions_in_images, select_positions
 from ..progress import with_progress
+from ..samples import image_sizes
 
 
 class ChannelCovariance:

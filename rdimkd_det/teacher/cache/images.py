@@ -67,6 +67,9 @@ def image_pipeline(cfg: Config) -> dict:
     'RandomFlip'; 'batch_augments' of the student's preprocessor; and 'flip', whether images are
     flipped. What does not give the same image each time is refused, with the remedy.
     """
+    collate = type_name(cfg.train_dataloader.get('collate_fn') or {})
+    if collate.endswith('yolov5_collate'):
+        _refuse(collate, 'train with the live teacher, without cache=...')
     scope = cfg.get('default_scope') or 'mmdet'
     if scope not in PACKAGES:
         _refuse(
