@@ -56,13 +56,14 @@ def _of_optimizer(runner: Runner, checkpoint: Mapping) -> Iterable[str]:
     own = getattr(runner.optim_wrapper, 'param_groups', None)
     if not isinstance(own, list) or 'param_groups' not in kept:
         return
-    scheduled = 'lr' if any('initial_lr' in group for group in own) else None
-    named = set()
+    named = {'params'}
     for state, group in zip(kept['param_groups'], own):
-        for key in state.keys() & group.keys() - {'params', scheduled} - named:
-            if _plain(state[key]) != _plain(group[key]):
+        for key in state.keys() & group.keys() - named:
+            # What is scheduled, by mmengine or by a hook of MMYOLO's, moves from where it began.
+            before, now = (it.get(f'initial_{key}', it[key]) for it in (state, group))
+            if not key.startswith('initial_') and _plain(before) != _plain(now):
                 named.add(key)
-                yield _difference(f'optimizer.{key}', state[key], group[key])
+                yield _difference(f'optimizer.{key}', before, now)
 
 
 def _difference(name: str, kept: object, own: object) -> str:
