@@ -15,7 +15,10 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
+
+from rdimkd_det.files.configs import open_config
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 CHANNEL_KEYS = ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels')
@@ -31,7 +34,8 @@ def small_config(
     ResNets and Swins become narrow, and the neck is adjusted; other backbones stay as they are.
 
     Args:
-        name: Path below mmdet's configs, e.g. 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'.
+        name: Path below mmdet's configs, e.g. 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'; or of
+            another package, as 'mmyolo::...'.
         depth: Depth of the ResNet; None for that of the file.
         base_channels: Channels of the backbone's stem.
         channels: Channels of the FPN and of the heads.
@@ -55,7 +59,7 @@ def small_config(
 
 def plain_config(name: str) -> Config:
     """Return a config that ships with MMDetection, without pretrained weights."""
-    config = Config.fromfile(CONFIGS / name)
+    config = open_config(name if '::' in name else str(CONFIGS / name))
     for child in children(config.model):
         init_cfg = child.get('init_cfg')
         if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
@@ -143,7 +147,8 @@ def teacher_files(folder: Path, config: Config, seed: int = 1) -> tuple[str, str
     """
     config_file, checkpoint = str(folder / 'teacher.py'), str(folder / 'teacher.pth')
     config.dump(config_file)
-    with torch.random.fork_rng(devices=[]):
+    scope = DefaultScope.overwrite_default_scope(config.get('default_scope'))
+    with torch.random.fork_rng(devices=[]), scope:
         torch.manual_seed(seed)
         model = MODELS.build(config.model)
         model.init_weights()

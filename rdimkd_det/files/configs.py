@@ -173,9 +173,10 @@ def read_detector_config(config: str | dict) -> ConfigDict:
 
 
 def _in_its_scope(model: ConfigDict, scope: object) -> ConfigDict:
-    """Note the scope of a model's types where it is not the scope of the run."""
+    """Note the scope of a model's types, unless it and the scope of the run are MMDetection's."""
     current = DefaultScope.get_current_instance()
-    if isinstance(scope, str) and current is not None and current.scope_name != scope:
+    of_run = 'mmdet' if current is None else current.scope_name
+    if isinstance(scope, str) and {scope, of_run} != {'mmdet'}:
         import_package(scope)
         for entry in (model, *model.values()):
             if isinstance(entry, ConfigDict) and 'type' in entry:

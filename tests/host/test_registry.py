@@ -26,19 +26,21 @@ RANDOM = dict(type='RandomProjection', dim=4)
 
 
 @pytest.fixture(scope='module')
-def mmyolo():
+def sibling():
     """Registries of a sibling of mmdet, with one hook and one detector of its own."""
-    models = Registry('model', parent=root.MODELS, scope='mmyolo')
-    hooks = Registry('hook', parent=root.HOOKS, scope='mmyolo')
-    hooks.register_module(name='PipelineSwitchOfYOLO', module=type('SwitchOfYOLO', (Hook,), {}))
-    models.register_module(name='DetectorOfYOLO', module=MODELS.get('FCOS'))
+    models = Registry('model', parent=root.MODELS, scope='sibling')
+    hooks = Registry('hook', parent=root.HOOKS, scope='sibling')
+    hooks.register_module(
+        name='PipelineSwitchOfSibling', module=type('SwitchOfSibling', (Hook,), {})
+    )
+    models.register_module(name='DetectorOfSibling', module=MODELS.get('FCOS'))
     yield models
     for parent in (root.MODELS, root.HOOKS):
-        del parent.children['mmyolo']
+        del parent.children['sibling']
 
 
-@pytest.fixture(params=['mmdet', 'mmyolo'])
-def scope(request, mmyolo):
+@pytest.fixture(params=['mmdet', 'sibling'])
+def scope(request, sibling):
     DefaultScope.get_instance(f'scope{time.time()}', scope_name=request.param)
     yield request.param
     DefaultScope.get_instance(f'scope{time.time()}', scope_name='mmdet')
@@ -54,23 +56,23 @@ def test_find__with_every_prefix_in_every_scope(scope, name, prefix):
     assert check_type(dict(type=prefix + name), 'here', registry, [name]) is kind
 
 
-def test_check__hooks_of_the_configs_scope(mmyolo):
-    hooks = [dict(type='PipelineSwitchOfYOLO'), dict(type='DistillHook', calibration_images=3)]
-    with DefaultScope.overwrite_default_scope('mmyolo'):
+def test_check__hooks_of_the_configs_scope(sibling):
+    hooks = [dict(type='SwitchOfSibling'), dict(type='DistillHook', calibration_images=3)]
+    with DefaultScope.overwrite_default_scope('sibling'):
         (hook,) = distill_hooks(Config(dict(custom_hooks=hooks)))
     assert hook.calibration_images == 3
 
 
-def test_build__student_of_another_scope_and_teacher_of_mmdet(mmyolo, tmp_path):
+def test_build__student_of_another_scope_and_teacher_of_mmdet(sibling, tmp_path):
     config, checkpoint = teacher_files(
         tmp_path, Config(dict(model=fcos(16, 24), default_scope='mmdet'))
     )
     student = fcos()
-    student.type = 'DetectorOfYOLO'
+    student.type = 'DetectorOfSibling'
     for part in ('data_preprocessor', 'backbone', 'neck', 'bbox_head'):
         student[part]['_scope_'] = 'mmdet'
     model = distilled(student, dict(config=config, checkpoint=checkpoint), projection=RANDOM)
-    with DefaultScope.overwrite_default_scope('mmyolo'):
+    with DefaultScope.overwrite_default_scope('sibling'):
         built = MODELS.build(model).train()
         data = built.data_preprocessor(random_batch(num_classes=3), training=True)
         losses = built(**data, mode='loss')
