@@ -104,8 +104,10 @@ def _teacher_entry(teacher: str | Config | Mapping, checkpoint: str | None) -> d
     weights = {} if checkpoint is None else {'checkpoint': str(checkpoint)}
     if isinstance(teacher, Mapping) and 'module' in teacher:
         return {**teacher, **weights}
-    named = isinstance(teacher, (str, Path))
-    return {'config': teacher if named else {'model': teacher.model.to_dict()}, **weights}
+    if not isinstance(teacher, (str, Path)):
+        scope = {key: teacher[key] for key in ('default_scope',) if key in teacher}
+        teacher = {'model': teacher.model.to_dict(), **scope}
+    return {'config': teacher, **weights}
 
 
 def projection_config(projection: str | Mapping, dim: int | float | None) -> dict:

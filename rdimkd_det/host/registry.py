@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import Registry, init_default_scope
+from mmengine.registry import MODELS, Registry, init_default_scope
 
 from ..errors import ConfigError
 
@@ -43,14 +42,17 @@ def enter_scope(config: Mapping) -> None:
 
 
 def import_package(scope: str) -> None:
-    """Import what another package of OpenMMLab registers; mmengine only warns if that fails."""
-    if scope == 'mmdet' or scope not in MODULE2PACKAGE:
+    """Import what the package of a scope registers; mmengine only warns if that fails."""
+    if scope == 'mmdet':
         return
     try:
         for registry in vars(import_module(f'{scope}.registry')).values():
             if isinstance(registry, Registry):
                 registry.import_from_location()
-    except (ImportError, AssertionError) as error:  # these packages assert the versions they need
+    except (ImportError, AssertionError) as error:  # OpenMMLab's assert the versions they need
+        missing = getattr(error, 'name', None)
+        if missing == f'{scope}.registry' or (missing == scope and scope in MODELS.children):
+            return  # a scope of the user's own
         raise ConfigError(
             f"default_scope='{scope}': the package {scope} cannot be imported "
             f'({type(error).__name__}: {error}); docs/pairs.md names the versions that go together.'

@@ -30,9 +30,7 @@ def sibling():
     """Registries of a sibling of mmdet, with one hook and one detector of its own."""
     models = Registry('model', parent=root.MODELS, scope='sibling')
     hooks = Registry('hook', parent=root.HOOKS, scope='sibling')
-    hooks.register_module(
-        name='PipelineSwitchOfSibling', module=type('SwitchOfSibling', (Hook,), {})
-    )
+    hooks.register_module(name='SwitchOfSibling', module=type('Switch', (Hook,), {}))
     models.register_module(name='DetectorOfSibling', module=MODELS.get('FCOS'))
     yield models
     for parent in (root.MODELS, root.HOOKS):
