@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import FUNCTIONS
 from mmengine.structures import InstanceData
 
 from ..commands.checks import check_model, check_sections
@@ -70,10 +72,12 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
         )
 
 
-def random_batch(num: int, shape: tuple[int, int], masks: bool = False) -> dict:
+def random_batch(
+    num: int, shape: tuple[int, int], masks: bool = False, collate: Mapping | None = None
+) -> dict:
     """Return a batch of noise images with a few objects each, in the format of a data loader.
 
-    Some detectors use ``masks`` whenever there are any.
+    ``collate`` is its ``collate_fn``. Some detectors use ``masks`` whenever there are any.
     """
     height, width = shape
     corners = torch.rand(NUM_BOXES, 2) * torch.tensor([width / 2, height / 2])
@@ -86,7 +90,12 @@ def random_batch(num: int, shape: tuple[int, int], masks: bool = False) -> dict:
         objects.masks = BitmapMasks(everywhere, height, width)
     sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
     sample.gt_instances, sample.ignored_instances = objects, objects[:0]
-    return {
-        'inputs': [torch.randint(256, (3, height, width), dtype=torch.uint8) for _ in range(num)],
-        'data_samples': [sample.clone() for _ in range(num)],
-    }
+    items = [
+        {
+            'inputs': torch.randint(256, (3, height, width), dtype=torch.uint8),
+            'data_samples': sample.clone(),
+        }
+        for _ in range(num)
+    ]
+    options = dict(collate or {'type': 'pseudo_collate'})
+    return FUNCTIONS.get(options.pop('type'))(items, **options)

@@ -9,6 +9,7 @@ import torch
 from mmdet.registry import MODELS
 
 from ..files.configs import read_detector_config
+from ..samples import one_per_image
 from ..stopwatch import Cost
 from ..teacher import Teacher
 from ..teacher.acceleration import Acceleration
@@ -66,9 +67,9 @@ def _whole_teacher(subject: Subject) -> Callable:
     config = read_detector_config(subject.cfg.model.teacher.config)
     teacher = MODELS.build(config).to(subject.device).eval()
     images = subject.batch['inputs']
-    batch = random_batch(len(images), images[0].shape[1:], masks=teacher.with_mask)
+    batch = random_batch(len(images), images[0].shape[1:], teacher.with_mask, subject.collate)
     data = subject.model.data_preprocessor(batch, True)
-    inputs, samples = data['inputs'], data['data_samples']
+    inputs, samples = data['inputs'], one_per_image(data['data_samples'], data['inputs'])
 
     @torch.no_grad()
     def piece() -> None:

@@ -23,7 +23,8 @@ class Subject:
         self.cfg = cfg
         self.device = device
         self.model = MODELS.build(cfg.model).to(device).train()
-        self.batch = random_batch(num, shape, masks=self.model.with_mask)
+        self.collate = (cfg.get('train_dataloader') or {}).get('collate_fn')
+        self.batch = random_batch(num, shape, self.model.with_mask, self.collate)
         fit_projections(self.model, [self.batch])
         self.student = MODELS.build(cfg.model.student).to(device).train()
         self.student.load_state_dict(self.model.state_dict())
