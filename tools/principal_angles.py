@@ -23,9 +23,9 @@ from rdimkd_det.features import record_outputs
 from rdimkd_det.files.checkpoints import read_checkpoint_safely, weights_in
 from rdimkd_det.files.configs import without_cache
 from rdimkd_det.files.strict_loading import load_strictly
-from rdimkd_det.losses.padding import image_sizes
 from rdimkd_det.projections import default_dim
 from rdimkd_det.reports.charts import check_picture, save_figure
+from rdimkd_det.samples import image_sizes
 from rdimkd_det.training.calibration import ChannelCovariance, calibration_batches
 
 # Level to (epoch, mean angle in degrees) of each checkpoint.
