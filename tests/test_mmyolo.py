@@ -157,6 +157,19 @@ def test_images_for_the_teacher__are_larger_through_the_whole_pipeline(made, tmp
     assert trained_losses(tmp_path / 'run')[0]['loss_rdimkd_neck_s8'] > 0
 
 
+def test_labels_none__mosaic_of_images_without_labels(made, tmp_path):
+    """Off the fast data path, which drops what says that they have none."""
+    teacher = made / 'teacher.py', made / 'teacher.pth'
+    options = '--unlabelled', made / 'data/images', '--labels', 'none', '--work-dir', tmp_path
+    call_tool(
+        'distill.py',
+        *(made / 'student.py', *teacher, *options, '--cfg-options', 'train_cfg.max_epochs=1'),
+        'train_dataloader.collate_fn.type=pseudo_collate',
+        'model.student.data_preprocessor.type=mmdet.DetDataPreprocessor',
+    )
+    assert all(loss['loss'] > 0 and 'loss_cls' not in loss for loss in trained_losses(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('tool', 'options', 'message'),
     [

@@ -63,6 +63,14 @@ class UnlabelledImages(BaseDataset):
             for path, (width, height) in find_images(folder)
         ]
 
+    def get_data_info(self, idx: int) -> dict:
+        """Return an image's entry, with the data set that MMYOLO's mosaic takes others from."""
+        return {**super().get_data_info(idx), 'dataset': self}
+
+    def __deepcopy__(self, memo: dict) -> UnlabelledImages:
+        """Return the data set itself: MMDetection's cached mosaic copies what an entry holds."""
+        return self
+
     def prepare_data(self, idx: int) -> object:
         """Load an image, and mark its sample whatever ``meta_keys`` the pipeline packs."""
         data = super().prepare_data(idx)
