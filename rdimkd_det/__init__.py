@@ -4,6 +4,7 @@ from .host.versions import check_distribution
 
 check_distribution()
 
+from .host.mmrotate import prepare_mmrotate  # noqa: E402
 from .host.ops import provide_operators  # noqa: E402
 from .host.patches import (  # noqa: E402
     allow_checkpoint_types,
@@ -15,6 +16,7 @@ provide_operators()
 allow_checkpoint_types()
 allow_config_prefix()
 show_student_in_config()
+prepare_mmrotate()
 
 from . import functional  # noqa: E402
 from .datasets import UnlabelledImages  # noqa: E402

@@ -16,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from ..errors import ConfigError
 from ..features import record_outputs
 from ..files.configs import UnreadableConfigError
+from ..host.mmrotate import check_views
 from ..host.patches import patch_detectors
 from ..host.registry import register
 from ..losses.adapters import zero_of
@@ -83,6 +84,7 @@ class RdimKDDistiller:
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
+        check_views(detector)
         inherit = [inherit] if isinstance(inherit, str) else inherit
         return _attach(detector, teacher, losses, inherit, labels)
 

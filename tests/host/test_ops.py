@@ -375,6 +375,20 @@ def test_rotated_iou__known_areas():
     torch.testing.assert_close(ops.box_iou_rotated(square, others), expected.float())
 
 
+def test_differentiable_iou__known_areas_and_gradients():
+    """mmcv compiles its operator, which sorts corners of the shared polygon, for GPUs only."""
+    one, other = operator_cases.rotated_boxes(200), operator_cases.rotated_boxes(200, seed=5)
+    other[0] = one[0]
+    other[1] = one[1] * torch.tensor([1, 1, 0.5, 0.5, 1])  # inside
+    found = ops.diff_iou_rotated_2d(one[None], other[None])[0]
+    torch.testing.assert_close(found, ops.box_iou_rotated(one, other, aligned=True))
+    assert found[1] == pytest.approx(0.25) and (found > 0.1).sum() > 20
+
+    overlapping = torch.stack([one, other])[:, found > 0.1][:, 2:].double()
+    inputs = [it[None].clone().requires_grad_() for it in overlapping]
+    assert torch.autograd.gradcheck(ops.diff_iou_rotated_2d, inputs, fast_mode=True)
+
+
 # Detectors that need another operator each.
 DETECTORS = {
     'roi_align': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',

@@ -68,6 +68,22 @@ def _overlaps(boxes1: Tensor, boxes2: Tensor, mode: int) -> Tensor:
     return torch.where((area1 < SMALLEST_AREA) | (area2 < SMALLEST_AREA), 0, overlaps)
 
 
+@operator
+def diff_iou_rotated_sort_vertices_forward(
+    vertices: Tensor, mask: Tensor, num_valid: Tensor
+) -> Tensor:
+    """Return in which order the valid of vertices (B, N, M, 2) make a polygon: (B, N, M + 1).
+
+    They are around (0, 0). The first one comes last again, as often as is needed: it adds no area.
+    mmcv's own operator, for GPUs only, returns (B, N, 9).
+    """
+    angles = torch.atan2(vertices[..., 1], vertices[..., 0]).masked_fill(~mask, math.inf)
+    order = angles.argsort(-1)
+    order = torch.cat([order, order[..., :1]], dim=-1)
+    valid = torch.arange(order.shape[-1], device=order.device) < num_valid[..., None]
+    return torch.where(valid, order, order[..., :1])
+
+
 def _corners(boxes: Tensor, centers: Tensor) -> Tensor:
     """Return the corners (N, 4, 2) of rotated boxes, in order."""
     angle = boxes[:, 4]
