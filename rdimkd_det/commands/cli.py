@@ -171,6 +171,8 @@ def read_config_file(path: str) -> Config:
         raise ConfigError(f'config {path} not found.')
     try:
         return open_config(path)
+    except ConfigError:
+        raise
     except Exception as error:  # a config is Python: anything can go wrong in it
         message = f'{type(error).__name__}: {error}{_remedy(error)}'
         raise ConfigError(f'config {path} cannot be read: {message}') from error

@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 
 from ..errors import ConfigError
 from ..host.patches import own_config
 from ..host.registry import import_package
+from ..host.versions import FITTING, check_package
 from ..options import SCOPE, type_name
 
 
@@ -37,18 +41,40 @@ def read_config(config: str | dict, who: str) -> Config:
     try:
         return open_config(name)
     except Exception as error:  # a config is Python: anything can go wrong in it
-        message = f'{type(error).__name__}: {error}'
+        kind = '' if isinstance(error, ConfigError) else f'{type(error).__name__}: '
+        message = f'{kind}{error}'
         raise UnreadableConfigError(f'{who}: config {name} cannot be read: {message}') from error
 
 
 def open_config(name: str) -> Config:
-    """Read a config file, a path or ``'mmdet::...'``; any exception that it raises is passed on."""
-    # Config.fromfile resolves 'mmdet::' in `_base_` only; get_config resolves it here.
+    """Read a config file, a path or ``'mmdet::...'``; any exception that it raises is passed on.
+
+    Raises:
+        ConfigError: The config needs MMYOLO or MMRotate, and that is missing or does not fit.
+    """
+    # Config.fromfile resolves 'mmdet::' in `_base_` only; get_config resolves it here, and would
+    # install what is missing.
     path = own_config(name) or name
-    config = get_config(path) if '::' in path else Config.fromfile(path)
+    package, prefix, _ = path.partition('::')
+    if package in MODULE2PACKAGE:
+        check_package(package)
+    try:
+        config = get_config(path) if prefix else Config.fromfile(path)
+    except (ImportError, AssertionError) as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        _check_packages(f'{error} {frames[-1].f_globals["__name__"]}')
+        raise
+    named = [it.get(key) for it in mappings(config.to_dict()) for key in ('type', SCOPE)]
+    _check_packages(f'{config.get("default_scope")} {named}')
     hand_in_preprocessor(config)
     drop_scope_of_collate(config)
     return config
+
+
+def _check_packages(text: str) -> None:
+    for name in FITTING:
+        if re.search(rf'\b{name}\b', text):
+            check_package(name)
 
 
 def hand_in_preprocessor(config: Config) -> None:

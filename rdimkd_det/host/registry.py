@@ -8,6 +8,7 @@ from importlib import import_module
 from mmengine.registry import MODELS, Registry, init_default_scope
 
 from ..errors import ConfigError
+from .versions import FITTING, check_package
 
 
 def register(registry: Registry) -> Callable[[type], type]:
@@ -53,7 +54,9 @@ def import_package(scope: str) -> None:
         missing = getattr(error, 'name', None)
         if missing == f'{scope}.registry' or (missing == scope and scope in MODELS.children):
             return  # a scope of the user's own
+        if scope in FITTING:
+            check_package(scope)
         raise ConfigError(
             f"default_scope='{scope}': the package {scope} cannot be imported "
-            f'({type(error).__name__}: {error}); docs/pairs.md names the versions that go together.'
+            f'({type(error).__name__}: {error}).'
         ) from error

@@ -1,11 +1,22 @@
-"""Check of the installed MMDetection distribution."""
+"""Checks of the installed MMDetection distribution, and of packages that build on it."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from ..errors import ConfigError
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 ONEDL = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection')
+
+# Packages with more detectors, in the version that goes with each distribution. Their other
+# versions refuse it: mmyolo 0.6.0 and mmrotate 1.0.0rc1 need mmcv below 2.1.
+FITTING = {
+    'mmyolo': {'openmmlab': 'mmyolo-open==0.6.1'},
+    'mmrotate': {'openmmlab': 'mmrotate-dev==1.0.1', 'onedl': 'onedl-mmrotate==1.2.1'},
+}
 
 
 def check_distribution() -> str:
@@ -30,6 +41,26 @@ def check_distribution() -> str:
         f'rdimkd_det: MMDetection is not installed: {", ".join(sorted(missing))} missing. Install '
         f'one distribution: pip install "rdimkd_det[openmmlab]" or "rdimkd_det[onedl]".'
     )
+
+
+def check_package(name: str) -> None:
+    """Check that a package with more detectors is there and goes with the distribution."""
+    reason = 'it is not installed'
+    if find_spec(name) is not None:
+        try:
+            import_module(name)
+            return
+        except (ImportError, AssertionError) as error:  # they assert versions
+            reason = ' '.join(str(error).split()).rstrip('.')
+    distribution = check_distribution()
+    names = OPENMMLAB if distribution == 'openmmlab' else ONEDL
+    have = ', '.join(f'{it} {version(it)}' for it in names if _has_version(it))
+    fitting = FITTING.get(name, {}).get(distribution)
+    if fitting is not None:
+        remedy = f'pip install {fitting}, in place of any other version'
+    else:
+        remedy = 'this package knows no version of it that does'
+    raise ConfigError(f'{name} cannot be used: {reason}. What goes with {have}: {remedy}.')
 
 
 def _installed(package: str) -> bool:
