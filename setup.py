@@ -37,6 +37,10 @@ EXTRAS = {
         'onedl-mmcv==2.3.6',
         'onedl-mmdetection==3.5.1',
     ],
+    # Detectors of other packages, in the versions that go with MMDetection's above.
+    'mmyolo': ['mmyolo-open==0.6.1'],
+    'mmrotate': ['mmrotate-dev==1.0.1'],
+    'onedl-mmrotate': ['onedl-mmrotate==1.2.1'],
     'demo': DEMO,
     'onnx': ONNX,
     'foundation': FOUNDATION,

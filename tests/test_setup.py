@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from runs import REPOSITORY
 
+from rdimkd_det.host.versions import FITTING
+
 # No server answers at this address.
 OFFLINE = {'PIP_CONFIG_FILE': os.devnull, 'PIP_INDEX_URL': 'http://127.0.0.1:9', 'PIP_RETRIES': '1'}
 NO_COMPILER = {'CXX': 'no-such-compiler'}
@@ -154,7 +156,10 @@ def test_pins__hold_every_distribution_of_mmdetection():
     assert {*pinned} == {
         *('mmengine', 'mmcv', 'mmcv-lite', 'mmdet'),
         *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
+        *('mmyolo-open', 'mmrotate-dev', 'onedl-mmrotate'),
     }
+    told = [fitting for family in FITTING.values() for fitting in family.values()]
+    assert all(f"'{fitting}'" in text for fitting in told)  # to who has another version
     constraints = (REPOSITORY / 'requirements/constraints-onedl.txt').read_text()
     assert f'onedl-mmcv=={pinned["onedl-mmcv"]}\n' in constraints
 

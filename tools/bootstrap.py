@@ -27,6 +27,8 @@ MMCV = {
     ('onedl', 'torch'): 'onedl-mmcv',
     ('onedl', 'compiled'): 'onedl-mmcv',
 }
+# Detectors of other packages, which need no compiler.
+FAMILIES = {'openmmlab': 'mmyolo,mmrotate', 'onedl': 'onedl-mmrotate'}
 # The Python versions that the pinned packages have wheels for.
 OLDEST = {'openmmlab': (3, 9), 'onedl': (3, 10)}
 NEWEST = (3, 13)
@@ -164,7 +166,7 @@ def install(venv: Path, stack: str, operators: str) -> None:
         pure = [*pip, '--no-cache-dir', '--no-deps', mmcv]
         step(f'{mmcv} without its operators', pure, log)
     extra = 'openmmlab-compiled' if mmcv == 'mmcv' else stack
-    step(what, [*pip, '--no-build-isolation', '-e', f'{ROOT}[{extra},dev]'], log)
+    step(what, [*pip, '--no-build-isolation', '-e', f'{ROOT}[{extra},{FAMILIES[stack]},dev]'], log)
     # opencv-python links libGL and X11, which servers and containers lack. The headless package has
     # the same files without windows, so it is always installed over opencv-python.
     headless = 'opencv-python-headless'
