@@ -44,8 +44,9 @@ def small_config(
     config = plain_config(name)
     detector = config.model.get('detector') or config.model  # of a tracker, or to be taught
     backbone, neck = detector.backbone, detector.get('neck')
-    if backbone.type in ('ResNet', 'SwinTransformer') and neck is not None:
-        if backbone.type == 'ResNet':
+    kind = backbone.type.split('.')[-1]  # after the scope, if it has one
+    if kind in ('ResNet', 'SwinTransformer') and neck is not None:
+        if kind == 'ResNet':
             backbone.update(depth=depth or backbone.depth, base_channels=base_channels)
             width = base_channels * (1 if backbone.depth < 50 else 4)
         else:

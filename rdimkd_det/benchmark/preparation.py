@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import FUNCTIONS
 from mmengine.structures import InstanceData
+from torch import nn
 
 from ..commands.checks import check_model, check_sections
 from ..commands.optimization import check_optimizer
@@ -72,8 +73,22 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
         )
 
 
+def batch_for(
+    model: nn.Module, num: int, shape: tuple[int, int], collate: Mapping | None = None
+) -> dict:
+    """Return a :func:`random_batch` with the boxes and masks that a detector needs."""
+    # The heads of some rotated detectors are MMDetection's, with a coder or assigner of MMRotate.
+    parts = [it for module in model.modules() for it in (module, *vars(module).values())]
+    rotated = any(type(part).__module__.startswith('mmrotate.') for part in parts)
+    return random_batch(num, shape, model.with_mask, collate, rotated)
+
+
 def random_batch(
-    num: int, shape: tuple[int, int], masks: bool = False, collate: Mapping | None = None
+    num: int,
+    shape: tuple[int, int],
+    masks: bool = False,
+    collate: Mapping | None = None,
+    rotated: bool = False,
 ) -> dict:
     """Return a batch of noise images with a few objects each, in the format of a data loader.
 
@@ -85,6 +100,8 @@ def random_batch(
         bboxes=HorizontalBoxes(torch.cat([corners, corners + min(shape) / 4], 1)),
         labels=torch.zeros(NUM_BOXES, dtype=torch.long),
     )
+    if rotated:
+        objects.bboxes = objects.bboxes.convert_to('rbox')
     if masks:
         everywhere = np.ones((NUM_BOXES, height, width), np.uint8)
         objects.masks = BitmapMasks(everywhere, height, width)

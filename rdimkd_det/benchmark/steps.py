@@ -13,7 +13,7 @@ from ..samples import one_per_image
 from ..stopwatch import Cost
 from ..teacher import Teacher
 from ..teacher.acceleration import Acceleration
-from .preparation import random_batch
+from .preparation import batch_for
 from .subject import Subject
 
 PLAIN = 'student step'
@@ -67,7 +67,7 @@ def _whole_teacher(subject: Subject) -> Callable:
     config = read_detector_config(subject.cfg.model.teacher.config)
     teacher = MODELS.build(config).to(subject.device).eval()
     images = subject.batch['inputs']
-    batch = random_batch(len(images), images[0].shape[1:], teacher.with_mask, subject.collate)
+    batch = batch_for(teacher, len(images), images[0].shape[1:], subject.collate)
     data = subject.model.data_preprocessor(batch, True)
     inputs, samples = data['inputs'], one_per_image(data['data_samples'], data['inputs'])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..features import record_outputs
 from ..training.calibration import fit_projections
-from .preparation import random_batch
+from .preparation import batch_for
 
 
 class Subject:
@@ -24,7 +24,7 @@ class Subject:
         self.device = device
         self.model = MODELS.build(cfg.model).to(device).train()
         self.collate = (cfg.get('train_dataloader') or {}).get('collate_fn')
-        self.batch = random_batch(num, shape, self.model.with_mask, self.collate)
+        self.batch = batch_for(self.model, num, shape, self.collate)
         fit_projections(self.model, [self.batch])
         self.student = MODELS.build(cfg.model.student).to(device).train()
         self.student.load_state_dict(self.model.state_dict())

@@ -104,6 +104,9 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
         if frame.f_code.co_name == '_serialize_data' and not frame.f_locals['self'].data_list:
             return _nothing_left(frame.f_locals['self'])
     key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    for frame in frames:
+        if frame.f_code.co_name == 'load_data_list' and 'txt_file' in frame.f_locals:
+            return _of_text(error, key, frame.f_locals['txt_file'])
     known = [EVALUATED, *LISTS, *(name for _, keys in LISTS.values() for name in keys)]
     reading = key is None and any(frame.f_code.co_name in READERS for frame in frames)
     if not (key in known or reading or isinstance(error, json.JSONDecodeError)):
@@ -163,6 +166,16 @@ def _unusable(entry: Mapping, kind: str, key: str | None) -> bool:
     numbers += box if isinstance(box, list) else []
     usable = all(isinstance(number, (int, float)) for number in numbers)
     return not (usable and isinstance(box, list) and len(box) == 4)
+
+
+def _of_text(error: Exception, key: str | None, path: str) -> str:
+    """Describe an error in a text file of MMRotate's ``DOTADataset``."""
+    if key is not None:
+        return f"annotations {path} have a box of class '{key}', which metainfo.classes lacks."
+    return (
+        f'annotations {path} cannot be used ({explain(error)}); each line needs the 8 coordinates '
+        f'of a box, the name of its class and its difficulty, 0 or 1.'
+    )
 
 
 def _nothing_left(dataset: BaseDataset) -> str:
