@@ -98,8 +98,14 @@ def parse(tool: str, words: list[str], is_synopsis: bool) -> None:
 def test_command__is_understood(command, launched):
     program, *words = command.words
     if program == 'make':
+        # Of a `make test ARGS=...` that runs this test, it would take over ARGS.
+        environment = {name: it for name, it in os.environ.items() if name != 'MAKEFLAGS'}
         done = subprocess.run(
-            ['make', '-n', *words], cwd=REPOSITORY, capture_output=True, text=True
+            ['make', '-n', *words],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         for tool, options in re.findall(r'bin/python tools/(\S+)(.*)', done.stdout):
