@@ -214,15 +214,13 @@ class PCAProjection(Projection):
 
     def __init__(self, dim: int | float, num_channels: int, level: int = 0) -> None:
         super().__init__(num_channels)
-        if isinstance(dim, float):
-            if not 0 < dim < 1:
-                raise ConfigError(
-                    f'PCAProjection: dim as a share of variance must lie between 0 and 1, got '
-                    f"{dim!r}; a number of directions is an int from 1 to the teacher's "
-                    f'{num_channels} channels.'
-                )
-        else:
+        if not isinstance(dim, float):
             check_dim('PCAProjection', dim, num_channels)
+        elif not 0 < dim < 1:
+            raise ConfigError(
+                f'PCAProjection: dim as a share of variance must lie between 0 and 1, got {dim!r}; '
+                f"a number of directions is an int from 1 to the teacher's {num_channels} channels."
+            )
         self.dim = dim
 
     def learn_basis(self, covariance: Tensor) -> Tensor:

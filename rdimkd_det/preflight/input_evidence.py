@@ -125,10 +125,7 @@ def compare_inputs(
 
 
 def _observe(
-    network: nn.Module,
-    bridge: InputBridge,
-    data: Sequence[dict],
-    labels: Mapping[int, int] | None,
+    network: nn.Module, bridge: InputBridge, data: Sequence[dict], labels: Mapping | None
 ) -> _Observed:
     """Run images one by one through a feature extractor, or with labels through a detector."""
     losses, number = [], 0
