@@ -35,7 +35,10 @@ def check_pair(
                 f'set {side}_channels to what the model gives.'
             )
     if student.shape[0] != teacher.shape[0]:
-        raise ValueError(f'{who}: {shapes} differ in batch size.')
+        raise ValueError(
+            f'{who}: {shapes} differ in batch size; a module that sees an image several times in '
+            f'training, as the branches of a TridentNet, cannot be tapped.'
+        )
     if not resized and student.shape[2:] != teacher.shape[2:]:
         raise ValueError(
             f"{who}: {shapes} differ in size; set resize='student' or resize='teacher'."
