@@ -90,7 +90,8 @@ def drop_scope_of_collate(config: Config) -> None:
     ``collate_fn`` on to the function.
     """
     for split in ('train', 'val', 'test'):
-        collate = (config.get(f'{split}_dataloader') or {}).get('collate_fn')
+        loader = config.get(f'{split}_dataloader')
+        collate = loader.get('collate_fn') if isinstance(loader, Mapping) else None
         if isinstance(collate, Mapping):
             collate.pop(SCOPE, None)
 
