@@ -190,11 +190,12 @@ def read_detector_config(config: str | dict) -> ConfigDict:
     if isinstance(model, Mapping) and 'student' in model:
         model = model['student']
     if not isinstance(model, Mapping) or 'backbone' not in model:
-        inside = isinstance(model, Mapping) and 'backbone' in (model.get('detector') or ())
-        hint = f'; give a config whose model is the detector in its {type_name(model)}'
+        hint = ''
+        if isinstance(model, Mapping) and 'backbone' in (model.get('detector') or ()):
+            hint = f'; give a config whose model is the detector in its {type_name(model)}'
         raise ConfigError(
-            f'teacher: config {config_name(config)} holds no detector: model.backbone is missing'
-            f'{hint if inside else ""}.'
+            f'teacher: config {config_name(config)} holds no detector: model.backbone is '
+            f'missing{hint}.'
         )
     return _in_its_scope(ConfigDict(copy.deepcopy(dict(model))), content.get('default_scope'))
 
