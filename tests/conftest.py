@@ -17,6 +17,7 @@ import pytest
 import runs
 import torch
 import yapf.yapflib.yapf_api
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 
@@ -53,6 +54,15 @@ def each_runner_has_a_name():
 def seeded():
     """Start every test from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def scope_is_given_back(request):
+    """Leave MMDetection's scope; of another, mmengine warns on the streams of an earlier test."""
+    yield
+    current = DefaultScope.get_current_instance()
+    if current is not None and current.scope_name != 'mmdet':
+        DefaultScope.get_instance(f'after {request.node.nodeid}', scope_name='mmdet')
 
 
 @pytest.fixture(autouse=True)
