@@ -134,6 +134,7 @@ def test_save_config__overwrites_when_told_and_never_what_it_reads(tmp_path, cap
         arguments = (student, teacher['config'], teacher['checkpoint'], '--dim', 8)
         call_tool('distill.py', *arguments, '--save-config', path, *options)
 
+    capsys.readouterr()  # what making the teacher said
     (tmp_path / 'link.py').symlink_to(student)
     for path, options, told in (
         (student, ['--force'], "is the student's config, which the new one would stand on; give"),
