@@ -23,6 +23,7 @@ from choice import Form, forms
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from samples import batch_for, tiny_bert
 
@@ -110,7 +111,8 @@ class _Plain:
 
 def _build(config: dict) -> torch.nn.Module:
     torch.manual_seed(0)
-    return MODELS.build(copy.deepcopy(config))  # detectors change theirs
+    # Copied, because detectors change theirs; without SyncBatchNorm, as the Runner has it on a CPU.
+    return revert_sync_batchnorm(MODELS.build(copy.deepcopy(config)))
 
 
 def train_step(model: torch.nn.Module, batch: dict) -> dict[str, float]:
