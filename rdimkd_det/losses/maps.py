@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 from ..functional import working_dtype
 
 RESIZE_MODES = (None, 'student', 'teacher')
@@ -35,7 +37,7 @@ def check_pair(
                 f'set {side}_channels to what the model gives.'
             )
     if student.shape[0] != teacher.shape[0]:
-        raise ValueError(
+        raise ConfigError(
             f'{who}: {shapes} differ in batch size; a module that sees an image several times in '
             f'training, as the branches of a TridentNet, cannot be tapped.'
         )
