@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-
 from ..functional import working_dtype
 
 RESIZE_MODES = (None, 'student', 'teacher')
