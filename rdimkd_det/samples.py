@@ -14,6 +14,14 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .options import type_name
+
+
+def fast_collate(dataloader: Mapping) -> str:
+    """Return the ``collate_fn`` of a data loader whose batches have such a dict, else ''."""
+    name = type_name(dataloader.get('collate_fn') or {})
+    return name if name.endswith('yolov5_collate') else ''
+
 
 def image_sizes(
     data_samples: Sequence | Mapping | None, scale: int = 1

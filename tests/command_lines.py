@@ -1,8 +1,16 @@
 """What tests of the command lines share."""
 
+from collections.abc import Mapping
+
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from runs import fcos
+
+
+def without_outer_make(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what `make test` hands on to a make that a test calls."""
+    handed_on = ('MAKEFLAGS', 'MAKEOVERRIDES', 'MAKELEVEL', 'STACK', 'OPS', 'PYTHON')
+    return {name: value for name, value in environment.items() if name not in handed_on}
 
 
 def one_line(tool: str, stderr: str) -> str:

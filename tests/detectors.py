@@ -135,6 +135,21 @@ def random_batch(
     return batch
 
 
+def check_training_step(model: torch.nn.Module, batch: dict) -> None:
+    """Check the losses and the backbone's gradients of a distilled student in a training step."""
+    model.train()
+    data = model.data_preprocessor(batch, training=True)
+    losses = model(**data, mode='loss')
+    total, log_vars = model.parse_losses(losses)
+    total.backward()
+    assert all(torch.isfinite(value) for value in log_vars.values())
+    assert [key for key in losses if key.startswith('loss_rdimkd_neck_s')]
+    assert all(losses[key] > 0 for key in losses if 'rdimkd' in key)
+    gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
+    assert gradients and all(grad.isfinite().all() for grad in gradients)
+    assert any(grad.abs().sum() > 0 for grad in gradients)
+
+
 def teacher_files(folder: Path, config: Config, seed: int = 1) -> tuple[str, str]:
     """Write a detector's config file and a checkpoint with random weights.
 

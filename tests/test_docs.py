@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from command_lines import without_outer_make
 from detectors import small_config
 from documents import DOCUMENTS, anchor, blocks, commands, headings, links
 from mmengine.config import Config
@@ -98,12 +99,10 @@ def parse(tool: str, words: list[str], is_synopsis: bool) -> None:
 def test_command__is_understood(command, launched):
     program, *words = command.words
     if program == 'make':
-        # Of a `make test ARGS=...` that runs this test, it would take over ARGS.
-        environment = {name: it for name, it in os.environ.items() if name != 'MAKEFLAGS'}
         done = subprocess.run(
             ['make', '-n', *words],
             cwd=REPOSITORY,
-            env=environment,
+            env=without_outer_make(os.environ),
             capture_output=True,
             text=True,
         )

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from command_lines import one_line
 from detectors import teacher_files
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from runs import (
     CLASSES,
     assert_equal,
@@ -80,12 +78,6 @@ def student_config(data: Path, folder: Path) -> Path:
         config[key] = plain[key]
     config.dump(folder / 'student.py')
     return folder / 'student.py'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def scope():
-    yield
-    DefaultScope.get_instance(f'scope{time.time()}', scope_name='mmdet')
 
 
 @pytest.fixture(scope='module')

@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from command_lines import without_outer_make
 from runs import REPOSITORY
 
 from rdimkd_det.host.versions import FITTING
@@ -41,9 +42,7 @@ def bootstrap(clone):
 
 def make(clone: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
     """Run `make setup` with this test's Python and without the outer make's options."""
-    environment = {**os.environ, **OFFLINE, **environment}
-    for name in ('MAKEFLAGS', 'MAKEOVERRIDES', 'MAKELEVEL', 'STACK', 'OPS', 'PYTHON'):
-        environment.pop(name, None)
+    environment = without_outer_make({**os.environ, **OFFLINE, **environment})
     command = ['make', 'setup', f'PYTHON={sys.executable}', *options]
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
 

@@ -1,7 +1,7 @@
 """Show how the student's feature maps turn towards the teacher's during training."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from rdimkd_det.features import record_outputs
 from rdimkd_det.files.checkpoints import read_checkpoint_safely, weights_in
 from rdimkd_det.files.configs import without_cache
 from rdimkd_det.files.strict_loading import load_strictly
+from rdimkd_det.losses.maps import ComparedMaps
 from rdimkd_det.projections import default_dim
 from rdimkd_det.reports.charts import check_picture, save_figure
 from rdimkd_det.samples import image_sizes
@@ -65,55 +66,76 @@ def main() -> None:
         model = model.to(get_device()).eval()
         check_data(cfg, ['train'])
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-        batches = list(calibration_batches(loader, args.images, seed=0))
-        curves = {
-            name: follow(model, paths, batches, args.dim)
-            for name, paths in (('distilled', args.checkpoints), ('plain', args.plain))
-            if paths
-        }
+        batches = calibration_batches(loader, args.images, seed=0)
+        curves = follow(
+            model, {'distilled': args.checkpoints, 'plain': args.plain}, batches, args.dim
+        )
     print_table(curves)
     draw(curves, args.out)
     print(f'wrote {args.out}')
 
 
 def follow(
-    model: RdimKDDistiller, paths: Sequence[str], batches: Sequence[dict], dim: int | None
-) -> Curves:
-    """Measure the angles at each level for some checkpoints of a student, by epoch."""
-    curves: Curves = {}
-    for path in paths:
-        content = read_checkpoint_safely(path, 'student')
-        load_strictly(model, weights_in(content, path, 'student'), path, 'this config', 'student')
+    model: RdimKDDistiller,
+    checkpoints: Mapping[str, Sequence[str]],
+    batches: Iterable[dict],
+    dim: int | None,
+) -> dict[str, Curves]:
+    """Measure the angles at each level for checkpoints of some students, by epoch."""
+    students = [
+        (name, path, read_checkpoint_safely(path, 'student'))
+        for name, paths in checkpoints.items()
+        for path in paths
+    ]
+    weights = {path: weights_in(content, path, 'student') for _, path, content in students}
+    measured = measure(model, weights, batches)
+    curves: dict[str, Curves] = {}
+    for name, path, content in students:
         epoch = content.get('meta', {}).get('epoch') or 0
-        for level, covariance, num_channels in measure(model, batches):
-            angles = principal_angles(covariance, num_channels, dim)
-            curves.setdefault(level, []).append((epoch, float(angles.mean())))
-    return {level: sorted(points, key=itemgetter(0)) for level, points in curves.items()}
+        for level, (covariance, num_channels) in measured[path].items():
+            angle = float(principal_angles(covariance.compute(), num_channels, dim).mean())
+            curves.setdefault(name, {}).setdefault(level, []).append((epoch, angle))
+    for levels in curves.values():
+        for points in levels.values():
+            points.sort(key=itemgetter(0))
+    return curves
 
 
 @torch.no_grad()
 def measure(
-    model: RdimKDDistiller, batches: Sequence[dict]
-) -> list[tuple[str, Tensor, tuple[int, int]]]:
-    """Return each level's name, covariance (C_s + C_t, C_s + C_t) of both maps, and C_s, C_t."""
-    sums: dict[str, tuple[ChannelCovariance, tuple[int, int]]] = {}
+    model: RdimKDDistiller, weights: Mapping[str, Mapping[str, Tensor]], batches: Iterable[dict]
+) -> dict[str, dict[str, tuple[ChannelCovariance, tuple[int, int]]]]:
+    """Measure the covariance (C_s + C_t, C_s + C_t) of both maps, with C_s and C_t.
+
+    They are by checkpoint and level. Every student is shown a batch in turn, so that the teacher
+    sees it once.
+    """
+    sums: dict[str, dict] = {path: {} for path in weights}
+    parts = model.distill.per_teacher
     for batch in batches:
         data = model.data_preprocessor(batch, False)
         batch = labelled_first(data['inputs'], data['data_samples'])
-        for part in model.distill.per_teacher:
-            teacher_feats = part.teacher_feats(batch.inputs, batch.samples)
-            smaller = batch.shrunk(model.distill.shrink)
-            with record_outputs(model, part.taps) as outputs:
-                model.extract_feat(smaller.inputs)
-            for found in part.compared(outputs, teacher_feats, image_sizes(smaller.samples)):
-                for level, name in enumerate(found.loss.level_names):
-                    pair = found.loss.same_size(found.student[level], found.teacher[level])
-                    both = torch.cat([it.float() for it in pair], 1)
-                    channels = pair[0].shape[1], pair[1].shape[1]
-                    new = ChannelCovariance(both.shape[1], both.device), channels
-                    within = found.positions and found.positions[level]
-                    sums.setdefault(name, new)[0].update(both, within)
-    return [(name, it.compute(), channels) for name, (it, channels) in sums.items()]
+        teacher_feats = [part.teacher_feats(batch.inputs, batch.samples) for part in parts]
+        batch = batch.shrunk(model.distill.shrink)
+        sizes = image_sizes(batch.samples)
+        for path, of_student in weights.items():
+            load_strictly(model, of_student, path, 'this config', 'student')
+            with record_outputs(model, model.distill.taps) as outputs:
+                model.extract_feat(batch.inputs)
+            for part, feats in zip(parts, teacher_feats):
+                for found in part.compared(outputs, feats, sizes):
+                    _add_maps(sums[path], found)
+    return sums
+
+
+def _add_maps(sums: dict, found: ComparedMaps) -> None:
+    for level, name in enumerate(found.loss.level_names):
+        pair = found.loss.same_size(found.student[level], found.teacher[level])
+        both = torch.cat(pair, 1)
+        channels = pair[0].shape[1], pair[1].shape[1]
+        new = ChannelCovariance(both.shape[1], both.device), channels
+        within = found.positions and found.positions[level]
+        sums.setdefault(name, new)[0].update(both, within)
 
 
 def principal_angles(
@@ -126,7 +148,8 @@ def principal_angles(
     of the canonical correlations of the components. No adapter is needed, whatever the channels.
 
     Args:
-        covariance (Tensor): Covariance (C_s + C_t, C_s + C_t) of the channels of both maps.
+        covariance (Tensor): Covariance (C_s + C_t, C_s + C_t) of the channels of both maps,
+            float64.
         num_channels (tuple[int, int]): C_s and C_t.
         dim (int, optional): Number of components d. Defaults to a quarter of the fewer channels.
 
@@ -134,14 +157,14 @@ def principal_angles(
         Tensor: The angles (d,) in degrees, from the smallest: 0 where the student's map can be
         turned into the teacher's, 90 where they have nothing in common.
     """
-    student = num_channels[0]
+    covariance, student = covariance.cpu(), num_channels[0]
     dim = min(dim or default_dim(*num_channels), *num_channels)
     whitened = []
     for block in (covariance[:student, :student], covariance[student:, student:]):
-        values, vectors = torch.linalg.eigh(block.cpu().double())
+        values, vectors = torch.linalg.eigh(block)
         scale = values[-dim:].clamp(min=torch.finfo(values.dtype).tiny).rsqrt()
         whitened.append(vectors[:, -dim:] * scale)
-    shared = whitened[0].t() @ covariance[:student, student:].cpu().double() @ whitened[1]
+    shared = whitened[0].t() @ covariance[:student, student:] @ whitened[1]
     return torch.linalg.svdvals(shared).clamp(max=1).acos().rad2deg()
 
 

@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from mmengine.fileio import join_path
+from mmengine.utils import is_abs
 
 from .findings import SetSummary
 
 
-def data_prefix(dataset: Mapping, key: str) -> str:
-    """Return one of a data set's prefixes; '' if there is none, which building it judges."""
+def data_folder(dataset: Mapping, key: str) -> str:
+    """Return one of a data set's prefixes, below its root; building it judges what is none."""
     prefixes = dataset.get('data_prefix')
-    return str(prefixes.get(key) or '') if isinstance(prefixes, Mapping) else ''
+    prefix = str(prefixes.get(key) or '') if isinstance(prefixes, Mapping) else ''
+    root = str(dataset.get('data_root') or '')
+    return join_path(root, prefix) if root and not is_abs(prefix) else prefix
 
 
 @dataclass(frozen=True)

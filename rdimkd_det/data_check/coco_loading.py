@@ -10,10 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from mmengine.fileio import join_path
-from mmengine.utils import is_abs
 
-from .annotated_set import BY_NAME, AnnotatedSet, data_prefix
+from .annotated_set import BY_NAME, AnnotatedSet, data_folder
 from .coco_file import CocoFile
 
 
@@ -26,7 +24,7 @@ def load_coco(split: str, dataset: Mapping, file: CocoFile, classes: Sequence[st
     with_image = file.image_index >= 0
     small = _small_images(dataset, file)
     losses[(losses == 0) & with_image & small[file.image_index]] = BY_NAME['small image']
-    prefix = image_prefix(dataset)
+    prefix = data_folder(dataset, 'img')
     return AnnotatedSet(
         split=split,
         path=file.path,
@@ -43,13 +41,6 @@ def load_coco(split: str, dataset: Mapping, file: CocoFile, classes: Sequence[st
         example=lambda index: describe(file, index),
         hints=_hints(file, losses),
     )
-
-
-def image_prefix(dataset: Mapping) -> str:
-    """Return the folder that the file names of a data set's images are in."""
-    prefix = data_prefix(dataset, 'img')
-    root = str(dataset.get('data_root') or '')
-    return join_path(root, prefix) if root and not is_abs(prefix) else prefix
 
 
 def describe(file: CocoFile, index: int) -> str:

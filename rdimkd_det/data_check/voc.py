@@ -9,10 +9,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from mmengine.fileio import join_path
-from mmengine.utils import is_abs
 
-from .annotated_set import BY_NAME, AnnotatedSet, data_prefix
+from .annotated_set import BY_NAME, AnnotatedSet, data_folder
 from .classes import listed
 from .findings import Finding
 
@@ -29,9 +27,7 @@ def load_voc(
     """Read the XML file of each image in a list, and return its boxes and what is wrong with it."""
     ids = Path(path).read_text().split('\n')
     ids = [line.rstrip('\n\r') for line in (ids[:-1] if ids[-1] == '' else ids)]
-    prefix = data_prefix(dataset, 'sub_data_root')
-    root = str(dataset.get('data_root') or '')
-    folder = join_path(root, prefix) if root and not is_abs(prefix) else prefix
+    folder = data_folder(dataset, 'sub_data_root')
     xmls = [
         os.path.join(folder, dataset.get('ann_subdir', 'Annotations'), f'{it}.xml') for it in ids
     ]

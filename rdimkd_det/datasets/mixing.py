@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..files.configs import counts_iterations, leaf_datasets
 from ..host.registry import find_type
 from ..options import explain, type_name
+from ..samples import fast_collate
 from .unlabelled import UnlabelledImages
 
 # Hooks that change the pipeline during a training, of a single data set only.
@@ -107,8 +108,7 @@ def check_mixing(cfg: Config) -> None:
             f'train_dataloader.dataset: a plain {type_name(model)} would learn that '
             f'UnlabelledImages hold no objects; only a distilled student learns from them.'
         )
-    collate = type_name(loader.get('collate_fn') or {})
-    if collate.endswith('yolov5_collate'):
+    if collate := fast_collate(loader):
         raise ConfigError(
             f'train_dataloader.collate_fn: {collate} drops the metainfo that says which images '
             f"have no labels; take dict(type='pseudo_collate') and, as the student's "

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from detectors import random_batch, small_config, teacher_files
+from detectors import check_training_step, random_batch, small_config, teacher_files
 from mmdet.registry import MODELS
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
@@ -113,19 +113,9 @@ def test_pair__trains_one_step(student, teacher, tmp_path):
             )
         )
     model.init_weights()  # the DETR family leaves memory as it finds it until then
-    model.train()
     for clock in ('iter', 'epoch'):  # YOLOX and TOOD read them, as a Runner sets them
         MessageHub.get_instance('families').update_info(clock, 0)
-    data = model.data_preprocessor(training_batch(student, teacher), training=True)
-    losses = model(**data, mode='loss')
-    total, log_vars = model.parse_losses(losses)
-    total.backward()
-    assert all(torch.isfinite(value) for value in log_vars.values())
-    assert [key for key in losses if key.startswith('loss_rdimkd_neck_s')]
-    assert all(losses[key] > 0 for key in losses if 'rdimkd' in key)
-    gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
-    assert gradients and all(grad.isfinite().all() for grad in gradients)
-    assert any(grad.abs().sum() > 0 for grad in gradients)
+    check_training_step(model, training_batch(student, teacher))
     assert not any(p.requires_grad for p in model.distill.teacher._network.parameters())
 
     model.eval()

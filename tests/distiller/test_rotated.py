@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectors import random_batch, small_config, teacher_files
+from detectors import check_training_step, random_batch, small_config, teacher_files
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from runs import call_tool, load, trained_losses
@@ -77,17 +77,7 @@ def distilled(student, teacher):
 
 
 def check_step(model, rotated):
-    model.train()
-    data = model.data_preprocessor(batch(rotated), training=True)
-    losses = model(**data, mode='loss')
-    total, log_vars = model.parse_losses(losses)
-    total.backward()
-    assert all(torch.isfinite(value) for value in log_vars.values())
-    assert [key for key in losses if key.startswith('loss_rdimkd_neck_s')]
-    assert all(losses[key] > 0 for key in losses if 'rdimkd' in key)
-    gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
-    assert gradients and all(grad.isfinite().all() for grad in gradients)
-    assert any(grad.abs().sum() > 0 for grad in gradients)
+    check_training_step(model, batch(rotated))
 
     model.eval()
     with torch.no_grad():

@@ -40,8 +40,7 @@ def sibling():
 @pytest.fixture(params=['mmdet', 'sibling'])
 def scope(request, sibling):
     DefaultScope.get_instance(f'scope{time.time()}', scope_name=request.param)
-    yield request.param
-    DefaultScope.get_instance(f'scope{time.time()}', scope_name='mmdet')
+    return request.param
 
 
 @pytest.mark.parametrize('name', OURS)

@@ -11,6 +11,7 @@ from ...datasets.mixing import PIPELINE_SWITCHES
 from ...errors import ConfigError
 from ...files.configs import as_json
 from ...options import PACKAGES, type_name
+from ...samples import fast_collate
 
 # Allow-lists: any other transform may draw random numbers or mix images. Another package's Resize
 # may do anything.
@@ -67,8 +68,7 @@ def image_pipeline(cfg: Config) -> dict:
     'RandomFlip'; 'batch_augments' of the student's preprocessor; and 'flip', whether images are
     flipped. What does not give the same image each time is refused, with the remedy.
     """
-    collate = type_name(cfg.train_dataloader.get('collate_fn') or {})
-    if collate.endswith('yolov5_collate'):
+    if collate := fast_collate(cfg.train_dataloader):
         _refuse(collate, 'train with the live teacher, without cache=...')
     scope = cfg.get('default_scope') or 'mmdet'
     if scope not in PACKAGES:
