@@ -62,7 +62,8 @@ def old_mmyolo(tmp_path, monkeypatch):
     (tmp_path / 'mmyolo').mkdir()
     refusal = "assert False, 'MMCV==2.1.0 is used but incompatible. Please install mmcv<2.1.0.'\n"
     (tmp_path / 'mmyolo/__init__.py').write_text(refusal)
-    monkeypatch.delitem(sys.modules, 'mmyolo', raising=False)
+    for name in [it for it in sys.modules if it.split('.')[0] == 'mmyolo']:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(versions, 'check_distribution', lambda: 'openmmlab')
 
