@@ -23,6 +23,7 @@ GROUPS = {
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 LONG = 72  # epochs
+FADE = {'decay': 'linear', 'decay_begin': LONG / 2, 'stop': LONG * 2 / 3}
 # The tables of the two rows that the others are compared with.
 EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'method', 'imagenet')
 VARIANTS = {
@@ -126,6 +127,8 @@ def _table(photos: Photos) -> dict[str, Experiment]:
     )
     wrong = {'model.teacher.config': f'{configs}/controls/teacher_wrong_input.py'}
     long = _schedule(LONG)
+    beside_long = dict(plain='plain_long', rival='pkd_long')
+    fading = {**long, 'custom_hooks': [{'type': 'DistillHook', 'schedule': FADE}]}
     labels = halves.half_of_labels(photos.num_train)
     half_labels = dict(plain='labels_plain', rival=None)
     half_pixels = dict(plain='pixels_plain', rival=None)
@@ -166,22 +169,22 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 beside='plain_long',
                 epochs=round(LONG * EQUAL_TIME),
             ),
+            distilled('rdimkd_p_long', 'RdimKD-P, 72 epochs', 'long', changes=long, **beside_long),
+            distilled('pkd_long', 'PKD, 72 epochs', 'long', changes=long, **beside_long, **pkd),
             distilled(
-                'rdimkd_p_long',
-                'RdimKD-P, 72 epochs',
+                'long_d16',
+                'RdimKD-P, d = 16, 72 epochs',
                 'long',
+                dim=16,
                 changes=long,
-                plain='plain_long',
-                rival='pkd_long',
+                **beside_long,
             ),
             distilled(
-                'pkd_long',
-                'PKD, 72 epochs',
+                'long_fading',
+                'RdimKD-P, its weight fades over epochs 36 to 48 of 72',
                 'long',
-                changes=long,
-                plain='plain_long',
-                rival='pkd_long',
-                **pkd,
+                changes=fading,
+                **beside_long,
             ),
             distilled(
                 'random_teacher',
