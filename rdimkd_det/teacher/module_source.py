@@ -84,6 +84,10 @@ class ModuleSource:
         self._tokens = Tokens()
         self._recorded: KnownInput | None = None
         self._built = False
+        self._made: nn.Module | None = None  # kept for who looks at it until `load` takes it
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), '_made': None}
 
     @property
     def input(self) -> dict:
@@ -108,17 +112,22 @@ class ModuleSource:
         return directory_of(self.module)
 
     def build(self, taps: Sequence[str] = ()) -> nn.Module:
-        """Copy the module, or call the callable, always from the same random state."""
-        is_built = isinstance(self.module, nn.Module)
-        made = copy.deepcopy(self.module) if is_built else self._make()  # it is changed in place
-        if not self._built:
-            self._tokens.read_patch_size(made)
-            self._recorded = known_input(made) if self.mean is None else None
-            self._built = True
-        setattr(made, TOKENS, self._tokens)
-        return made.cpu()
+        """Return a copy of the module, or what the callable makes, the same one until :meth:`load`.
 
-    def _make(self) -> nn.Module:
+        A large model takes long to make. The callable starts from the same random state each time.
+        """
+        if self._made is None:
+            is_built = isinstance(self.module, nn.Module)
+            made = copy.deepcopy(self.module) if is_built else self._call()
+            if not self._built:
+                self._tokens.read_patch_size(made)
+                self._recorded = known_input(made) if self.mean is None else None
+                self._built = True
+            setattr(made, TOKENS, self._tokens)
+            self._made = made.cpu()
+        return self._made
+
+    def _call(self) -> nn.Module:
         options = ConfigDict(self.module).to_dict()
         make = options.pop('type')
         options.pop(SCOPE, None)
@@ -153,7 +162,9 @@ class ModuleSource:
         return None
 
     def load(self, weights: Mapping[str, Tensor] | None, taps: Sequence[str]) -> nn.Module:
-        network = self.build()
+        if weights is None:
+            _ = self._own_digest  # before the network is changed
+        network, self._made = self.build(), None
         if weights is not None:
             weights = without_prefix(network, weights, self.checkpoint)
             load_strictly(network, weights, self.checkpoint, self.name, 'teacher', assign=True)

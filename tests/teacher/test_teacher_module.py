@@ -201,9 +201,11 @@ def test_checkpoint__is_loaded_strictly(tmp_path, toy, kind):
 # A training
 
 
-def test_train__monitored_and_resumed_bit_for_bit(files):
+def test_train__monitored_and_resumed_bit_for_bit(files, toy):
     whole = config_of(files, 'whole')
-    train(whole)
+    with mock.patch.object(toy, 'make', wraps=toy.make) as make:
+        train(whole)
+    assert make.call_count == 1  # a large one takes long to make
     lines = trained_losses(whole.work_dir)
     assert len(lines) == 4 and all(line['loss_rdimkd_neck_s32'] > 0 for line in lines)
     scalars = next(Path(whole.work_dir).glob('*/vis_data/scalars.json')).read_text()
