@@ -71,16 +71,25 @@ class LevelWeights(nn.Module):
         if bool(balance.isfinite()):
             self.balances[self.num_balances] = balance
             self._num_balances += 1
-            self.auto_weight.copy_(self.auto_share * self.balances.nanmedian())
+            self._set_auto_weight()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        weight = state_dict.get(f'{prefix}auto_weight')
-        if self.auto and weight is not None:
+        weight, balances = state_dict.get(f'{prefix}auto_weight'), f'{prefix}balances'
+        if weight is not None and self.auto:
             self._num_balances = None
-            # A checkpoint of earlier versions has the weight of one batch, and it is kept.
-            of_one_batch = (weight / self.auto_share).expand(BALANCE_BATCHES)
-            state_dict.setdefault(f'{prefix}balances', of_one_batch)
+            # Earlier versions saved the weight of one batch alone, and it is kept. A training whose
+            # weight was a number has saved 1, and no batch is measured yet.
+            of_one_batch = math.nan if weight == 1 else float(weight) / self.auto_share
+            state_dict.setdefault(balances, torch.full((BALANCE_BATCHES,), of_one_batch))
+        elif weight is not None:  # the config's number counts, also where 'auto' was measured
+            state_dict.pop(balances, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if weight is not None:  # `auto_share` may have changed, too
+            self._set_auto_weight()
+
+    def _set_auto_weight(self) -> None:
+        known = self.auto_share * self.balances.nanmedian() if self.auto else torch.tensor(1.0)
+        self.auto_weight.copy_(known)
 
     def weighted(self, distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply :meth:`distances` by each level's weight; while 'auto' is not set, it is 1."""

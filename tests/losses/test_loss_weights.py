@@ -93,7 +93,8 @@ def balances(seed):
 
 def auto_loss(**options):
     channels = dict(student_channels=4, teacher_channels=4, num_levels=1)
-    return RdimKDLoss(dict(type='RandomProjection'), **channels, loss_weight='auto', **options)
+    options = dict(loss_weight='auto', **channels) | options
+    return RdimKDLoss(dict(type='RandomProjection'), **options)
 
 
 def test_auto__median_of_ten_batches_then_fixed():
@@ -124,6 +125,20 @@ def test_auto__of_an_earlier_version_is_kept():
     del state['balances']
     loss.load_state_dict(state, strict=True)
     assert loss.auto_weight == 0.25 and not loss.measures_balance
+
+
+def test_resume__weight_and_share_of_the_config_count():
+    """Bases and adapters are those of the checkpoint; a weight may change between runs."""
+    measured, number = auto_loss(), auto_loss(loss_weight=2.0)
+    measured.note_balance(torch.tensor(3.0))
+    other_share = auto_loss(auto_share=20.0)
+    other_share.load_state_dict(measured.state_dict())
+    assert other_share.auto_weight == 60 and other_share.num_balances == 1
+    to_measure = auto_loss()
+    to_measure.load_state_dict(number.state_dict())
+    assert to_measure.needs_auto_weight
+    number.load_state_dict(measured.state_dict())
+    assert number.auto_weight == 1 and not number.measures_balance
 
 
 def test_auto__waits_for_a_batch_with_objects(teacher):
