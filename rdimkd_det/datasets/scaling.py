@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 
@@ -49,12 +50,8 @@ def enlarge_training(cfg: Config, scale: int) -> str:
             f'{type_name(augment)}, which sets sizes behind the data pipeline; write the config by '
             f'hand (docs/config.md, image_scale), with this augmentation at the larger size.'
         )
-    changes = [
-        change
-        for pipeline in _pipelines(cfg)
-        for step in pipeline
-        for change in _enlarge(step, scale)
-    ]
+    switched = [hook.get('switch_pipeline') for hook in cfg.get('custom_hooks') or ()]
+    changes = _enlarge_all([cfg.train_dataloader.dataset, switched], scale)
     if not changes:
         raise ConfigError(
             f'--teacher-scale: the training pipeline of {cfg.filename} has no transform that sets '
@@ -69,18 +66,18 @@ def enlarge_training(cfg: Config, scale: int) -> str:
 
 def enlarged(pipeline: list, scale: int) -> list[dict]:
     """Return a copy of a pipeline that makes larger images."""
-    steps = [dict(step) for step in pipeline]
-    for step in steps:
-        list(_enlarge(step, scale))
-    return steps
+    pipeline = copy.deepcopy(pipeline)
+    _enlarge_all(pipeline, scale)
+    return pipeline
 
 
-def _pipelines(cfg: Config) -> Iterator[list]:
-    for node in mappings(cfg.train_dataloader.dataset):
-        if 'pipeline' in node:
-            yield node['pipeline']
-    for hook in cfg.get('custom_hooks') or ():
-        yield hook.get('switch_pipeline', ())
+def _enlarge_all(entry: object, scale: int) -> list[str]:
+    """Scale all transforms in an entry, in place, also those inside of others, as RandomChoice's.
+
+    One that is there several times is scaled once.
+    """
+    steps = {id(step): step for step in mappings(entry)}.values()
+    return [change for step in steps for change in _enlarge(step, scale)]
 
 
 def _enlarge(step: Mapping, scale: int) -> Iterator[str]:

@@ -245,12 +245,14 @@ def test_enlarged__transforms_that_set_a_size():
         dict(type='Mosaic'),
         dict(type='RandomFlip', prob=0.5),
     ]
+    pipeline.append(dict(type='RandomChoice', transforms=[pipeline[:1], pipeline[2:3]]))
     kept = copy.deepcopy(pipeline)
     found = enlarged(pipeline, 2)
     assert pipeline == kept
     assert found[0]['scale'] == (192, 128) and found[1]['scales'] == [(192, 128), (160, 96)]
     assert found[2]['crop_size'] == (64, 80) and found[3] == kept[3]
     assert found[4]['img_scale'] == (1280, 1280) and found[5] == kept[5]
+    assert found[6]['transforms'] == [found[:1], found[2:3]]
 
 
 def test_enlarge_training__what_it_cannot_scale(files, tmp_path):
