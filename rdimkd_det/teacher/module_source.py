@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -241,8 +242,8 @@ def _without_folders(options: Mapping) -> dict:
 def directory_of(module: object) -> Path | None:
     """Return the first directory among the arguments of a callable that makes a module."""
     arguments = module.values() if isinstance(module, Mapping) else ()
-    found = (Path(it) for it in arguments if isinstance(it, (str, Path)) and Path(it).is_dir())
-    return next(found, None)
+    paths = (Path(os.path.expanduser(it)) for it in arguments if isinstance(it, (str, Path)))
+    return next((path for path in paths if path.is_dir()), None)
 
 
 def _checked_levels(levels: object, fan_out: bool) -> dict[int, str]:

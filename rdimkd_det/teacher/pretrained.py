@@ -34,6 +34,8 @@ def load_pretrained(make: Callable, options: Mapping) -> nn.Module:
     missing: of those that a backbone has for its outputs, no file knows, and they start neutral.
     """
     options = {'use_safetensors': True, **options}
+    if NAME in options:  # transformers takes '~' for a name on the hub
+        options[NAME] = os.path.expanduser(options[NAME])
     name = str(options.get(NAME))
     _check_directory(name, options)
     with _quietly(), _asking_the_hub_once(name) as known:
@@ -99,7 +101,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _check_directory(name: str, options: Mapping) -> None:
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_dir():
         # A name on the hub has one slash at most, and no path begins like it.
         if path.is_absolute() or name.startswith(('.', '~')) or name.count('/') > 1:

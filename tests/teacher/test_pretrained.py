@@ -116,6 +116,13 @@ def test_facts__do_not_tell_where_a_directory_is(directories, tmp_path):
     assert one != ModuleSource(**pretrained(directories / 'dinov3', fan_out=True)).facts()
 
 
+def test_directory__in_the_home_folder(directories, monkeypatch):
+    monkeypatch.setenv('HOME', str(directories))
+    source = ModuleSource(**pretrained('~/dinov3'))
+    assert source.directory == directories / 'dinov3'
+    assert source.facts() == ModuleSource(**pretrained(directories / 'dinov3')).facts()
+
+
 def test_precision__bf16(directories):
     images = torch.randn(1, 3, 64, 96)
     for kind in ('dinov2', 'dinov3'):
