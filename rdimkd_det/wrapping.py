@@ -105,22 +105,20 @@ def _teacher_entry(teacher: str | Config | Mapping, checkpoint: str | None) -> d
     if isinstance(teacher, Mapping) and 'module' in teacher:
         return {**teacher, **weights}
     if not isinstance(teacher, (str, Path)):
-        scope = {key: teacher[key] for key in ('default_scope',) if key in teacher}
-        teacher = {'model': teacher.model.to_dict(), **scope}
+        content = teacher.to_dict() if isinstance(teacher, Config) else teacher
+        teacher = {key: content[key] for key in ('model', 'default_scope') if key in content}
     return {'config': teacher, **weights}
 
 
 def projection_config(projection: str | Mapping, dim: int | float | None) -> dict:
     """Make the config of a projection; the arguments are those of :func:`distill_config`."""
-    if isinstance(projection, Mapping):
-        return dict(projection)
-    if projection not in PROJECTIONS:
-        raise ConfigError(
-            f'projection must be one of {", ".join(PROJECTIONS)}, got {projection!r}.'
-        )
-    if projection == 'identity':
-        return {'type': PROJECTIONS[projection]}
-    return {'type': PROJECTIONS[projection], **({} if dim is None else {'dim': dim})}
+    if isinstance(projection, str):
+        if projection not in PROJECTIONS:
+            raise ConfigError(
+                f'projection must be one of {", ".join(PROJECTIONS)}, got {projection!r}.'
+            )
+        projection = {'type': PROJECTIONS[projection]}
+    return {**projection, **({} if dim is None else {'dim': dim})}
 
 
 def write_config(path: str, student: str, distilled: Config) -> None:

@@ -81,6 +81,8 @@ def test_distill_config__projection_given_as_a_config():
     given = dict(type='AutoencoderProjection', dim=5, max_iters=9)
     cfg = distill_config(student, teacher, 'none.pth', projection=given)
     assert cfg.model.losses.neck.projection == given
+    cfg = distill_config(student, teacher, 'none.pth', projection=dict(type='PCAProjection'), dim=3)
+    assert cfg.model.losses.neck.projection == dict(type='PCAProjection', dim=3)
 
 
 def test_distill_config__default_dim_follows_from_both_models():
@@ -95,6 +97,7 @@ def test_distill_config__default_dim_follows_from_both_models():
     [
         (('none.py', R50, 'x.pth'), {}, 'student: config none.py cannot be read'),
         ((R18, 'none.py', 'x.pth'), {}, 'teacher: config none.py cannot be read'),
+        ((R18, Config(), 'x.pth'), {}, 'teacher: config .given as a dict. holds no detector'),
         ((R18, R50, 'x.pth'), dict(projection='svd'), "projection must be one of .* got 'svd'"),
         ((R18, R50, 'x.pth'), dict(tap='nek'), f'^{NO_NEK}$'),
     ],
