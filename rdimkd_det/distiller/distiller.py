@@ -199,8 +199,10 @@ def _check_arguments(student: object, teacher: object, losses: object) -> None:
         'losses': (losses, Mapping, 'a dict'),
     }
     for name, (value, kinds, what) in expected.items():
-        if not value or not isinstance(value, kinds):
-            wrong = 'is empty' if isinstance(value, kinds) else f'must be {what}, got {value!r}'
+        entries = value if isinstance(value, (list, tuple)) else ()
+        fits = isinstance(value, kinds) and all(isinstance(it, Mapping) for it in entries)
+        if not value or not fits:
+            wrong = 'is empty' if fits else f'must be {what}, got {value!r}'
             problem = 'is missing' if value is None else wrong
             raise ConfigError(
                 f'RdimKDDistiller: model.{name} {problem}; a distilled model is '

@@ -89,6 +89,11 @@ def test_distiller__missing_argument(teacher, missing):
         MODELS.build({**distilled(fcos(), teacher), missing: 5})
 
 
+def test_distiller__teacher_in_a_list_is_no_dict(teacher):
+    with pytest.raises(ConfigError, match=r"must be a dict or a list of dicts, got \['a.py'\]"):
+        MODELS.build({**distilled(fcos(), teacher), 'teacher': ['a.py']})
+
+
 def test_distiller__two_students_of_one_class_stay_apart(build):
     first, second = build(), build(tap='backbone')
     assert type(first) is type(second)
