@@ -179,7 +179,8 @@ class Distillation(OneOrMoreTeachers, nn.Module):
                 continue
             distances = loss.distances(*maps, **options)
             if measures:
-                note_balance(tap, loss, distances, student_outputs[tap], task_loss())
+                own = student_outputs[tap]
+                note_balance(self.full_name(tap), loss, distances, own, task_loss())
             losses.update(loss.weighted(distances))
         self.monitor(compared)
         self.finite.note(losses)

@@ -275,6 +275,20 @@ def test_several_teachers__named_apart(files, teacher, tmp_path):
     assert [part.name for part in runner.model.distill.per_teacher] == ['big', 't1']
 
 
+def test_several_teachers__each_tells_its_weight_auto(teacher, monkeypatch):
+    lines = []
+    monkeypatch.setattr(auto_weight, 'print_log', lambda line, *where: lines.append(line))
+    model = distilled(fcos(), teacher, projection=RANDOM, loss_weight='auto')
+    model.teacher = [dict(teacher, name='a'), dict(teacher, name='b')]
+    model = MODELS.build(model).train()
+    for loss in model.distill.all_losses():
+        for _ in range(BALANCE_BATCHES - 1):
+            loss.note_balance(torch.tensor(1.0))
+    losses_of(model)
+    told = [line.split("'")[3] for line in lines]
+    assert told == ['a_neck', 'b_neck']
+
+
 def test_several_teachers__same_name(teacher):
     model = distilled(fcos(), teacher)
     model.teacher = [dict(teacher, name='a'), dict(teacher, name='a')]
