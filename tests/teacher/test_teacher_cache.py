@@ -16,7 +16,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.runner import Runner
-from runs import assert_equal, hidden, load, train, trained_losses
+from runs import assert_equal, fcos, hidden, load, train, trained_losses
 
 from rdimkd_det import ConfigError
 from rdimkd_det.files.configs import without_cache
@@ -292,6 +292,15 @@ def test_build__without_the_cache_for_testing_only(same_size):
     )
     with pytest.raises(ConfigError, match=r'teacher cache .*nowhere is not there'):
         train(config)
+
+
+def test_build__the_caches_basis_whatever_d_the_student_has_by_default(same_size, tmp_path):
+    config = cached_run(same_size, projection=dict(type='RandomProjection'))
+    config.work_dir, config.model.teacher.cache = str(tmp_path / 'run'), str(tmp_path / 'cache')
+    make_cache(config)
+    config.model.student = fcos(fpn_channels=24)
+    loss = MODELS.build(config.model).distill.losses.neck
+    assert [projection.basis.shape[1] for projection in loss.projections] == [4, 4, 4]
 
 
 def test_without_cache__the_live_config_and_the_other_as_it_was(same_size):

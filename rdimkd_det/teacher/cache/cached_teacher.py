@@ -97,7 +97,7 @@ class CachedTeacher:
 
     def provide_bases(self, tap: str, indices: Sequence[int], loss: FeatureLoss) -> None:
         """Give a loss the bases that the cached maps of a tap's levels were projected on."""
-        loss.teacher_projected = True
+        first, loss.teacher_projected = not loss.teacher_projected, True
         for index, name, projection in zip(indices, loss.level_names, loss.projections):
             if [tap, index] not in self.cache.about['levels']:
                 raise ConfigError(
@@ -105,7 +105,8 @@ class CachedTeacher:
                     f'for this config.'
                 )
             tensors = self.cache.tensors[self.cache.about['levels'].index([tap, index])]
-            if projection.fitted and not _agree(projection.basis.cpu(), tensors.basis):
+            known = projection.fitted and not first  # at first a random one has a draw of its own
+            if known and not _agree(projection.basis.cpu(), tensors.basis):
                 raise ConfigError(
                     f'teacher cache {self.cache.directory}: {name} already has another basis, '
                     f'from a checkpoint of a training without this cache; resume that training '
