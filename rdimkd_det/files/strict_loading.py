@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +63,10 @@ def prefix_hint(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str
     Wrappers write such keys, e.g. 'architecture.backbone...', and semi-supervised detectors both
     'student.' and 'teacher.'. Where no prefix helps, it is ''.
     """
-    needed = [key for key in own if not key.endswith('num_batches_tracked')]
-    first = needed[0] if needed else ''
-    prefixes = [key.removesuffix(first) for key in weights if first and key.endswith(f'.{first}')]
     fitting = [
         repr(prefix)
-        for prefix in prefixes
-        if all(
-            prefix + key in weights and weights[prefix + key].shape == own[key].shape
-            for key in needed
-        )
+        for prefix in prefixes_of(own, weights)
+        if all(weights.get(prefix + key, own[key]).shape == own[key].shape for key in own)
     ]
     if not fitting:
         return ''
@@ -80,6 +74,14 @@ def prefix_hint(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str
         f'; all match without the prefix {" or ".join(fitting)}: save the state dict with it taken '
         f'off the keys, and give that file'
     )
+
+
+def prefixes_of(own: Iterable[str], weights: Collection[str]) -> list[str]:
+    """Return the prefixes below which weights have all keys of a network; counters may lack."""
+    needed = [key for key in own if not key.endswith('num_batches_tracked')]
+    first = needed[0] if needed else ''
+    found = [key.removesuffix(first) for key in weights if first and key.endswith(f'.{first}')]
+    return [it for it in found if all(it + key in weights for key in needed)]
 
 
 def _load(

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..files.strict_loading import prefixes_of
 
 
 def without_prefix(
@@ -22,9 +23,7 @@ def without_prefix(
     own = [key for key in module.state_dict() if not key.endswith('num_batches_tracked')]
     if not own or all(key in weights for key in own):
         return weights
-    first = own[0]
-    prefixes = [key[: -len(first)] for key in weights if key.endswith(f'.{first}')]
-    prefixes = [it for it in prefixes if all(it + key in weights for key in own)]
+    prefixes = prefixes_of(own, weights)
     if len(prefixes) > 1:
         raise ConfigError(
             f'teacher: checkpoint {checkpoint} holds the module {len(prefixes)} times, below '
@@ -37,7 +36,7 @@ def without_prefix(
             for key, value in weights.items()
             if key.startswith(prefixes[0])
         }
-    prefix = first[: first.rfind('.') + 1]
+    prefix = own[0][: own[0].rfind('.') + 1]
     while prefix:  # e.g. 'model.stem.', then 'model.'
         if all(key.startswith(prefix) and key.removeprefix(prefix) in weights for key in own):
             _say(checkpoint, f"the module's keys have the prefix '{prefix}', the checkpoint's not")

@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 from ..bridge import InputBridge, check_channels
 from ..errors import ConfigError
-from ..features import (
-    Level,
-    device_of,
-    record_outputs,
-)
+from ..features import Level, device_of, record_outputs
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .fan_out import resize_levels
 from .placement import Placement
