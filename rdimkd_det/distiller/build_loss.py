@@ -16,7 +16,7 @@ from ..projections import PROJECTIONS
 
 def check_losses(losses: object) -> None:
     """Check the types and option names of losses by tap, and of their projections."""
-    if not isinstance(losses, Mapping):
+    if not isinstance(losses, Mapping) or not losses:
         raise ConfigError(f'losses must be a dict, e.g. dict(neck=dict(...)); got {losses!r}.')
     for tap, loss in losses.items():
         _check_loss(f'model.losses.{tap}', loss)

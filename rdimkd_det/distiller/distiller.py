@@ -80,13 +80,15 @@ class RdimKDDistiller:
         if cls is not RdimKDDistiller:  # copy.deepcopy of a distilled student calls this
             return super().__new__(cls)
         _check_arguments(student, teacher, losses)
+        if not isinstance(labels, bool):
+            raise ConfigError(f'RdimKDDistiller: labels must be True or False, got {labels!r}.')
         patch_detectors()
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
         detector = student if isinstance(student, nn.Module) else MODELS.build(student)
         check_views(detector)
         inherit = [inherit] if isinstance(inherit, str) else inherit
-        return _attach(detector, teacher, losses, inherit, labels)
+        return _attach(detector, teacher, losses, inherit or (), labels)
 
     def __init__(self, *args, **kwargs) -> None:
         """Do nothing: Python calls this after ``__new__``, which has built the detector."""
@@ -226,7 +228,7 @@ def _attach(
     detector.__class__ = _distilling_class(type(detector))
     detector.distill = distill
     distill.inherit = list(inherit)
-    distill.labels = bool(labels)
+    distill.labels = labels
     # Both torch and mmengine, which walks the modules itself, call these hooks, also in EMA copies.
     detector._register_state_dict_hook(_hide_distillation)
     detector.register_load_state_dict_post_hook(_miss_no_distillation)

@@ -89,9 +89,17 @@ def test_distiller__missing_argument(teacher, missing):
         MODELS.build({**distilled(fcos(), teacher), missing: 5})
 
 
-def test_distiller__teacher_in_a_list_is_no_dict(teacher):
-    with pytest.raises(ConfigError, match=r"must be a dict or a list of dicts, got \['a.py'\]"):
-        MODELS.build({**distilled(fcos(), teacher), 'teacher': ['a.py']})
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(teacher=['a.py']), r"must be a dict or a list of dicts, got \['a.py'\]"),
+        (dict(teacher=[dict(config='x', losses={})]), r'losses must be a dict, e\.g\..*; got {}'),
+        (dict(labels='no'), "labels must be True or False, got 'no'"),
+    ],
+)
+def test_distiller__wrong_argument(teacher, change, message):
+    with pytest.raises(ConfigError, match=message):
+        MODELS.build({**distilled(fcos(), teacher), **change})
 
 
 def test_distiller__two_students_of_one_class_stay_apart(build):
