@@ -95,8 +95,11 @@ def tensors_of(output: object) -> list[Tensor]:
     return [it for it in output if isinstance(it, Tensor)] if isinstance(output, Iterable) else []
 
 
-def find_module(network: nn.Module, tap: str) -> nn.Module:
-    """Return the module at a path; the network itself for :data:`OUTPUT`."""
+def find_module(network: nn.Module, tap: str, what: str = 'tap') -> nn.Module:
+    """Return the module at a path; the network itself for :data:`OUTPUT`.
+
+    ``what`` is the option that names it, for the message.
+    """
     if tap == OUTPUT:
         return network
     try:
@@ -109,7 +112,7 @@ def find_module(network: nn.Module, tap: str) -> nn.Module:
         inside = [name for name, child in children.items() if hasattr(child, 'extract_feat')]
         hint = f'; distil a detector alone, such as its {" or ".join(inside)}' if inside else ''
         raise ConfigError(
-            f"tap '{tap}': {_name(network)} has no such module; it has "
+            f"{what} '{tap}': {_name(network)} has no such module; it has "
             f'{", ".join(map(repr, children))}{hint}.'
         )
     return module

@@ -35,7 +35,7 @@ def matching_weights(
     """
     found = {}
     for path in paths:
-        own = find_module(student, path).state_dict(prefix=f'{path}.')
+        own = find_module(student, path, 'inherit').state_dict(prefix=f'{path}.')
         differing = [
             f'{key} {tuple(value.shape)} from {_shape(weights.get(key))}'
             for key, value in own.items()

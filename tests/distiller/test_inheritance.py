@@ -33,7 +33,7 @@ def test_inherit_weights__refuses_other_shapes_and_copies_nothing():
 
 
 def test_inherit_weights__lists_modules():
-    with pytest.raises(ConfigError, match=r"tap 'head'.*'bbox_head'"):
+    with pytest.raises(ConfigError, match=r"^inherit 'head'.*'bbox_head'"):
         inherit_weights(MODELS.build(fcos()), {}, ['head'])
 
 
