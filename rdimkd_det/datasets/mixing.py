@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 
 from ..errors import ConfigError
-from ..files.configs import counts_iterations, leaf_datasets
+from ..files.configs import counts_iterations, leaf_datasets, mappings
 from ..host.registry import find_type
 from ..options import explain, type_name
 from ..samples import fast_collate
@@ -154,9 +155,9 @@ def without_drops(pipeline: list, packed: bool = False) -> list[dict]:
 
     If ``packed``, it packs outside of ``UnlabelledImages``, and must hand on what that says.
     """
-    kept = [dict(step) for step in pipeline if type_name(step) != 'FilterAnnotations']
-    for step in kept:
-        if type_name(step) == 'RandomCrop':
+    kept = [step for step in copy.deepcopy(pipeline) if type_name(step) != 'FilterAnnotations']
+    for step in mappings(kept):  # RandomChoice and others have transforms inside
+        if type_name(step) == 'RandomCrop' and 'crop_size' in step:  # Albumentations' has none
             step['allow_negative_crop'] = True
         elif packed and type_name(step) == 'PackDetInputs':
             default = inspect.signature(find_type(step, TRANSFORMS)).parameters['meta_keys'].default

@@ -114,8 +114,10 @@ def test_without_drops__an_image_without_objects_is_kept(tmp_path):
         'LoadImageFromFile', 'LoadAnnotations', 'RandomCrop', 'PackDetInputs'
     ]  # fmt: skip
     assert pipeline[2] == dict(type='RandomCrop', crop_size=(32, 32))
-    dataset = UnlabelledImages(data_root=str(write_images(tmp_path)), pipeline=kept)
-    assert dataset[0]['inputs'].shape == (3, 32, 32)
+    for crop in (kept[2], dict(type='RandomChoice', transforms=[pipeline[2:3]])):
+        whole = without_drops([*pipeline[:2], crop, pipeline[-1]])
+        dataset = UnlabelledImages(data_root=str(write_images(tmp_path)), pipeline=whole)
+        assert dataset[0]['inputs'].shape == (3, 32, 32)
 
 
 def test_drop_labels__mosaic_and_switched_pipelines(files, tmp_path):
