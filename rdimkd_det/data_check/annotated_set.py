@@ -78,6 +78,12 @@ LOSSES = (
         intended=True,
     ),
     Loss(
+        'small box',
+        'have a side below filter_cfg.bbox_min_size, and count as crowds',
+        'lower filter_cfg.bbox_min_size of the data set',
+        intended=True,
+    ),
+    Loss(
         'small image',
         'are in images smaller than filter_cfg.min_size',
         'lower filter_cfg.min_size of the data set',

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from mmengine.fileio import list_from_file
 
+from ..errors import ConfigError
 from .annotated_set import BY_NAME, AnnotatedSet, data_folder
 from .classes import listed
 from .findings import Finding
@@ -25,8 +26,12 @@ def load_voc(
     split: str, dataset: Mapping, path: str, classes: Sequence[str]
 ) -> tuple[AnnotatedSet, list[Finding]]:
     """Read the XML file of each image in a list, and return its boxes and what is wrong with it."""
-    ids = Path(path).read_text().split('\n')
-    ids = [line.rstrip('\n\r') for line in (ids[:-1] if ids[-1] == '' else ids)]
+    try:
+        ids = list_from_file(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f'annotations {path} cannot be read, save it as UTF-8: {error}.'
+        ) from error
     folder = data_folder(dataset, 'sub_data_root')
     xmls = [
         os.path.join(folder, dataset.get('ann_subdir', 'Annotations'), f'{it}.xml') for it in ids
@@ -37,7 +42,7 @@ def load_voc(
     sizes, boxes, places, names, crowds, unreadable = [], [], [], [], [], []
     for place, xml in enumerate(xmls):
         try:
-            size, objects = read_xml(xml)
+            size, objects = read_xml(xml, classes)
         except UnreadableError as error:
             unreadable.append((xml, str(error)))
             size, objects = (np.nan, np.nan), []
@@ -53,20 +58,29 @@ def load_voc(
     array_of_sizes = np.array(sizes, float).reshape(-1, 2)
     losses = np.where(labels < 0, BY_NAME['other class'], 0)
     losses[(losses == 0) & np.array(crowds, bool)] = BY_NAME['crowd']
+    array_of_boxes = np.array(boxes, float).reshape(-1, 4)
+    filters = dataset.get('filter_cfg') or {}
+    small = array_of_boxes[:, 2:].min(1, initial=np.inf) < (filters.get('bbox_min_size') or 0)
+    losses[(losses == 0) & small] = BY_NAME['small box']
     kept = _kept(dataset, array_of_sizes, image_index[labels >= 0])
     losses[(losses == 0) & ~kept[image_index]] = BY_NAME['small image']
     data = AnnotatedSet(
         split=split, path=path, classes=classes, labelled=list(classes), image_ids=ids,
         image_paths=images, sizes=array_of_sizes, loaded=kept,
-        boxes=np.array(boxes, float).reshape(-1, 4), image_index=image_index, labels=labels,
+        boxes=array_of_boxes, image_index=image_index, labels=labels,
         losses=losses, hints=_hints(names, classes),
         example=lambda index: f'{names[index]!r} in {xmls[image_index[index]]}',
     )  # fmt: skip
     return data, [*_unreadable(split, path, unreadable, len(ids)), *_without_area(data)]
 
 
-def read_xml(path: str) -> tuple[tuple[float, float], list[tuple[str, list[float], bool]]]:
-    """Return width and height, NaN if unknown, and name, box and difficulty of each object."""
+def read_xml(
+    path: str, classes: Sequence[str]
+) -> tuple[tuple[float, float], list[tuple[str, list[float], bool]]]:
+    """Return width and height, NaN if unknown, and name, box and difficulty of each object.
+
+    Of an object of another class loading reads the name only, so its box is NaN.
+    """
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
@@ -80,6 +94,9 @@ def read_xml(path: str) -> tuple[tuple[float, float], list[tuple[str, list[float
     objects = []
     for entry in root.findall('object'):
         name, box = entry.find('name'), entry.find('bndbox')
+        if name is not None and name.text not in classes:
+            objects.append((name.text, [np.nan] * 4, False))
+            continue
         missing = 'name' if name is None else 'bndbox' if box is None else None
         if missing:
             raise UnreadableError(f'has an object without <{missing}>')

@@ -89,3 +89,22 @@ def test_losses__are_those_of_mmdetection(voc):
 def test_geometry__boxes_without_an_area(voc):
     voc.xml(1).write_text(voc.xml(1).read_text().replace('>4<', '>40<'))
     assert '1 of 12 boxes of' in voc.only('train').text
+
+
+def test_losses__boxes_below_the_least_size(voc):
+    voc.cfg.train_dataloader.dataset.filter_cfg = dict(bbox_min_size=26)  # all are 25 high
+    assert 'have a side below filter_cfg.bbox_min_size' in voc.error('train')
+    loaded = Runner.build_dataloader(voc.cfg.train_dataloader).dataset
+    ignored = [it['ignore_flag'] for n in range(6) for it in loaded.get_data_info(n)['instances']]
+    assert ignored == [1] * 12
+
+
+def test_files__of_other_classes_only_the_name_is_read(voc):
+    voc.xml(1).write_text(voc.xml(1).read_text().replace('red', 'grey').replace('>4<', '>?<'))
+    assert voc.look('train') == []
+    assert len(Runner.build_dataloader(voc.cfg.train_dataloader).dataset) == 6
+
+
+def test_files__a_list_in_another_encoding(voc):
+    (voc.voc / 'train.txt').write_bytes('0\nStraße\n'.encode('latin-1'))
+    assert 'train.txt cannot be read, save it as UTF-8' in voc.error('train')
