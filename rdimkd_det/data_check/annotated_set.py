@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from mmengine.fileio import join_path
@@ -145,6 +145,22 @@ class AnnotatedSet:
         """Return the number of objects of each class that the file has."""
         counts = np.bincount(self.labels[self.objects], minlength=len(self.labelled))
         return {str(name): int(number) for name, number in zip(self.labelled, counts)}
+
+    def of_indices(self, indices: int | Sequence[int] | None) -> AnnotatedSet:
+        """Return the part that a data set with the option ``indices`` picks of what it keeps."""
+        if indices is None:
+            return self
+        places = self.loaded.nonzero()[0]
+        if isinstance(indices, int):
+            places = places[:indices] if indices >= 0 else places[indices:]
+        else:
+            places = places[[n for n in indices if n < len(places)]]
+        loaded = np.isin(np.arange(len(self.loaded)), places)
+        own = np.append(loaded, True)[self.image_index].nonzero()[0]  # True: of no image
+        names = ('boxes', 'image_index', 'labels', 'losses')
+        arrays = {name: getattr(self, name)[own] for name in names}
+        example = self.example
+        return replace(self, loaded=loaded, example=lambda index: example(own[index]), **arrays)
 
     def summary(self) -> SetSummary:
         """Return the numbers of this data set."""

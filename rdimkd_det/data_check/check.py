@@ -87,6 +87,7 @@ class _Look:
                 self.namings.append(_naming(self.split, file, classes))
                 of_files += check_ids(self.split, file, 'Boxes')
                 data = load_coco(self.split, leaf, file, classes)
+            data = data.of_indices(leaf.get('indices'))
             self.sets.append(data)
             of_sets += self._of_images(data, leaf)
         if self.split == 'train' and (self.cfg.get('model') or {}).get('labels') is False:

@@ -97,14 +97,6 @@ def _kept_images(dataset: Mapping, file: CocoFile, labels: np.ndarray) -> np.nda
         annotated = np.zeros(len(kept), bool)
         annotated[file.image_index[(labels >= 0) & (file.image_index >= 0)]] = True
         kept &= annotated
-    indices = dataset.get('indices')
-    if indices is not None:
-        places = kept.nonzero()[0]
-        if isinstance(indices, int):
-            places = places[:indices] if indices >= 0 else places[indices:]
-        else:
-            places = places[[n for n in indices if n < len(places)]]
-        kept = np.isin(np.arange(len(kept)), places)
     return kept
 
 

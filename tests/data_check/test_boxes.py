@@ -166,3 +166,11 @@ def test_classes__without_an_object(data):
     found = data.only('train')
     assert found.text == f'no object of green, blue in {data.path("train")}'
     assert data.look('val') == []
+
+
+def test_indices__other_images_do_not_count(data):
+    data.cfg.train_dataloader.dataset.indices = 3
+    (summary,) = look_at(data.cfg, ['train']).sets
+    assert (summary.num_images, summary.num_with_objects, summary.num_objects) == (3, 3, 6)
+    data.each('train', lambda entry: entry.update(image_id=str(entry['image_id'])))
+    assert 'have an image_id that no image has' in data.error('train')
