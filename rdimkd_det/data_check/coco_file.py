@@ -63,8 +63,8 @@ class CocoFile:
                    'categories': self.categories}[name]  # fmt: skip
         try:
             values = list(map(itemgetter(key), entries))
-            if key.endswith('id'):
-                set(values)  # a list, for example, cannot be an id
+            if key.endswith(('id', 'name')):
+                set(values)  # a list, for example, cannot be one
             return values
         except (KeyError, TypeError, IndexError):
             for entry in entries:

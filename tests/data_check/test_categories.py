@@ -210,3 +210,10 @@ def test_orders__of_other_classes(data):
     classes(data, 'green', 'blue', splits=('train',))
     line = data.error('train', 'val')
     assert "label 0 is 'red' in" in line and 'the same metainfo.classes' in line
+
+
+def test_names__a_list_is_none(data):
+    data.change('train', lambda content: content['categories'][0].update(name=['red']))
+    assert "'name' must be a number or text in the category {'id': 0, 'name': ['red']}" in (
+        data.error('train')
+    )
