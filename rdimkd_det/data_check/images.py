@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files.configs import mappings
 from ..options import type_name
-from .annotated_set import AnnotatedSet
+from .annotated_set import AnnotatedSet, data_folder
 from .findings import Finding
 
 # How many folders of a data set's root are looked through for a missing image.
@@ -83,7 +83,11 @@ def _size(path: str) -> int | None:
 def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:
     """Return the remedy for a wrong folder: the one below the root that has the image, if any."""
     place = f'{data.split}_dataloader.dataset'
-    root, name = Path(str(dataset.get('data_root') or Path(data.path).parent)), Path(path).name
+    root = Path(str(dataset.get('data_root') or Path(data.path).parent))
+    prefixes = (data_folder(dataset, key) for key in ('img', 'sub_data_root'))
+    name = min((os.path.relpath(path, prefix) for prefix in prefixes), key=len)  # with its folders
+    if '\\' in name and os.sep == '/':
+        return 'write file_name with / in place of \\ in the annotations'
     folders = islice((Path(it[0]) for it in os.walk(root)), NUM_FOLDERS)
     found = next((folder for folder in folders if (folder / name).is_file()), None)
     if found is None:

@@ -181,3 +181,23 @@ def test_headers__of_a_damaged_image_are_left_to_its_loading(data):
 def test_root__without_a_folder_of_images(data):
     shutil.move(data.root / 'images', Path(data.root).parent / 'away')
     assert data.error('train').endswith('to the folder of the images.')
+
+
+def test_files__below_folders_of_their_own(data):
+    (data.root / 'images').rename(data.root / 'sub')
+    (data.root / 'images').mkdir()
+    (data.root / 'sub').rename(data.root / 'images/sub')
+    data.change('train', lambda it: [
+        entry.update(file_name=f'sub/{entry["file_name"]}') for entry in it['images']])  # fmt: skip
+    assert data.look('train') == []
+    data.cfg.train_dataloader.dataset.data_prefix = dict(img='')
+    assert data.error('train').endswith(f'the folder of the images, {data.root}/images.')
+
+
+def test_files__names_from_windows(data):
+    data.change('train', lambda it: [
+        entry.update(file_name=f'images\\{entry["file_name"]}') for entry in it['images']
+    ])  # fmt: skip
+    assert data.error('train').endswith(
+        '; write file_name with / in place of \\ in the annotations.'
+    )
