@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -81,7 +82,9 @@ class Report:
 
     def print(self, console: Console) -> None:
         """Print the report; it is readable without colours, too."""
-        console.print(self.title, style='bold', soft_wrap=True, highlight=False)
+        # Paths and names of classes are no markup: one like 'pen [blue]' would lose its end.
+        show = partial(console.print, markup=False, highlight=False)
+        show(self.title, style='bold', soft_wrap=True)
         grid = RichTable.grid(padding=(0, 2))
         for overflow in ('ellipsis', 'ellipsis', 'fold'):  # of a long path the end matters, too
             grid.add_column(overflow=overflow)
@@ -92,12 +95,12 @@ class Report:
             grid.add_row(
                 Text(f'  {finding.severity}', style=STYLES[finding.severity]), finding.topic, text
             )
-        console.print(grid, highlight=False)
+        show(grid)
         for table in (*self.tables, *self.data_tables):
-            console.print(f'\n{table.title}', soft_wrap=True, highlight=False)
-            console.print(_drawn(table), highlight=False)
-        console.print()
-        console.print(self.verdict, style='bold', highlight=False)
+            show(f'\n{table.title}', soft_wrap=True)
+            show(_drawn(table))
+        show()
+        show(self.verdict, style='bold')
 
     def log(self, logger: logging.Logger) -> None:
         """Write the report to a log, as a warning unless all findings are ok."""

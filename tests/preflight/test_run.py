@@ -9,7 +9,7 @@ from malicious import Payload
 from rich.console import Console
 from runs import call_tool, fcos, load, run_config
 
-from rdimkd_det.preflight.report import Report
+from rdimkd_det.preflight.report import Report, Table
 
 
 @pytest.mark.smoke
@@ -95,3 +95,12 @@ def test_report__a_long_path_is_printed_whole():
     console = Console(file=io.StringIO(), width=80)
     report.print(console)
     assert path in re.sub(r'\s+', '', console.file.getvalue())
+
+
+def test_report__names_are_no_markup():
+    report = Report('preflight of [old]/config.py', data_tables=[Table('Objects', ('class',))])
+    report.data_tables[0].rows += [('pen [blue]',), ('n/a [/]',)]
+    console = Console(file=io.StringIO(), width=80)
+    report.print(console)
+    for name in ('[old]/config.py', 'pen [blue]', 'n/a [/]'):
+        assert name in console.file.getvalue()
