@@ -16,7 +16,6 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.runner import Runner
 from torch import nn
-from torch.distributed import init_process_group
 
 from rdimkd_det import ConfigError, DistillHook
 from rdimkd_det.commands import cli, launch
@@ -128,7 +127,7 @@ def start_processes(args: argparse.Namespace) -> None:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     # gloo runs on every machine, and little is sent. The long timeout is for barriers: some
     # processes finish hours before others.
-    init_process_group('gloo', timeout=timedelta(days=30))
+    launch.start_gloo(timeout=timedelta(days=30))
 
 
 def fit(cfg: Config, model: RdimKDDistiller) -> None:

@@ -45,6 +45,7 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    cfg.work_dir = str(cfg.work_dir)  # --cfg-options work_dir=2026 is a number
     hand_in_preprocessor(cfg)
     check_sections(cfg)
     check_loops_whole(cfg)
@@ -81,12 +82,7 @@ def prepare_launch(cfg: Config) -> None:
     """
     if cfg.launcher != 'pytorch' or torch.cuda.is_available() or is_distributed():
         return
-    try:
-        init_process_group('gloo')
-    except ValueError as error:
-        raise ConfigError(
-            f'--launcher pytorch is for torchrun, e.g. tools/dist_train.sh CONFIG 2 ({error}).'
-        ) from error
+    start_gloo()
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,
@@ -94,6 +90,16 @@ def prepare_launch(cfg: Config) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
+
+
+def start_gloo(**options) -> None:
+    """Start a process group that needs no GPU, with options of ``init_process_group``."""
+    try:
+        init_process_group('gloo', **options)
+    except ValueError as error:
+        raise ConfigError(
+            f'--launcher pytorch is for torchrun, e.g. tools/dist_train.sh CONFIG 2 ({error}).'
+        ) from error
 
 
 def build_runner(cfg: Config) -> Runner:

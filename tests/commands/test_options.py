@@ -3,9 +3,10 @@
 import argparse
 
 import pytest
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 
 from rdimkd_det.commands.cfg_options import OptionsAction
+from rdimkd_det.commands.launch import apply_common_arguments
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,11 @@ def test_options__a_path_with_a_space_is_the_one_that_was_typed(refused, files):
     root = 'train_dataloader.dataset.data_root=no such data/'
     line = refused('train.py', files / 'plain.py', '--cfg-options', root)
     assert line.startswith('train.py: train data: no such data/annotations.json does not exist.')
+
+
+def test_options__work_dir_may_look_like_a_number():
+    args = argparse.Namespace(local_rank=0, work_dir=None, launcher='none', config='c.py')
+    args.cfg_options = {'work_dir': 2026}
+    cfg = Config()
+    apply_common_arguments(cfg, args)
+    assert cfg.work_dir == '2026'
