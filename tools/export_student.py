@@ -7,6 +7,7 @@ from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.export.formats import FORMATS
 from rdimkd_det.export.student import read_student, write_student
+from rdimkd_det.files.checkpoints import local_path
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,8 +52,8 @@ def main() -> None:
     if args.onnx:
         check(model, student)
     path, num_boxes = write_student(student, args.out)
-    before, after = (Path(file).stat().st_size / 2**20 for file in (args.checkpoint, path))
-    print(f'wrote {path}: {after:.1f} MiB of {before:.1f} MiB')
+    sizes = [it.stat().st_size for it in (path, local_path(args.checkpoint)) if it.is_file()]
+    print(f'wrote {path}: {" of ".join(f"{size / 2**20:.1f} MiB" for size in sizes)}')
     print(f'all weights equal those of {args.checkpoint}, bit for bit')
     same = (
         f'{num_boxes} boxes are the same' if num_boxes else 'no box, so only weights are compared'

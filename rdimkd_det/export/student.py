@@ -21,7 +21,7 @@ from ..channels import image_channels
 from ..distiller.inference import student_config
 from ..errors import ConfigError
 from ..files.atomic import write_errors_explained, written_whole
-from ..files.checkpoints import read_checkpoint_safely, weights_in
+from ..files.checkpoints import local_path, read_checkpoint_safely, weights_in
 from ..files.configs import hand_in_preprocessor, mappings, read_config
 from ..files.strict_loading import load_strictly
 from ..host.patches import patch_detectors
@@ -71,10 +71,10 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
     weights = weights_in(content, checkpoint, 'checkpoint')
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
-    config = config or _config_beside(Path(checkpoint), str(meta.get('experiment_name')))
+    config = config or _config_beside(local_path(checkpoint), str(meta.get('experiment_name')))
     try:
         student = plain_config(config)
-        metrics = recorded_metrics(Path(checkpoint), content, config)
+        metrics = recorded_metrics(local_path(checkpoint), content, config)
         distillation = distillation_of(config)
     except (AttributeError, LookupError, TypeError) as error:
         raise ConfigError(

@@ -353,6 +353,13 @@ def test_write_student__weights_that_are_not_numbers(work_dir, tmp_path):
     assert write_student(student, str(tmp_path / 's.pth'))[0].exists()
 
 
+def test_export__of_a_path_below_home(work_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('HOME', str(work_dir.parent))
+    checkpoint = f'~/{work_dir.name}/epoch_2.pth'
+    lines = export(capsys, checkpoint, '--out', tmp_path / 's.pth')
+    assert ' MiB of ' in lines[0] and any(it.startswith('coco/bbox_mAP: ') for it in lines)
+
+
 def test_export__own_modules_with_the_config_given(work_dir, tmp_path, capsys, monkeypatch):
     (tmp_path / 'own_detectors.py').write_text(
         'from mmdet.models import FCOS\n\n\nclass Mine(FCOS):\n    pass\n'
