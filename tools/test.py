@@ -34,6 +34,11 @@ def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
     launch.apply_common_arguments(cfg, args)
+    if (args.show or args.show_dir) and not (cfg.get('default_hooks') or {}).get('visualization'):
+        raise ConfigError(
+            "--show and --show-dir need default_hooks.visualization=dict(type='"
+            "DetVisualizationHook') in the config."
+        )
     cfg.load_from = args.checkpoint
     _, data = launch.check_before_run(cfg, training=False)
     # Imported after the checks, because importing all of mmdet takes seconds.

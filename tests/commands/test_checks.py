@@ -298,6 +298,12 @@ def test_mistake__out_is_no_pickle(refused, files):
     assert '--out must be a .pkl file, got x.json' in line
 
 
+def test_mistake__nothing_would_be_shown(refused, files):
+    options = ('--show', '--cfg-options', 'default_hooks.visualization=None')
+    line = refused('test.py', files / 'plain.py', files / 'teacher/teacher.pth', *options)
+    assert '--show and --show-dir need default_hooks.visualization=dict(type=' in line
+
+
 def test_mistake__launcher_without_torchrun(refused, files, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     line = refused('train.py', files / 'distilled.py', '--launcher', 'pytorch')
