@@ -25,7 +25,8 @@ from ..commands.checks import check_data
 from ..commands.mistakes import errors_explained
 from ..distiller.inference import trained_detector
 from ..errors import ConfigError
-from ..files.atomic import read_json, write_json
+from ..files.atomic import read_json, sha256_of, write_json
+from ..files.configs import annotation_path, leaf_datasets, mappings
 from ..host.registry import enter_scope
 from ..options import type_name
 from ..progress import with_progress
@@ -60,6 +61,8 @@ def evaluate(run: TrainedRun, console: Console) -> Evaluation:
         raise ConfigError('its config has no val_dataloader.')
     made_of = _cache_key(run)
     kept = read_json(run.work_dir / CACHE)
+    earlier = kept.get('made_of', {}).get('annotations', {})
+    made_of['annotations'] = {**earlier, **made_of['annotations']}  # of files that are gone
     if kept.get('made_of') == made_of:
         return Evaluation(kept['scores'], kept['classes'], kept['detections'])
     metric = _coco_metric(run)
@@ -129,10 +132,13 @@ def _cache_key(run: TrainedRun) -> dict:
     """Return what identifies the checkpoint and the val data, to validate the cache."""
     file = run.checkpoint.stat()
     dataset = run.config.val_dataloader.dataset
+    entries = [*leaf_datasets(dataset), *mappings(run.config.get('val_evaluator'))]
+    paths = {path for path in map(annotation_path, entries) if path and Path(path).is_file()}
     return {
         'version': VERSION,
         'checkpoint': [run.checkpoint.name, file.st_size, file.st_mtime_ns],
         'val': repr(dataset.to_dict()),
+        'annotations': {path: sha256_of(Path(path)) for path in paths},
     }
 
 

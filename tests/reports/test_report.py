@@ -90,6 +90,15 @@ class TestReportTool:
         assert found.scores['AP50'] == pytest.approx(logged['ap50'])
         monkeypatch.setattr(evaluation, '_test', None)
         assert evaluation.evaluate(run, CONSOLE) == found
+        annotations = trained / 'data' / 'annotations.json'
+        content = annotations.read_text()
+        try:
+            annotations.write_text(content + '\n')
+            with pytest.raises(ConfigError, match='not callable'):
+                evaluation.evaluate(run, CONSOLE)
+        finally:
+            annotations.write_text(content)
+        assert evaluation.evaluate(run, CONSOLE) == found
         run.checkpoint.touch()
         with pytest.raises(ConfigError, match='not callable'):
             evaluation.evaluate(run, CONSOLE)
