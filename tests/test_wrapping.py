@@ -248,14 +248,19 @@ def test_principal_angles__of_known_subspaces():
 def test_principal_angles__of_a_training(tmp_path, capsys):
     data, teacher = write_data(tmp_path / 'data'), write_teacher(tmp_path)
     config = tmp_path / 'distilled.py'
-    run_config(data, tmp_path / 'run', distilled(fcos(), teacher)).dump(config)
-    student = tmp_path / 'run/student.pth'
-    student.parent.mkdir()
-    torch.save(MODELS.build(fcos()).state_dict(), student)
+    cfg = run_config(data, tmp_path / 'run', distilled(fcos(), teacher))
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2000)  # stays in epoch 0
+    cfg.dump(config)
+    plain, student = tmp_path / 'run/plain.pth', tmp_path / 'run/student.pth'
+    plain.parent.mkdir()
+    weights = MODELS.build(fcos()).state_dict()
+    torch.save(weights, plain)
+    torch.save(dict(meta=dict(epoch=0, iter=2000), state_dict=weights), student)
     picture = tmp_path / 'angles.png'
-    options = ('--plain', student, '--images', 4, '--out', picture)
+    options = ('--plain', plain, '--images', 4, '--out', picture)
     call_tool('principal_angles.py', config, student, *options)
     printed = capsys.readouterr().out
+    assert 'iteration' in printed and '2000' in printed
     assert 'distilled' in printed and 'plain' in printed and 'neck_s32' in printed
     assert picture.read_bytes().startswith(b'\x89PNG')
     with pytest.raises(SystemExit, match='2'):

@@ -21,7 +21,7 @@ from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.distiller.labelled import labelled_first
 from rdimkd_det.features import record_outputs
 from rdimkd_det.files.checkpoints import read_checkpoint_safely, weights_in
-from rdimkd_det.files.configs import without_cache
+from rdimkd_det.files.configs import counts_iterations, without_cache
 from rdimkd_det.files.strict_loading import load_strictly
 from rdimkd_det.losses.maps import ComparedMaps
 from rdimkd_det.projections import default_dim
@@ -29,7 +29,7 @@ from rdimkd_det.reports.charts import check_picture, save_figure
 from rdimkd_det.samples import image_sizes
 from rdimkd_det.training.calibration import ChannelCovariance, calibration_batches
 
-# Level to (epoch, mean angle in degrees) of each checkpoint.
+# Level to (epoch or iteration, mean angle in degrees) of each checkpoint.
 Curves = dict[str, list[tuple[int, float]]]
 
 
@@ -67,11 +67,12 @@ def main() -> None:
         check_data(cfg, ['train'])
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         batches = calibration_batches(loader, args.images, seed=0)
-        curves = follow(
-            model, {'distilled': args.checkpoints, 'plain': args.plain}, batches, args.dim
-        )
-    print_table(curves)
-    draw(curves, args.out)
+        checkpoints = {'distilled': args.checkpoints, 'plain': args.plain}
+        # An iteration-based training stays in epoch 0.
+        key, unit = ('iter', 'iteration') if counts_iterations(cfg) else ('epoch', 'epoch')
+        curves = follow(model, checkpoints, batches, args.dim, key)
+    print_table(curves, unit)
+    draw(curves, args.out, unit)
     print(f'wrote {args.out}')
 
 
@@ -80,8 +81,12 @@ def follow(
     checkpoints: Mapping[str, Sequence[str]],
     batches: Iterable[dict],
     dim: int | None,
+    key: str = 'epoch',
 ) -> dict[str, Curves]:
-    """Measure the angles at each level for checkpoints of some students, by epoch."""
+    """Measure the angles at each level for checkpoints of some students, by epoch or iteration.
+
+    ``key`` is the entry of a checkpoint's 'meta' that counts: 'epoch' or 'iter'.
+    """
     students = [
         (name, path, read_checkpoint_safely(path, 'student'))
         for name, paths in checkpoints.items()
@@ -91,10 +96,10 @@ def follow(
     measured = measure(model, weights, batches)
     curves: dict[str, Curves] = {}
     for name, path, content in students:
-        epoch = content.get('meta', {}).get('epoch') or 0
+        step = (content.get('meta') or {}).get(key) or 0
         for level, (covariance, num_channels) in measured[path].items():
             angle = float(principal_angles(covariance.compute(), num_channels, dim).mean())
-            curves.setdefault(name, {}).setdefault(level, []).append((epoch, angle))
+            curves.setdefault(name, {}).setdefault(level, []).append((step, angle))
     for levels in curves.values():
         for points in levels.values():
             points.sort(key=itemgetter(0))
@@ -168,10 +173,10 @@ def principal_angles(
     return torch.linalg.svdvals(shared).clamp(max=1).acos().rad2deg()
 
 
-def print_table(curves: dict[str, Curves]) -> None:
-    """Print the mean angle at each level and epoch."""
+def print_table(curves: dict[str, Curves], unit: str) -> None:
+    """Print the mean angle at each level and epoch or iteration."""
     table = Table(title="mean angle between student's and teacher's components, degrees")
-    for column in ('student', 'epoch', *next(iter(curves.values()))):
+    for column in ('student', unit, *next(iter(curves.values()))):
         table.add_column(column, justify='right')
     for name, levels in curves.items():
         for points in zip(*levels.values()):
@@ -179,15 +184,15 @@ def print_table(curves: dict[str, Curves]) -> None:
     Console().print(table)
 
 
-def draw(curves: dict[str, Curves], path: Path) -> None:
-    """Draw the mean angle over the epochs, one panel per level."""
+def draw(curves: dict[str, Curves], path: Path, unit: str) -> None:
+    """Draw the mean angle over the epochs or iterations, one panel per level."""
     levels = list(next(iter(curves.values())))
     figure = Figure(figsize=(3.2 * len(levels) + 0.6, 3.2), layout='constrained')
     panels = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
     for axes, level in zip(panels, levels):
         for name, of_student in curves.items():
             axes.plot(*zip(*of_student[level]), marker='o', label=name)
-        axes.set(title=level, xlabel='epoch', ylim=(0, 90))
+        axes.set(title=level, xlabel=unit, ylim=(0, 90))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel('mean principal angle, degrees')
     panels[0].legend()
