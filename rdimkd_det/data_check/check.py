@@ -67,7 +67,7 @@ class _Look:
         self.cfg, self.split, self.thorough = cfg, split, thorough
         self.leaves = list(_distinct(leaf_datasets(_dataset(cfg, split))))
         self.files: dict[str, CocoFile] = {}
-        self.sets: list[AnnotatedSet] = []
+        self.by_leaf: dict[str, AnnotatedSet] = {}
         self.namings: list[Naming] = []
         self.refused: set[str] = set()  # files whose names are an error
 
@@ -88,7 +88,7 @@ class _Look:
                 of_files += check_ids(self.split, file, 'Boxes')
                 data = load_coco(self.split, leaf, file, classes)
             data = data.of_indices(leaf.get('indices'))
-            self.sets.append(data)
+            self.by_leaf[_key(leaf)] = data
             of_sets += self._of_images(data, leaf)
         if self.split == 'train' and (self.cfg.get('model') or {}).get('labels') is False:
             return of_sets  # nothing learns from the boxes
@@ -98,6 +98,10 @@ class _Look:
         evaluator = list(self._of_evaluators()) if self.split != 'train' else []
         # The cause before its consequences, since a start reports the first error.
         return [*names, *of_files, *boxes, *of_sets, *evaluator]
+
+    @property
+    def sets(self) -> list[AnnotatedSet]:
+        return list(self.by_leaf.values())
 
     def read(self, path: str) -> CocoFile:
         if path not in self.files:
@@ -114,8 +118,12 @@ class _Look:
     def _of_evaluators(self) -> Iterator[Finding]:
         evaluator = self.cfg.get(f'{self.split}_evaluator') or {}
         several = _is(evaluator, 'MultiDatasetsEvaluator')
-        metrics = evaluator.get('metrics') if several else evaluator
+        whole = isinstance(evaluator, Mapping) and 'metrics' in evaluator
+        metrics = evaluator['metrics'] if whole else evaluator
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+        # With several data sets each metric is of one; some may be of a kind that is not looked at.
+        leaves = map(_key, leaf_datasets(_dataset(self.cfg, self.split)))
+        of_metrics = [self.by_leaf.get(key) for key in leaves]
         classes = next((naming.classes for naming in self.namings), None)
         for place, metric in enumerate(metrics):
             path = (
@@ -125,7 +133,7 @@ class _Look:
             )
             if not path or not os.path.isfile(path) or not classes:
                 continue
-            sets = self.sets[place : place + 1] if several else self.sets
+            sets = list(filter(None, of_metrics[place : place + 1])) if several else self.sets
             yield from self._of_metric(metric, self.read(path), classes, sets)
 
     def _of_metric(
@@ -153,10 +161,14 @@ def _distinct(leaves: Iterator[Mapping]) -> Iterator[Mapping]:
     """Yield each data set once, whatever pipelines it has in a concatenation."""
     seen = set()
     for leaf in leaves:
-        key = repr({name: value for name, value in leaf.items() if name != 'pipeline'})
+        key = _key(leaf)
         if key not in seen:
             seen.add(key)
             yield leaf
+
+
+def _key(leaf: Mapping) -> str:
+    return repr({name: value for name, value in leaf.items() if name != 'pipeline'})
 
 
 def _kind(leaf: Mapping) -> str | None:

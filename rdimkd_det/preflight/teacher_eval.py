@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.registry import EVALUATOR
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import nn
@@ -18,7 +19,7 @@ from torch import nn
 from ..bridge import InputBridge
 from ..datasets.scaling import enlarged
 from ..distiller.distillation import Distillation
-from ..files.configs import UnreadableConfigError, leaf_datasets, read_config
+from ..files.configs import UnreadableConfigError, leaf_datasets, mappings, read_config
 from ..progress import with_progress
 from .input_formats import InputFormat
 from .report import Report
@@ -153,7 +154,7 @@ def average_precision(
             leaf['pipeline'] = _with_data_of(leaf['pipeline'], pipeline)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(settings, seed=0)
-        evaluator = Evaluator(_of_boxes(cfg.val_evaluator))
+        evaluator = _evaluator_of_boxes(cfg.val_evaluator)
         evaluator.dataset_meta = loader.dataset.metainfo
     for batch in with_progress(loader, description):
         with torch.no_grad():
@@ -169,15 +170,16 @@ def average_precision(
         return _main_metric(evaluator.evaluate(len(loader.dataset)))
 
 
-def _of_boxes(evaluator: Mapping | Sequence) -> list[dict]:
-    """Return the config of an evaluator that evaluates boxes instead of masks."""
-    metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator
-    metrics = [dict(metric) for metric in metrics]
-    for metric in metrics:
+def _evaluator_of_boxes(config: Mapping | Sequence) -> Evaluator:
+    """Build an evaluator as mmengine's Runner does, with boxes evaluated instead of masks."""
+    config = deepcopy(config)
+    for metric in mappings(config):
         kinds = metric.get('metric')
         if kinds == 'segm' or (isinstance(kinds, (list, tuple)) and 'segm' in kinds):
             metric['metric'] = 'bbox'
-    return metrics
+    if isinstance(config, Mapping) and 'metrics' in config:
+        return EVALUATOR.build({'type': 'Evaluator', **config})
+    return Evaluator(config)
 
 
 def _main_metric(metrics: Mapping[str, float]) -> float:

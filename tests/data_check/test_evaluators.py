@@ -176,3 +176,21 @@ def test_images__several_entries_of_one_id(data):
     )
     data.change('train', lambda content: [it.update(id=0) for it in content['images']])
     assert '12 images of' in data.error('train') or 'image_id' in data.error('train')
+
+
+def test_images__each_metric_is_of_its_own_data_set(data):
+    """The first data set is of a kind that is not looked at."""
+    data.change('test', lambda content: [it.update(id=it['id'] + 50) for it in content['images']])
+    data.each('test', lambda entry: entry.update(image_id=entry['image_id'] + 50))
+    val, test = (data.cfg[f'{split}_dataloader'].dataset for split in ('val', 'test'))
+    data.cfg.val_dataloader.dataset = dict(
+        type='ConcatDataset', datasets=[{**val, 'type': 'LVISV1Dataset'}, val, test]
+    )
+    metrics = [dict(type='LVISMetric'), data.cfg.val_evaluator, data.cfg.test_evaluator]
+    data.cfg.val_evaluator = dict(
+        type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['x', 'y', 'z']
+    )
+    assert data.look('val') == []
+    metrics[1]['ann_file'] = data.path('test')
+    data.cfg.val_evaluator['metrics'] = metrics
+    assert f"are not in the evaluator's {data.path('test')}" in data.error('val')

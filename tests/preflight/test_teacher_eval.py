@@ -27,6 +27,9 @@ def test_preflight__validation_data_in_a_wrapper(preflight):
     def change(cfg):
         wrapped = dict(type='ConcatDataset', datasets=[cfg.val_dataloader.dataset])
         cfg.val_dataloader.dataset = wrapped
+        cfg.val_evaluator = dict(
+            type='MultiDatasetsEvaluator', metrics=[cfg.val_evaluator], dataset_prefixes=['one']
+        )
 
     plain = preflight('--samples', 0, '--eval-teacher')
     wrapped = preflight('--samples', 0, '--eval-teacher', change=change)
