@@ -6,12 +6,14 @@ import time
 import pytest
 import torch
 from mmcv.ops import DeformConv2dPack
+from mmdet.registry import MODELS
 from mmengine.config import Config
-from runs import REPOSITORY, call_tool, write_step_config
+from mmengine.registry import init_default_scope
+from runs import REPOSITORY, call_tool, fcos, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
 from rdimkd_det.benchmark.operations import count, count_operations
-from rdimkd_det.benchmark.preparation import prepare, random_batch
+from rdimkd_det.benchmark.preparation import batch_for, prepare, random_batch
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.distiller import monitoring
@@ -110,6 +112,14 @@ def test_random_batch__masks_where_the_detector_has_a_mask_head(config):
     assert 'masks' not in small_subject(config).samples[0].gt_instances
     objects = random_batch(1, (40, 60), masks=True)['data_samples'][0].gt_instances
     assert objects.masks.masks.shape == (4, 40, 60)
+
+
+def test_batch_for__images_of_as_many_channels_as_the_detector_takes():
+    init_default_scope('mmdet')
+    model = fcos()
+    model.backbone.in_channels = 1
+    batch = batch_for(MODELS.build(model), 1, (40, 60))
+    assert batch['inputs'][0].shape == (1, 40, 60)
 
 
 # Operations

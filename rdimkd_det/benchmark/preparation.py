@@ -17,6 +17,7 @@ from mmengine.registry import FUNCTIONS
 from mmengine.structures import InstanceData
 from torch import nn
 
+from ..channels import image_channels
 from ..commands.checks import check_model, check_sections
 from ..commands.optimization import check_optimizer
 from ..errors import ConfigError
@@ -80,7 +81,7 @@ def batch_for(
     # The heads of some rotated detectors are MMDetection's, with a coder or assigner of MMRotate.
     parts = [it for module in model.modules() for it in (module, *vars(module).values())]
     rotated = any(type(part).__module__.startswith('mmrotate.') for part in parts)
-    return random_batch(num, shape, model.with_mask, collate, rotated)
+    return random_batch(num, shape, model.with_mask, collate, rotated, image_channels(model))
 
 
 def random_batch(
@@ -89,6 +90,7 @@ def random_batch(
     masks: bool = False,
     collate: Mapping | None = None,
     rotated: bool = False,
+    channels: int = 3,
 ) -> dict:
     """Return a batch of noise images with a few objects each, in the format of a data loader.
 
@@ -109,7 +111,7 @@ def random_batch(
     sample.gt_instances, sample.ignored_instances = objects, objects[:0]
     items = [
         {
-            'inputs': torch.randint(256, (3, height, width), dtype=torch.uint8),
+            'inputs': torch.randint(256, (channels, height, width), dtype=torch.uint8),
             'data_samples': sample.clone(),
         }
         for _ in range(num)
