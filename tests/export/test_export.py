@@ -549,7 +549,8 @@ def test_onnx__gives_what_the_student_gives(work_dir, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize('change', [1.0, float('nan')])
+def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch, change):
     pytest.importorskip('onnxruntime')
     from rdimkd_det.export import onnx
 
@@ -561,7 +562,7 @@ def test_onnx__too_different_is_not_written(work_dir, tmp_path, monkeypatch):
     def change_the_detector(*args):
         original(*args)
         with torch.no_grad():
-            detector.bbox_head.conv_cls.bias += 1
+            detector.bbox_head.conv_cls.bias += change
 
     monkeypatch.setattr(onnx, '_add_metadata', change_the_detector)
     with pytest.raises(ConfigError, match='onnxruntime and PyTorch differ by'):
