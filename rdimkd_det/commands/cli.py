@@ -129,7 +129,9 @@ def check_out_file(path: Path, option: str, folder_is_made: bool = False) -> Non
     """
     if path.is_dir():
         raise ConfigError(f'{option} {path} is a directory; give the name of a file.')
-    if (path.exists() and not path.is_file()) or Path('/dev') in path.absolute().parents:
+    # /dev/stdout is a file where the output goes to one; /dev/shm is a folder in memory.
+    of_device = path.absolute().parent in (Path('/dev'), Path('/dev/fd'))
+    if of_device or (path.exists() and not path.is_file()):
         raise ConfigError(
             f'{option} {path} is a device or pipe, in whose place a file would be put; give the '
             f'name of a file.'

@@ -10,6 +10,8 @@ import pytest
 from command_lines import one_line
 from runs import REPOSITORY, call_tool
 
+from rdimkd_det.commands.cli import check_out_file
+
 
 @pytest.mark.parametrize(
     'tool, option, path',
@@ -68,6 +70,11 @@ def test_file__that_is_a_device_stays_one(refused, files, tmp_path, path):
     line = refused('preflight.py', files / 'distilled.py', '--samples', 0, '--json', path)
     assert line.startswith(f'preflight.py: --json {path} is a device or pipe, ')
     assert (tmp_path / 'pipe').is_fifo()
+
+
+@pytest.mark.skipif(not Path('/dev/shm').is_dir(), reason='needs /dev/shm')
+def test_file__in_memory():
+    check_out_file(Path('/dev/shm/rdimkd_none.html'), '--out')
 
 
 def test_work_dir__that_cannot_be_made_is_named(files, tmp_path, capsys, monkeypatch):
