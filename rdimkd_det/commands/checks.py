@@ -6,6 +6,7 @@ import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 from mmdet.registry import MODELS
@@ -54,7 +55,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     """Build the model of a config once, and for training load its teacher's weights.
 
     The run itself does not use this model: the Runner seeds the random state before it builds its
-    own.
+    own, from the same config. Some detectors (DINO) write into theirs, so this one gets a copy.
     """
     model = cfg.get('model')
     if not isinstance(model, Mapping) or 'type' not in model:
@@ -65,7 +66,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
         check_options('model', model, RdimKDDistiller)
         check_strategy(cfg)
     try:
-        built = MODELS.build(model)
+        built = MODELS.build(deepcopy(model))
     except ConfigError:
         raise
     except Exception as error:  # every class has its own way to refuse its arguments

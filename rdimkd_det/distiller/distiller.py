@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -85,7 +86,8 @@ class RdimKDDistiller:
         patch_detectors()
         if data_preprocessor is not None and isinstance(student, Mapping):
             student = {'data_preprocessor': data_preprocessor, **student}
-        detector = student if isinstance(student, nn.Module) else MODELS.build(student)
+        # A copy: DINO, for one, writes into its config, which then cannot be built a second time.
+        detector = student if isinstance(student, nn.Module) else MODELS.build(deepcopy(student))
         check_views(detector)
         inherit = [inherit] if isinstance(inherit, str) else inherit
         return _attach(detector, teacher, losses, inherit or (), labels)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from command_lines import one_line, plain_weights
+from detectors import small_config
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from runs import call_tool, load, run_tool, write_teacher
 
@@ -161,6 +163,23 @@ def test_check_model__types_with_a_scope(config, scope):
     assert isinstance(
         check_model(Config.fromfile(config(add_scope)), training=True), RdimKDDistiller
     )
+
+
+@pytest.mark.parametrize('distilled', [False, True])
+def test_check_model__config_stays_as_it_is(distilled):
+    """The run builds it again; DINO writes into its own, and refuses what it has written."""
+    model = small_config('dino/dino-4scale_r50_8xb2-12e_coco.py', channels=256).model
+    model.encoder.num_layers = model.decoder.num_layers = 1
+    if distilled:
+        teacher = dict(config='none.py', checkpoint='none.pth')
+        losses = dict(neck=dict(type='RdimKDLoss', projection=dict(type='IdentityProjection')))
+        model = dict(type='RdimKDDistiller', student=model, teacher=teacher, losses=losses)
+    cfg = Config(dict(model=model))
+    before = cfg.to_dict()
+    check_model(cfg, training=False)
+    if distilled:
+        MODELS.build(cfg.model)
+    assert cfg.to_dict() == before
 
 
 def test_mistake__teacher_checkpoint_truncated(refused, config, files, tmp_path):
