@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
 from mmengine.config import DictAction
+
+from ..errors import ConfigError
 
 SPACE = '\0'  # replaces a space that mmengine would drop; no command line can contain it
 
 
 class OptionsAction(DictAction):
-    """mmengine's ``DictAction``, but spaces inside a value are kept; mmengine 0.10.7 drops them."""
+    """mmengine's ``DictAction``, but spaces inside a value are kept; mmengine 0.10.7 drops them.
+
+    What is no KEY=VALUE, or a list without its end, is a ``ConfigError`` instead of a traceback.
+    """
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        for given in values:
+            name, equals, value = given.partition('=')
+            if not (name and equals) or ' ' in name:
+                raise ConfigError(
+                    f"{option_string} takes KEY=VALUE, without spaces around '=', got {given!r}; "
+                    f'lists as KEY="[a,b]".'
+                )
+            try:
+                self._parse_iterable(value)
+            except (AssertionError, ValueError, IndexError) as error:
+                raise ConfigError(
+                    f'{option_string} {given}: {error}; write lists as KEY="[a,b]".'
+                ) from error
+        super().__call__(parser, namespace, values, option_string)
 
     @staticmethod
     def _parse_iterable(val: str) -> list | tuple | object:

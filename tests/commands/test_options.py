@@ -36,6 +36,20 @@ def test_options__spaces_inside_of_a_value_are_kept(typed, value):
         assert value == DictAction._parse_iterable(typed)
 
 
+@pytest.mark.parametrize(
+    'typed, told',
+    [
+        (['train_cfg.max_epochs', '2'], "takes KEY=VALUE, without spaces around '='"),
+        (['train_cfg.max_epochs =2'], "got 'train_cfg.max_epochs =2'; lists as"),
+        (['=2'], "got '=2'"),
+        (['a=[1,2'], 'a=[1,2: Imbalanced brackets exist in [1,2; write lists as'),
+    ],
+)
+def test_mistake__option_without_a_value(refused, files, typed, told):
+    line = refused('train.py', files / 'plain.py', '--cfg-options', *typed)
+    assert line.startswith('train.py: --cfg-options ') and told in line
+
+
 def test_options__a_path_with_a_space_is_the_one_that_was_typed(refused, files):
     root = 'train_dataloader.dataset.data_root=no such data/'
     line = refused('train.py', files / 'plain.py', '--cfg-options', root)
