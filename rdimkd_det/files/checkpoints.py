@@ -104,6 +104,8 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
         return _read(_address(str(path), who), who, mapped)
     except FileNotFoundError:
         raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
+    except IsADirectoryError:
+        raise ConfigError(f'{who}: checkpoint {path} is a directory; give a file in it.') from None
     except pickle.UnpicklingError as error:
         # PyTorch's own message begins with how to switch the protection off.
         refused = re.search(r'(?:GLOBAL|class|function|type) ([\w.]+\.\w+)', str(error))

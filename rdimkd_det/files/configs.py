@@ -21,6 +21,8 @@ from ..host.registry import import_package
 from ..host.versions import FITTING, check_package
 from ..options import SCOPE, type_name
 
+SUFFIXES = ('.py', '.json', '.yaml', '.yml')  # of the configs that mmengine reads
+
 
 class UnreadableConfigError(ConfigError):
     """A config file is missing or fails. If it is a teacher's, only training stops."""
@@ -50,7 +52,8 @@ def open_config(name: str) -> Config:
     """Read a config file, a path or ``'mmdet::...'``; any exception that it raises is passed on.
 
     Raises:
-        ConfigError: The config needs MMYOLO or MMRotate, and that is missing or does not fit.
+        ConfigError: The config needs MMYOLO or MMRotate, and that is missing or does not fit; or
+            ``name`` is another file, such as a checkpoint.
     """
     # Config.fromfile resolves 'mmdet::' in `_base_` only; get_config resolves it here, and would
     # install what is missing.
@@ -58,6 +61,11 @@ def open_config(name: str) -> Config:
     package, prefix, _ = path.partition('::')
     if package in MODULE2PACKAGE:
         check_package(package)
+    if not prefix and Path(path).is_file() and Path(path).suffix not in SUFFIXES:
+        raise ConfigError(
+            f'{path} is no config, whose name ends with {", ".join(SUFFIXES)}; of a detector, the '
+            f'config comes before the checkpoint.'
+        )
     try:
         config = get_config(path) if prefix else Config.fromfile(path)
     except (ImportError, AssertionError) as error:

@@ -32,6 +32,14 @@ def test_config__of_mmdetection(refused):
     assert line.startswith('train.py: config mmdet::retinanet/none.py cannot be read: FileNotFound')
 
 
+def test_mistake__config_and_checkpoint_swapped(refused, files):
+    teacher = [files / 'teacher/teacher.pth', files / 'teacher/teacher.py']
+    told = f'{teacher[0]} is no config, whose name ends with .py, .json, .yaml, .yml; of a '
+    assert refused('test.py', *teacher).startswith(f'test.py: {told}')
+    line = refused('distill.py', files / 'plain.py', *teacher)
+    assert line.startswith(f'distill.py: teacher: config {teacher[0]} cannot be read: {told}')
+
+
 def test_mistake__two_bases_with_hooks(refused, tmp_path):
     for name in ('student', 'distill'):
         (tmp_path / f'{name}.py').write_text("custom_hooks = [dict(type='EMAHook')]\n")

@@ -153,7 +153,7 @@ def test_load__says_what_a_file_without_weights_holds(tmp_path, content, held):
 
 
 def test_load__directory(tmp_path):
-    with pytest.raises(ConfigError, match='cannot be read'):
+    with pytest.raises(ConfigError, match='is a directory; give a file in it'):
         load(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -147,8 +148,9 @@ def open_cache(directory: str) -> TeacherCache:
     try:
         return TeacherCache(directory)
     except OSError as error:
+        found = 'holds no cache' if Path(directory).is_dir() else 'is not there'
         raise UnreadableConfigError(
-            f'teacher cache {directory} is not there ({error.strerror}); make it with '
+            f'teacher cache {directory} {found} ({error.strerror}); make it with '
             f'tools/cache_teacher.py CONFIG --out {directory}, or train with the live teacher, '
             f'without cache=...'
         ) from error
