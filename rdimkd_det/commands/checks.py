@@ -28,7 +28,7 @@ from ..host.registry import enter_scope
 from ..options import check_options, explain, is_whole_number, type_name
 from ..training.guard.saving import missing_to_resume
 from .hook_options import check_hook_options, distill_hooks
-from .top_level import check_top_level
+from .top_level import check_dataloaders, check_top_level
 
 SECTIONS = (
     'train_cfg',
@@ -92,7 +92,7 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
 
 
 def check_sections(cfg: Config) -> None:
-    """Enter the scope of a config, and check its sections' types and the spelling of keys."""
+    """Enter the scope of a config, and check its sections' types, keys and data loaders."""
     if not isinstance(cfg.get('default_scope', 'mmdet'), str):
         raise ConfigError(f"default_scope must be a name like 'mmdet', got {cfg.default_scope!r}.")
     enter_scope(cfg)
@@ -100,6 +100,7 @@ def check_sections(cfg: Config) -> None:
     for name in SECTIONS:
         if not isinstance(cfg.get(name, {}), (Mapping, type(None))):
             raise ConfigError(f'{name} must be a dict, got {reprlib.repr(cfg[name])}.')
+    check_dataloaders(cfg)
     if not isinstance(cfg.get('custom_hooks'), (list, tuple, type(None))):
         got = reprlib.repr(cfg.custom_hooks)
         raise ConfigError(f'custom_hooks must be a list of dicts, got {got}.')

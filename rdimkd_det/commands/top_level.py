@@ -1,17 +1,19 @@
-"""Checks a config's top level for misspelled keys, and for sections that need each other."""
+"""Checks a config's top level: misspelled keys, options of sections, and those that are missing."""
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 
 from mmdet.registry import LOOPS
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
+from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from ..options import check_options, check_type, registered
+from ..options import SCOPE, check_options, check_type, explain, registered
 
 # Keys that mmengine's Runner, mmdet's tools and ours read besides the Runner's own parameters.
 LOOKED_UP = {
@@ -39,6 +41,17 @@ TOGETHER = (
     ('test_dataloader', 'test_cfg', 'test_evaluator'),
 )
 
+# What mmengine builds or takes for itself before it hands a loader's options to PyTorch.
+BUILT = {
+    SCOPE,
+    'batch_sampler',
+    'collate_fn',
+    'dataset',
+    'num_batch_per_epoch',
+    'sampler',
+    'worker_init_fn',
+}
+
 
 def check_top_level(cfg: Config) -> None:
     """Check the spelling of a config's top-level keys, and the types and options of its loops."""
@@ -54,6 +67,18 @@ def check_top_level(cfg: Config) -> None:
         if isinstance(entry, Mapping) and 'type' in entry:
             kind = check_type(entry, name, LOOPS, registered(LOOPS))
             check_options(name, entry, kind, ('type', 'by_epoch'))
+
+
+def check_dataloaders(cfg: Config) -> None:
+    """Check the options of data loaders, by PyTorch's own checks of a loader of nothing."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        options = {key: it for key, it in (cfg.get(name) or {}).items() if key not in BUILT}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # the run's own loader repeats them
+                DataLoader([None], **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f'{name}: {explain(error)}') from error
 
 
 def check_loops_whole(cfg: Config) -> None:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from runs import REPOSITORY
 
 from rdimkd_det import ConfigError
+from rdimkd_det.commands.checks import check_sections
 from rdimkd_det.commands.top_level import READ, check_loops_whole, check_top_level, meant_key
 
 
@@ -72,3 +73,17 @@ def test_loop__misspelled_option():
     loop = dict(type='EpochBasedTrainLoop', max_epoch=1)
     with pytest.raises(ConfigError, match="'max_epoch'; did you mean 'max_epochs'"):
         check_top_level(Config(dict(train_dataloader={}, optim_wrapper={}, train_cfg=loop)))
+
+
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(batchsize=2), "keyword argument 'batchsize'; did you mean 'batch_size'?"),
+        (dict(batch_size=0), 'batch_size should be a positive integer'),
+        (dict(num_workers=-1), 'num_workers option should be non-negative'),
+        (dict(num_workers=0, persistent_workers=True), 'persistent_workers option needs'),
+    ],
+)
+def test_data_loader__option_that_pytorch_refuses(options, told):
+    with pytest.raises(ConfigError, match=f'^val_dataloader: .*{re.escape(told)}'):
+        check_sections(Config(dict(val_dataloader=dict(sampler=dict(type='X'), **options))))
