@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ConfigError(ValueError):
     """A config, file or option that the user gave cannot be used.
@@ -42,3 +44,10 @@ def named_file(error: OSError) -> str | None:
     if error.filename is None or error.strerror is None:
         return None
     return f'{error.filename}: {error.strerror}.'
+
+
+def counted_from(path: str) -> str:
+    """Say from where a relative path counts, as the end of a message; '' for any other path."""
+    if Path(path).is_absolute() or '://' in path:
+        return ''
+    return f' Relative paths count from {Path.cwd()}.'

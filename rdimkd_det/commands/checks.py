@@ -19,7 +19,7 @@ from ..data_check.classes import check_class_names
 from ..datasets.mixing import check_images, check_mixing
 from ..distiller.distiller import RdimKDDistiller, distilled_student, sharding_message
 from ..distiller.inheritance import matching_weights, weights_to_inherit
-from ..errors import ConfigError
+from ..errors import ConfigError, counted_from
 from ..files.atomic import try_writing
 from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
 from ..files.configs import annotation_path, leaf_datasets, mappings
@@ -186,7 +186,7 @@ def _check_annotations(split: str, dataset: Mapping) -> None:
     if path and '://' not in path and not os.path.exists(path):
         raise ConfigError(
             f'{split} data: {path} does not exist. {_how_to_get(path)} Or set '
-            f'{split}_dataloader.dataset.data_root to where your data are.'
+            f'{split}_dataloader.dataset.data_root to where your data are.{counted_from(path)}'
         )
 
 

@@ -17,7 +17,7 @@ from mmengine import fileio
 from mmengine.runner import checkpoint as host
 from safetensors import torch as safetensors
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted_from
 from ..host.patches import allow_checkpoint_types
 from ..options import did_you_mean
 from .atomic import sha256_of
@@ -103,7 +103,9 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
     try:
         return _read(_address(str(path), who), who, mapped)
     except FileNotFoundError:
-        raise ConfigError(f'{who}: checkpoint {path} does not exist.') from None
+        raise ConfigError(
+            f'{who}: checkpoint {path} does not exist.{counted_from(str(path))}'
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f'{who}: checkpoint {path} is a directory; give a file in it.') from None
     except pickle.UnpicklingError as error:

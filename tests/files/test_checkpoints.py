@@ -60,7 +60,7 @@ def test_load__only_a_leading_module_is_cut(tmp_path):
 
 
 def test_load__missing(tmp_path):
-    with pytest.raises(ConfigError, match=r'teacher: checkpoint .*/none.pth does not exist'):
+    with pytest.raises(ConfigError, match=r'teacher: checkpoint .*/none.pth does not exist\.$'):
         load(tmp_path / 'none.pth')
 
 

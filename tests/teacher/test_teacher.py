@@ -264,7 +264,7 @@ def test_preprocessor__of_a_class_with_another_divisor(small_config):
 def test_checkpoint__missing_only_when_training_starts(files):
     teacher = Teacher(DetectorSource(files[0], 'none.pth'), taps=['neck'])
     teacher.probe()
-    with pytest.raises(ConfigError, match=r'teacher: checkpoint none.pth does not exist'):
+    with pytest.raises(ConfigError, match=r'none.pth does not exist. Relative paths count from /'):
         teacher.build()
 
 
