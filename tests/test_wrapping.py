@@ -170,14 +170,17 @@ def test_save_config__options_of_a_training_are_not_forgotten(tmp_path, capsys):
     assert not path.exists()
 
 
-def test_distill__trains(tmp_path):
+def test_distill__trains_beside_the_plain_student(tmp_path, monkeypatch):
     data = write_data(tmp_path / 'data')
     teacher = write_teacher(tmp_path)
     student = tmp_path / 'student.py'
-    run_config(data, tmp_path / 'run', fcos(), max_epochs=1).dump(student)
+    cfg = run_config(data, tmp_path / 'run', fcos(), max_epochs=1)
+    cfg.pop('work_dir')
+    cfg.dump(student)
+    monkeypatch.chdir(tmp_path)
     options = ('--projection', 'autoencoder', '--dim', 4, '--loss-weight', 'auto')
     call_tool('distill.py', student, teacher['config'], teacher['checkpoint'], *options)
-    checkpoint = load(tmp_path / 'run/epoch_1.pth')
+    checkpoint = load(tmp_path / 'work_dirs/student_distilled/epoch_1.pth')
     assert checkpoint['distill']['losses.neck.projections.0.basis'].shape == (24, 4)
     MODELS.build(fcos()).load_state_dict(checkpoint['state_dict'], strict=True)
 
