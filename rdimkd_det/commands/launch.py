@@ -21,6 +21,7 @@ from ..distiller import RdimKDDistiller
 from ..errors import ConfigError
 from ..files.configs import hand_in_preprocessor
 from ..preflight import Report, data_report, static_report
+from ..preflight.classes import check_room_for_classes
 from ..training.guard import (
     failures_explained,
     guard,
@@ -60,7 +61,10 @@ def check_before_run(cfg: Config, training: bool) -> tuple[nn.Module, DataReport
     """
     check_work_dir(cfg.work_dir)
     data = check_data(cfg, ('train', 'val') if training else ('test',))
-    return check_without_data(cfg, training), data
+    model = check_without_data(cfg, training)
+    if training:
+        check_room_for_classes(cfg, model)
+    return model, data
 
 
 def check_without_data(cfg: Config, training: bool) -> nn.Module:

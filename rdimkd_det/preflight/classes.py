@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import Config
 from torch import nn
 
-from ..data_check.classes import classes_of, names_in
+from ..data_check.classes import classes_of, listed, names_in
 from ..errors import ConfigError
 from ..files.checkpoints import read_checkpoint_safely
 from ..files.configs import leaf_datasets, read_config
@@ -47,6 +47,25 @@ def label_map(teacher: Sequence[str], data: Sequence[str]) -> dict[int, int]:
     """Map the teacher's labels to the data's, for the classes that both have."""
     of_data = {name: label for label, name in enumerate(data)}
     return {label: of_data[name] for label, name in enumerate(teacher) if name in of_data}
+
+
+def check_room_for_classes(cfg: Config, model: nn.Module) -> None:
+    """Raise a ``ConfigError`` if the data set has more classes than a box head has outputs.
+
+    A head takes the label after its last class for background, so that such a training ends well
+    on a CPU with a detector that misses whole classes, and on a GPU in an assertion of CUDA.
+    """
+    classes, distilled = data_classes(cfg) or (), hasattr(model, 'distill')
+    if distilled and not model.distill.labels:
+        return
+    for path, number in num_classes(model).items():
+        if 'bbox_head' in path.split('.') and number < len(classes):
+            raise ConfigError(
+                f"{'the student' if distilled else 'the model'}'s {path} has "
+                f'num_classes={number}, fewer than the {len(classes)} of the data set '
+                f'({listed(classes)}); set model.{"student." * distilled}{path}.num_classes='
+                f'{len(classes)}, or the metainfo of the data set.'
+            )
 
 
 def num_classes(model: nn.Module) -> dict[str, int]:

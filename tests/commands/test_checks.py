@@ -154,6 +154,10 @@ def tapped_at(tap):
         (of_teacher(checkpoint='no.pth'), 'teacher: checkpoint no.pth does not exist'),
         (of_teacher(config='no.py'), 'teacher: config no.py cannot be read'),
         (lambda cfg: cfg['model']['student'].update(type='FCO'), 'FCO is not in'),
+        (
+            lambda cfg: cfg['model']['student']['bbox_head'].update(num_classes=2),
+            "the student's bbox_head has num_classes=2, fewer than the 3 of the data set (red, ",
+        ),
         (lambda cfg: cfg.update(custom_hooks=[]), "custom_hooks has no dict(type='DistillHook')"),
         (lambda cfg: cfg.update(model=cfg['model']['student']), 'the model is a plain FCOS'),
     ],
