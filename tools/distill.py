@@ -185,9 +185,8 @@ def main() -> None:
         command = shlex.join(['python', 'tools/train.py', args.save_config])
         print(f'wrote {args.save_config}; train with: {command}')
         return
-    if (
-        cfg.get('work_dir') is None
-    ):  # not the plain student's, whose checkpoints have the same names
+    # The plain student's checkpoints, in a folder of its name, have the same names.
+    if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / f'{Path(args.config).stem}_distilled')
     launch.train(cfg, args)
 

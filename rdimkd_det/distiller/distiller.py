@@ -166,8 +166,9 @@ def distilled_student(model: nn.Module) -> RdimKDDistiller:
         model = model.module
     if not isinstance(model, RdimKDDistiller):
         raise ConfigError(
-            f'DistillHook: the model is a plain {type(model).__name__}; make it model=dict('
-            f"type='RdimKDDistiller', student=..., teacher=..., losses=...), or drop the hook."
+            f'the model is a plain {type(model).__name__}, and here a distilled one is needed: '
+            f"model=dict(type='RdimKDDistiller', student=..., teacher=..., losses=...); a plain "
+            f'training has no DistillHook.'
         )
     if isinstance(model.distill, _WithoutTeacher):
         raise model.distill.error

@@ -7,6 +7,7 @@ from torch import nn
 from ..distiller.distillation import Distillation
 from ..teacher.fan_out import describe_plan
 from ..teacher.licence import find_licence
+from .report import Report
 
 
 def describe_module(part: Distillation, network: nn.Module) -> str:
@@ -19,6 +20,24 @@ def describe_module(part: Distillation, network: nn.Module) -> str:
         f'{source.name}: {type(network).__name__} of {numbers / 1e6:.3g} million parameters, '
         f'{f"weights from {weights}" if weights else "its own weights"}'
         f'{f"; licence: {licence}" if licence else ""}'
+    )
+
+
+def check_strides(part: Distillation, report: Report, what: str) -> None:
+    """Report where the maps at the student's strides come from, and if most have none."""
+    source, placement = part.teacher.source, part.teacher.placement
+    own = {level.stride for levels in placement.levels.values() for level in levels}
+    wanted = {*placement.student_strides}
+    without = sorted(wanted - own)
+    text = describe_strides(part)
+    if source.levels or source.fan_out or 2 * len(without) < len(wanted):
+        report.ok(what, text)
+        return
+    report.warning(
+        what,
+        f"{text}; the student's levels of stride {', '.join(map(str, without))} learn nothing",
+        'set fan_out=True in model.teacher (--teacher-options fan_out=True), which makes a map for '
+        'each',
     )
 
 

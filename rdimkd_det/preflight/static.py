@@ -19,7 +19,7 @@ from ..losses import FeatureLoss
 from ..projections import Projection
 from .classes import data_classes, label_map, num_classes, teacher_classes
 from .input_formats import InputFormat
-from .module_teacher import describe_module, describe_strides
+from .module_teacher import check_strides, describe_module
 from .report import Report, Table
 
 LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', 'd', 'weight')
@@ -40,7 +40,7 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
             check_teacher_classes(part, data, report)
             check_input(model, part, report)
             if part.teacher.source.model is None:
-                report.ok(topic('Teacher strides', part), describe_strides(part))
+                check_strides(part, report, topic('Teacher strides', part))
         else:
             why = part.teacher.describe() if part.has_weight else 'no loss has a weight'
             report.ok(topic('Teacher weights', part), f'not loaded: {why}')

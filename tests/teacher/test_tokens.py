@@ -9,6 +9,8 @@ from torch import nn
 
 from rdimkd_det import ConfigError
 from rdimkd_det.features import OUTPUT
+from rdimkd_det.preflight.module_teacher import check_strides
+from rdimkd_det.preflight.report import Report
 from rdimkd_det.teacher import ModuleSource, Teacher
 from rdimkd_det.teacher.build import build_teacher
 
@@ -92,6 +94,19 @@ def test_fan_out__a_level_for_each_stride_of_the_student():
     assert all(losses[f'loss_rdimkd_neck_s{stride}'] > 0 for stride in (8, 16, 32))
     loss = model.distill.losses['neck']
     assert not torch.equal(loss.projections[0].basis, loss.projections[1].basis)
+
+
+@pytest.mark.parametrize('fan_out, severity', [(False, 'warning'), (True, 'ok')])
+def test_preflight__levels_that_the_teacher_has_no_map_for(fan_out, severity):
+    teacher = dict(module=Patches(16), fan_out=fan_out, **INPUT)
+    projection = dict(type='RandomProjection', dim=4)
+    model = MODELS.build(distilled(fcos(), teacher, projection=projection))
+    report = Report('')
+    check_strides(model.distill.per_teacher[0], report, 'Teacher strides')
+    [found] = report.findings
+    assert found.severity == severity
+    told = "16; the student's levels of stride 8, 32 learn nothing"
+    assert fan_out or (found.text == told and 'fan_out=True' in found.remedy)
 
 
 def test_image_scale__the_student_sees_images_of_half_the_size():
