@@ -67,8 +67,8 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
     Raises:
         ConfigError: The checkpoint cannot be read, or there is no config beside it.
     """
-    content = read_checkpoint_safely(checkpoint, 'checkpoint')
-    weights = weights_in(content, checkpoint, 'checkpoint')
+    content = read_checkpoint_safely(checkpoint, 'student')
+    weights = weights_in(content, checkpoint, 'student')
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     config = config or _config_beside(local_path(checkpoint), str(meta.get('experiment_name')))

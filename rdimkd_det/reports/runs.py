@@ -51,7 +51,8 @@ def read_runs(work_dirs: Sequence[Path]) -> list[TrainedRun]:
 def read_run(work_dir: Path, name: str) -> TrainedRun:
     """Read one work directory; see :func:`read_runs`."""
     if not work_dir.is_dir():
-        raise ConfigError(f'work directory {work_dir} does not exist.')
+        wrong = 'is a file; give the directory it is in' if work_dir.exists() else 'does not exist'
+        raise ConfigError(f'work directory {work_dir} {wrong}.')
     history = read_history(work_dir)
     configs = [work_dir / part / 'vis_data' / 'config.py' for part in history.parts]
     configs = [path for path in configs if path.is_file()]
