@@ -186,13 +186,13 @@ def test_hook__may_be_missing_and_have_a_priority(changed, tmp_path, hooks):
     assert TeacherCache(tmp_path / 'cache').missing_shards() == []
 
 
-@pytest.mark.slow
 def test_launcher__without_torchrun(refused, tmp_path, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     line = refused('--out', tmp_path / 'cache', '--launcher', 'pytorch')
     assert '--launcher pytorch is for torchrun' in line
 
 
+@pytest.mark.slow
 def test_two_processes__make_it_and_train_from_it(files, tmp_path):
     config = cached_run(files, 'two')
     config.train_dataloader.dataset.pipeline[FLIP].prob = 0.0
