@@ -56,6 +56,7 @@ IN_PIPELINE = 'train_dataloader.dataset.pipeline.1'
         ('optim_wrapper.optimizer.lrr=1', "unexpected keyword argument 'lrr'"),
         ('param_scheduler.type=LinearLr', "did you mean 'LinearLR'?"),
         ('train_dataloader.batch_sizes=1', "unexpected keyword argument 'batch_sizes'"),
+        ('val_dataloader.batch_sizes=1', "did you mean 'batch_size'?"),
         ('train_dataloader.num_workers=-1', 'num_workers option should be non-negative'),
         (f'{IN_PIPELINE}.type=Resizee', "did you mean 'Resize'?"),
         (f'{IN_PIPELINE}.scale=abc', 'Scale must be a number or tuple of int'),

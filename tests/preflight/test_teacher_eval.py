@@ -43,7 +43,6 @@ def test_preflight__validation_data_in_a_wrapper(preflight):
         ('val_evaluator.type=CocoMetrik', "did you mean 'CocoMetric'?"),
         ('val_evaluator.metric=bboxx', 'bboxx'),
         ('val_evaluator.ann_file=/nope.json', '/nope.json'),
-        ('val_dataloader.batch_sizes=1', "'batch_sizes'"),
     ],
 )
 def test_mistake__of_validation_is_a_finding(preflight, option, expected):
