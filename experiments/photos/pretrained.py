@@ -16,8 +16,11 @@ MODULE = {
 }
 
 
-def pretrained_rows(configs: str) -> list[Experiment]:
-    """Return the rows of a set of photographs, whose configs are in a folder."""
+def pretrained_rows(configs: str, fading: dict) -> list[Experiment]:
+    """Return the rows of a set of photographs, whose configs are in a folder.
+
+    ``fading`` are the overrides for a weight that fades half way.
+    """
     lite0 = f'{configs}/gfl_lite0.py', f'{configs}/rdimkd_yolox_nano_gfl_lite0.py'
     imagenet = f'{configs}/rdimkd_imagenet_pico.py'
     detector = {'name': 'detector', 'config': f'{configs}/yolox_nano_teacher.py'}
@@ -47,6 +50,13 @@ def pretrained_rows(configs: str) -> list[Experiment]:
             ('imagenet',),
             imagenet,
             {'model.teacher.module.pretrained': False},
+        ),
+        Experiment(
+            'imagenet_fading',
+            'ImageNet weights, the weight fades over epochs 12 to 16',
+            ('imagenet',),
+            imagenet,
+            fading,
         ),
         Experiment(
             'imagenet_and_detector',

@@ -14,6 +14,7 @@ GROUPS = {
     'long': 'A long schedule: 72 epochs',
     'dim': 'Number of directions d: the student has 32 channels, the teacher 64',
     'balance': "The share of 'auto', and following the balance during training",
+    'fading': 'A weight that fades over epochs 12 to 16 of 24',
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
     'method': 'The basis, the statistics, and where to compare',
@@ -22,10 +23,9 @@ GROUPS = {
     **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
-LONG = 72  # epochs
-FADE = {'decay': 'linear', 'decay_begin': LONG / 2, 'stop': LONG * 2 / 3}
+SHORT, LONG = 24, 72  # epochs
 # The tables of the two rows that the others are compared with.
-EVERYWHERE = ('main', 'dim', 'balance', 'controls', 'padding', 'method', 'imagenet')
+EVERYWHERE = ('main', 'dim', 'balance', 'fading', 'controls', 'padding', 'method', 'imagenet')
 VARIANTS = {
     'custom_imports.imports': [
         'rdimkd_det',
@@ -128,7 +128,6 @@ def _table(photos: Photos) -> dict[str, Experiment]:
     wrong = {'model.teacher.config': f'{configs}/controls/teacher_wrong_input.py'}
     long = _schedule(LONG)
     beside_long = dict(plain='plain_long', rival='pkd_long')
-    fading = {**long, 'custom_hooks': [{'type': 'DistillHook', 'schedule': FADE}]}
     labels = halves.half_of_labels(photos.num_train)
     half_labels = dict(plain='labels_plain', rival=None)
     half_pixels = dict(plain='pixels_plain', rival=None)
@@ -151,7 +150,7 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 'plain student, 34 epochs: equal time',
                 'main',
                 beside='plain',
-                epochs=round(24 * EQUAL_TIME),
+                epochs=round(SHORT * EQUAL_TIME),
             ),
             distilled('rdimkd_p', 'RdimKD-P', *EVERYWHERE),
             distilled('rdimkd_r', 'RdimKD-R', 'main', projection='RandomProjection'),
@@ -183,8 +182,17 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 'long_fading',
                 'RdimKD-P, its weight fades over epochs 36 to 48 of 72',
                 'long',
-                changes=fading,
+                changes={**long, **_fading(LONG)},
                 **beside_long,
+            ),
+            distilled('fading', 'RdimKD-P', 'fading', changes=_fading(SHORT)),
+            distilled('pkd_fading', 'PKD', 'fading', changes=_fading(SHORT), **pkd),
+            distilled(
+                'random_fading',
+                'a teacher that knows nothing',
+                'fading',
+                teacher='teacher_random',
+                changes=_fading(SHORT),
             ),
             distilled(
                 'random_teacher',
@@ -245,7 +253,7 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 changes=shrunk,
                 **half_pixels,
             ),
-            *pretrained.pretrained_rows(configs),
+            *pretrained.pretrained_rows(configs, _fading(SHORT)),
         ]
     )
 
@@ -256,6 +264,12 @@ def _schedule(epochs: int) -> dict:
     ends = dict(begin=0, end=epochs, T_max=epochs)
     cosine = dict(type='CosineAnnealingLR', eta_min=0, convert_to_iter_based=True, **ends)
     return {'train_cfg.max_epochs': epochs, 'param_scheduler': [warmup, cosine]}
+
+
+def _fading(epochs: int) -> dict:
+    """Return the overrides for a weight that fades half way: its last third has no teacher."""
+    schedule = {'decay': 'linear', 'decay_begin': epochs / 2, 'stop': epochs * 2 / 3}
+    return {'custom_hooks': [{'type': 'DistillHook', 'schedule': schedule}]}
 
 
 def _by_name(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
