@@ -19,6 +19,7 @@ GROUPS = {
     'padding': 'Padding in the losses, statistics and calibration',
     'method': 'The basis, the statistics, and where to compare',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
+    'faster_rcnn': 'A two-stage student: Faster R-CNN R18 of half the width, 128 channels',
     **halves.GROUPS,
     **pretrained.GROUPS,
 }
@@ -104,9 +105,9 @@ def _table(photos: Photos) -> dict[str, Experiment]:
         base = f'{configs}/rdimkd_yolox_nano_{student}.py'
         return Experiment(name, title, groups, base, changes, teacher, plain, rival)
 
-    def gfl(name: str, title: str, **options) -> Experiment:
-        beside = dict(student='gfl_r18', plain='gfl_plain', rival=None)
-        return distilled(name, title, 'gfl', **beside, **options)
+    def other(family: str, row: str, title: str, **options) -> Experiment:
+        beside = dict(student=f'{family}_r18', plain=f'{family}_plain', rival=None)
+        return distilled(f'{family}_{row}', title, family, **beside, **options)
 
     teacher = Experiment(
         'teacher',
@@ -232,9 +233,15 @@ def _table(photos: Photos) -> dict[str, Experiment]:
             distilled('both_taps', 'at backbone and neck', 'method', taps=('backbone', 'neck')),
             distilled('following', 'share 10, followed', 'balance', type='FollowingLoss'),
             plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
-            gfl('gfl_rdimkd_p', 'RdimKD-P'),
-            *(gfl(f'gfl_d{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
-            *(gfl(f'gfl_share{it}', f'share {it}', auto_share=float(it)) for it in (1, 100)),
+            other('gfl', 'rdimkd_p', 'RdimKD-P'),
+            *(other('gfl', f'd{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
+            *(
+                other('gfl', f'share{share}', f'share {share}', auto_share=float(share))
+                for share in (1, 100)
+            ),
+            plain('faster_rcnn_plain', 'plain student', 'faster_rcnn', student='faster_rcnn_r18'),
+            other('faster_rcnn', 'rdimkd_p', 'RdimKD-P'),
+            other('faster_rcnn', 'pkd', 'PKD', **pkd),
             plain('labels_plain', 'plain student', 'labels', changes=labels),
             distilled('labels_rdimkd_p', 'RdimKD-P', 'labels', changes=labels, **half_labels),
             *([unlabelled] if photos is BCCD else []),  # it has the config
