@@ -72,7 +72,9 @@ def main() -> None:
     student = RdimKDDistiller(
         student=student,
         teacher=dict(config=teacher_config, checkpoint=str(checkpoint)),
-        losses=dict(neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection', dim=64))),
+        losses=dict(
+            neck=dict(type='RdimKDLoss', projection=dict(type='PCAProjection'), loss_weight='auto')
+        ),
     ).to(device)
     # Under a Runner, DistillHook does this: it fits the bases once, before training.
     fit_projections(student, islice(loader, 8))
