@@ -14,7 +14,7 @@ GROUPS = {
     'long': 'A long schedule: 72 epochs',
     'dim': 'Number of directions d: the student has 32 channels, the teacher 64',
     'balance': "The share of 'auto', and following the balance during training",
-    'fading': 'A weight that fades over epochs 12 to 16 of 24',
+    'decay': 'A weight that fades over epochs 12 to 16 of 24',
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
     'method': 'The basis, the statistics, and where to compare',
@@ -26,7 +26,7 @@ GROUPS = {
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
 SHORT, LONG = 24, 72  # epochs
 # The tables of the two rows that the others are compared with.
-EVERYWHERE = ('main', 'dim', 'balance', 'fading', 'controls', 'padding', 'method', 'imagenet')
+EVERYWHERE = ('main', 'dim', 'balance', 'decay', 'controls', 'padding', 'method', 'imagenet')
 VARIANTS = {
     'custom_imports.imports': [
         'rdimkd_det',
@@ -186,12 +186,12 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 changes={**long, **_fading(LONG)},
                 **beside_long,
             ),
-            distilled('fading', 'RdimKD-P', 'fading', changes=_fading(SHORT)),
-            distilled('pkd_fading', 'PKD', 'fading', changes=_fading(SHORT), **pkd),
+            distilled('fading', 'RdimKD-P', 'decay', changes=_fading(SHORT)),
+            distilled('pkd_fading', 'PKD', 'decay', changes=_fading(SHORT), **pkd),
             distilled(
                 'random_fading',
                 'a teacher that knows nothing',
-                'fading',
+                'decay',
                 teacher='teacher_random',
                 changes=_fading(SHORT),
             ),
