@@ -102,6 +102,7 @@ def test_prepare__says_where_the_photographs_are(tmp_path):
 def test_study__its_groups_have_rows(name):
     study = load_study(name)
     assert all(study.select([group]) for group in study.groups)
+    assert not study.groups.keys() & study.table.keys()  # a name selects one or the other
 
 
 def test_other_half__are_the_images_without_labels(tmp_path):
