@@ -48,9 +48,10 @@ class DistillHook(Hook):
             at most 2 percent of an epoch; but at least 32, which takes longer on data sets of
             fewer than 320 images.
         seed (int): Seed of the random sample of these images. Defaults to 0.
-        schedule (dict, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
-            ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``. None keeps the weights
-            constant. Defaults to None.
+        schedule (dict | str, optional): Options of :class:`rdimkd_det.schedule.Schedule`, e.g.
+            ``dict(warmup=1, decay='cosine', decay_begin=8, stop=11)``; or 'fade', which lets the
+            weights fall to 0 from a half to two thirds of the training. None keeps them constant.
+            Defaults to None.
         nonfinite (str): What to do when a distillation loss is not finite: 'stop' ends the
             training with an error that names the level, 'skip' skips the optimizer step and counts
             it. Defaults to 'stop'.
@@ -71,7 +72,7 @@ class DistillHook(Hook):
         self,
         calibration_images: int | None = None,
         seed: int = 0,
-        schedule: dict | None = None,
+        schedule: dict | str | None = None,
         nonfinite: str = 'stop',
         monitor_interval: int = 50,
         eval_teacher: bool = False,
@@ -188,6 +189,8 @@ class DistillHook(Hook):
 
     def _unit(self, runner: Runner) -> float:
         """Return the number of iterations in the schedule's unit of time."""
+        if self.schedule.relative:
+            return runner.max_iters
         if not self.schedule.by_epoch:
             return 1
         loader = runner.train_dataloader

@@ -10,13 +10,16 @@ from .errors import ConfigError
 from .options import check_names, is_amount
 
 DECAYS = (None, 'linear', 'cosine')
+# schedule='fade', see docs/results.md: the last third of a training runs without a teacher.
+FADE = {'decay': 'linear', 'decay_begin': 1 / 2, 'stop': 2 / 3, 'relative': True}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A factor on every loss weight: linear warm-up, a plateau, decay to 0, stop.
 
-    All times are in epochs (``by_epoch``, fractions allowed) or in iterations.
+    All times are in epochs (``by_epoch``, fractions allowed), in iterations, or shares of the
+    training (``relative``).
 
     Args:
         warmup (float): Time over which the factor grows from 0 to 1. Defaults to 0.
@@ -26,9 +29,12 @@ class Schedule:
         stop (float, optional): Time at which the decay ends and from which the factor stays 0.
             Defaults to None: the decay ends with the training.
         by_epoch (bool): Whether times are in epochs. Defaults to True.
+        relative (bool): Whether times are shares of the training instead, from 0 to 1. Defaults to
+            False.
 
     Raises:
-        ConfigError: A time is negative or out of order, or the decay is unknown.
+        ConfigError: A time is negative, above 1 as a share, or out of order, or the decay is
+            unknown.
 
     Example:
         >>> from rdimkd_det.schedule import Schedule
@@ -42,6 +48,7 @@ class Schedule:
     decay_begin: float = 0
     stop: float | None = None
     by_epoch: bool = True
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
@@ -50,6 +57,11 @@ class Schedule:
             time = getattr(self, name)
             if not (is_amount(time) or (name == 'stop' and time is None)):
                 raise ConfigError(f'DistillHook: {name} must be 0 or more, got {time!r}.')
+            if self.relative and time is not None and time > 1:
+                raise ConfigError(
+                    f'DistillHook: {name} must be at most 1, a share of the training '
+                    f'(relative=True), got {time!r}.'
+                )
         if self.stop is not None and self.stop < max(self.warmup, self.decay_begin):
             raise ConfigError(
                 f'DistillHook: stop={self.stop} comes before the warm-up ends ({self.warmup}) or '
@@ -60,7 +72,7 @@ class Schedule:
         """Return the factor at a time.
 
         Args:
-            time (float): Epochs or iterations completed.
+            time (float): Epochs, iterations, or share of the training completed.
             end (float): Length of the training in the same unit.
 
         Returns:
@@ -86,13 +98,14 @@ class Schedule:
         return self.stop is not None and time >= self.stop
 
 
-def build_schedule(options: dict | None) -> Schedule:
-    """Build a schedule from a config entry.
+def build_schedule(entry: dict | str | None) -> Schedule:
+    """Build a schedule from a config entry: its options, 'fade', or None for a constant weight.
 
     Raises:
-        ConfigError: The entry is not a dict, has an unknown option or an invalid value.
+        ConfigError: The entry is none of these, has an unknown option or an invalid value.
     """
-    if not isinstance(options, (Mapping, type(None))):
-        raise ConfigError(f'DistillHook: schedule must be a dict, got {options!r}.')
-    check_names('DistillHook: schedule', options or (), Schedule.__dataclass_fields__)
-    return Schedule(**(options or {}))
+    options = FADE if entry == 'fade' else {} if entry is None else entry
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"DistillHook: schedule must be a dict or 'fade', got {entry!r}.")
+    check_names('DistillHook: schedule', options, Schedule.__dataclass_fields__)
+    return Schedule(**options)

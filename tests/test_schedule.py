@@ -28,6 +28,17 @@ def test_factor__literal(options, expected):
     assert factors == pytest.approx(expected, abs=1e-12)
 
 
+def test_fade__shares_of_the_training_whatever_its_length():
+    hook = DistillHook(schedule='fade')
+    for length in (12, 7200):
+        runner = SimpleNamespace(max_iters=length)
+        shares = [0, 1 / 2, 7 / 12, 2 / 3, 1]
+        factors = [hook.factor_at(runner, share * length) for share in shares]
+        assert factors == pytest.approx([1, 1, 0.5, 0, 0])
+        stopped = [hook.schedule.stopped(share) for share in shares]
+        assert stopped == [False, False, False, True, True]
+
+
 def test_stopped__only_for_good():
     assert [Schedule(stop=3).stopped(time) for time in (0, 2.9, 3, 5)] == [False, False, True, True]
     assert not Schedule(decay='linear').stopped(100)
@@ -57,6 +68,9 @@ def test_apply_schedule__an_epoch_is_a_pass_over_the_data_in_several_processes(m
         (dict(decay_begin=float('nan')), 'decay_begin must be 0 or more, got nan'),
         (dict(stop='late'), "stop must be 0 or more, got 'late'"),
         (dict(warmup=3, stop=2), r'stop=2 comes before the warm-up ends \(3\)'),
+        (dict(stop=3, relative=True), 'stop must be at most 1, a share of the training'),
+        ('fades', "schedule must be a dict or 'fade', got 'fades'"),
+        ([], r"schedule must be a dict or 'fade', got \[\]"),
         (dict(warm_up=3), "schedule has no option 'warm_up'; did you mean 'warmup'"),
     ],
 )
