@@ -94,24 +94,18 @@ def _moments(
     The level is projected in pieces of ``length`` positions, to save memory.
     """
     student, teacher = loss.same_size(student, teacher)
-    basis = loss.projections[level].basis.to(working_dtype(student))
+    basis = directions = of_teacher = loss.projections[level].basis.to(working_dtype(student))
+    num_channels, dim = basis.shape
     if loss.teacher_projected:  # a cache holds no maps of the complement
-        directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
-    else:
-        directions = of_teacher = _with_complement(basis)
+        of_teacher = torch.eye(dim).to(basis)
+    elif dim < num_channels:
+        complement = torch.eye(num_channels).to(basis) - basis @ basis.t()
+        directions = of_teacher = torch.cat([basis, complement], 1)
     of_student = fold_adapter(loss.adapters[level], directions)
     selected = (select_positions(maps.flatten(2), positions) for maps in (student, teacher))
     pieces = zip(*(maps.split(length, 2) for maps in selected))
     coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
     return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
-
-
-def _with_complement(basis: Tensor) -> Tensor:
-    """Return ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` alone if d = C."""
-    num_channels, dim = basis.shape
-    if dim == num_channels:
-        return basis
-    return torch.cat([basis, torch.eye(num_channels).to(basis) - basis @ basis.t()], 1)
 
 
 class Monitor:
