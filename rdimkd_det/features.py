@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -200,12 +200,14 @@ def _outputs_of_blank(
 ) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
     device, channels = device_of(network), image_channels(network)
+    # Of a detector, only what makes features runs.
+    extract = network if OUTPUT in taps else getattr(network, 'extract_feat', network)
     sizes = sizes or getattr(getattr(network, TOKENS, None), 'probe_sizes', PROBE_SIZES)
     for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
                 image = torch.zeros(1, channels, size, size, device=device)
-                _extract(network, taps)(image)
+                extract(image)
                 return size, outputs
         except (ConfigError, NotImplementedError):  # a missing tap or operator fails at every size
             raise
@@ -221,11 +223,6 @@ def _outputs_of_blank(
 
 def _name(network: nn.Module) -> str:
     return getattr(network, 'display_name', type(network).__name__)
-
-
-def _extract(network: nn.Module, taps: Sequence[str]) -> Callable[[Tensor], object]:
-    """Return what runs a network up to its features: of a detector, its ``extract_feat``."""
-    return network if OUTPUT in taps else getattr(network, 'extract_feat', network)
 
 
 def _without_maps(network: nn.Module, tap: str, size: int) -> str:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..distiller.distillation import Distillation
 from ..teacher.fan_out import describe_plan
-from ..teacher.licence import find_licence
+from ..teacher.module_source import find_licence
 from .report import Report
 
 

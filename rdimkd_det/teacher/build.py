@@ -9,7 +9,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..features import OUTPUT
-from .acceleration import Acceleration, build_acceleration
+from ..options import check_names
+from .acceleration import Acceleration
 from .cache.cached_teacher import CachedTeacher, open_cache
 from .cache.origin import projection_facts
 from .detector_source import DetectorSource
@@ -62,7 +63,8 @@ def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
     given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
     known = (*kind.options, 'cache', 'image_scale')
     others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
-    return kind, given, build_acceleration(others, known)
+    check_names('model.teacher', others, (*known, *Acceleration.__dataclass_fields__))
+    return kind, given, Acceleration(**others)
 
 
 def _taps(losses: Mapping[str, dict], default: str | None) -> dict[str, str]:

@@ -246,6 +246,13 @@ def directory_of(module: object) -> Path | None:
     return next((path for path in paths if path.is_dir()), None)
 
 
+def find_licence(directory: Path | None) -> Path | None:
+    """Return the licence file in a directory; None if it has none."""
+    files = [] if directory is None else [path for path in directory.iterdir() if path.is_file()]
+    named = ('licen', 'copying')
+    return min((it for it in files if it.name.lower().startswith(named)), default=None)
+
+
 def _checked_levels(levels: object, fan_out: bool) -> dict[int, str]:
     """Return ``levels`` with whole numbers as keys, which are text where they came from JSON."""
     try:

@@ -361,7 +361,7 @@ def test_mistakes__cache_of_another_config(cache, refused, changed):
     before = contents(cache)
     config = changed(lambda config: config.model.losses.neck.projection.update(dim=4))
     line = refused('--out', cache, config=config)
-    assert "was made with other projection at 'neck': {'dim': 8" in line
+    assert "was made with other dim in projection at 'neck': 8; this config has 4." in line
     assert contents(cache) == before
 
 
