@@ -12,11 +12,10 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import as_json, config_name, read_detector_config
 from ..files.strict_loading import load_strictly
 from ..options import SCOPE, type_name
-from .source import checkpoint_facts
+from .source import Source, checkpoint_facts
 
 PARTS = ('backbone', 'neck')
 # Options of networks that only a training uses, and mmengine's note of a scope.
@@ -39,17 +38,16 @@ class FeatureExtractor(nn.Module):
         return self.neck(feats) if hasattr(self, 'neck') else feats
 
 
-class DetectorSource:
-    """Backbone and neck of a trained detector, see :class:`rdimkd_det.teacher.source.Source`.
+class DetectorSource(Source):
+    """Backbone and neck of a trained detector.
 
     ``config`` is a path, ``'mmdet::...'``, or a config with a ``model``.
     """
 
     options = ('config', 'checkpoint')
-    default_tap = None
     whole_taps = PARTS
     built_on_meta = True
-    input_scale, levels, fan_out = 1.0, None, False
+    input_scale = 1.0
 
     def __init__(self, config: str | dict | None = None, checkpoint: str | None = None) -> None:
         if not isinstance(checkpoint, (str, Path)):
@@ -68,9 +66,6 @@ class DetectorSource:
         # Initialisation draws random numbers, and must not change those that the student draws.
         with torch.random.fork_rng(devices=[]):
             return FeatureExtractor(self.model, with_neck)
-
-    def read_weights(self, mapped: bool) -> Mapping[str, Tensor]:
-        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
 
     def load(self, weights: Mapping[str, Tensor], taps: Sequence[str]) -> FeatureExtractor:
         try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..features import OUTPUT, TOKENS
-from ..files.checkpoints import digest_of, load_checkpoint_safely
+from ..files.checkpoints import digest_of
 from ..files.configs import UnreadableConfigError, as_json
 from ..files.strict_loading import load_strictly
 from ..options import SCOPE, explain, is_amount
@@ -26,20 +26,19 @@ from .fan_out import WAYS
 from .key_prefix import without_prefix
 from .known_input import KnownInput, known_input
 from .pretrained import is_from_pretrained, load_pretrained
-from .source import checkpoint_facts
+from .source import Source, checkpoint_facts
 from .tokens import Tokens
 
 
-class ModuleSource:
+class ModuleSource(Source):
     """Any torch module that turns images (N, 3, H, W) into maps, or into tokens of patches.
 
-    Its methods are those of :class:`rdimkd_det.teacher.source.Source`. ``module`` is the module,
-    which is copied; or ``type``, an importable callable that returns one (or its dotted path), and
-    its keyword arguments. It returns a map, a list or dict of maps, an object with
-    ``feature_maps``, or tokens (N, L, C). ``mean`` and ``std`` are on the scale of 0 to 255, in its
-    order of channels; without them, the module's own record is taken. ``input_scale`` is the side
-    of its images over that of the student's; ``levels`` or ``fan_out`` resize its maps to strides
-    of the student, see :mod:`rdimkd_det.teacher.fan_out`.
+    ``module`` is the module, which is copied; or ``type``, an importable callable that returns one
+    (or its dotted path), and its keyword arguments. It returns a map, a list or dict of maps, an
+    object with ``feature_maps``, or tokens (N, L, C). ``mean`` and ``std`` are on the scale of 0 to
+    255, in its order of channels; without them, the module's own record is taken. ``input_scale``
+    is the side of its images over that of the student's; ``levels`` or ``fan_out`` resize its maps
+    to strides of the student, see :mod:`rdimkd_det.teacher.fan_out`.
     """
 
     options = (
@@ -52,7 +51,6 @@ class ModuleSource:
         'levels',
         'fan_out',
     )
-    model = None
     default_tap = OUTPUT
     whole_taps = (OUTPUT,)
     built_on_meta = False  # a callable may load weights of its own
@@ -154,7 +152,7 @@ class ModuleSource:
 
     def read_weights(self, mapped: bool) -> Mapping[str, Tensor] | None:
         if self.checkpoint is not None:
-            return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
+            return super().read_weights(mapped)
         if mapped:
             raise ConfigError(
                 f'teacher: share_weights=True maps the weights from a checkpoint, and {self.name} '
