@@ -7,6 +7,7 @@ complement. The share of the teacher's variance that the student explains is log
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from ..functional import project, working_dtype
 from ..functional.moments import centred, merge, merge_ranks, moments
 from ..losses import FeatureLoss
 from ..losses.adapters import fold_adapter
-from ..losses.maps import ComparedMaps
 from ..losses.padding import select_positions
 
 # Prevents NaN along a direction without any variance.
@@ -23,6 +23,17 @@ TINY = 1e-30
 # Number of pieces that the largest level is projected in (smaller levels take fewer), so that the
 # coordinates in memory are a fraction of the maps.
 NUM_PIECES = 16
+
+
+class ComparedMaps(NamedTuple):
+    """What the loss of a tap compares: maps matched by stride, cropped to their common part."""
+
+    tap: str  # path of the student's module
+    loss: FeatureLoss
+    student: tuple[Tensor, ...]  # (N, C_s, H, W), one per level
+    teacher: tuple[Tensor, ...]  # (N, C_t, H, W), of the same levels
+    # Per level what `positions_in_images` returns; None where no level has padding to leave out.
+    positions: list[Tensor | None] | None
 
 
 def explained_share(student: Tensor, teacher: Tensor) -> Tensor:

@@ -105,11 +105,6 @@ class ModuleSource(Source):
         """str: Where mean and std are known from."""
         return 'model.teacher' if self.mean is not None else self._recorded.origin
 
-    @property
-    def directory(self) -> Path | None:
-        """Path | None: The directory among the callable's arguments, if there is one."""
-        return directory_of(self.module)
-
     def build(self, taps: Sequence[str] = ()) -> nn.Module:
         """Return a copy of the module, or what the callable makes, the same one until :meth:`load`.
 
@@ -140,8 +135,10 @@ class ModuleSource(Source):
         except ConfigError:
             raise
         except Exception as error:  # the user's callable may raise anything
+            missing = isinstance(error, ImportError) and error.name == 'transformers'
+            remedy = "; pip install 'rdimkd_det[foundation]'" if missing else ''
             raise UnreadableConfigError(
-                f'teacher: {self.name} cannot be made: {explain(error)}{_remedy(error)}'
+                f'teacher: {self.name} cannot be made: {explain(error)}{remedy}'
             ) from error
         if not isinstance(made, nn.Module):
             raise ConfigError(
@@ -202,11 +199,6 @@ class ModuleSource(Source):
     def _own_digest(self) -> str:
         state = self.build().state_dict()
         return digest_of({key: it for key, it in state.items() if isinstance(it, Tensor)})
-
-
-def _remedy(error: Exception) -> str:
-    needs = getattr(error, 'name', None) if isinstance(error, ImportError) else None
-    return "; pip install 'rdimkd_det[foundation]'" if needs == 'transformers' else ''
 
 
 def _name(module: object) -> str:
