@@ -28,8 +28,8 @@ from rdimkd_det import ConfigError
 from rdimkd_det.features import OUTPUT
 from rdimkd_det.files.configs import UnreadableConfigError
 from rdimkd_det.teacher import ModuleSource
-from rdimkd_det.teacher.module_source import directory_of
 from rdimkd_det.teacher.build import build_teacher
+from rdimkd_det.teacher.module_source import directory_of
 from rdimkd_det.teacher.pretrained import NAME
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
