@@ -44,7 +44,6 @@ class DetectorSource(Source):
     ``config`` is a path, ``'mmdet::...'``, or a config with a ``model``.
     """
 
-    options = ('config', 'checkpoint')
     whole_taps = PARTS
     built_on_meta = True
     input_scale = 1.0

@@ -41,16 +41,6 @@ class ModuleSource(Source):
     to strides of the student, see :mod:`rdimkd_det.teacher.fan_out`.
     """
 
-    options = (
-        'module',
-        'checkpoint',
-        'mean',
-        'std',
-        'bgr',
-        'input_scale',
-        'levels',
-        'fan_out',
-    )
     default_tap = OUTPUT
     whole_taps = (OUTPUT,)
     built_on_meta = False  # a callable may load weights of its own

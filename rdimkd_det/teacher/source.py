@@ -15,10 +15,9 @@ from ..files.checkpoints import digest_of_file, load_checkpoint_safely
 class Source:
     """Where a teacher's network, its weights and its kind of input come from.
 
-    A class is added in ``teacher.build``; its arguments are entries of ``model.teacher``.
+    A class is added in ``teacher.build``; its arguments are options of ``model.teacher``.
     """
 
-    options: tuple[str, ...]  # names of these arguments
     name: str  # of config or module, for messages
     checkpoint: str | None  # path or URL of the weights; None if the network brings its own
     model: ConfigDict | None = None  # of the whole detector, with its head, if the network is one
