@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -67,16 +66,8 @@ class DetectorSource(Source):
             return FeatureExtractor(self.model, with_neck)
 
     def load(self, weights: Mapping[str, Tensor], taps: Sequence[str]) -> FeatureExtractor:
-        try:
-            # The meta device skips an initialisation that the weights replace.
-            with torch.device('meta'):
-                network = self.build(taps)
-        except (NotImplementedError, RuntimeError):
-            network = self.build(taps)
-        load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
-        if _lacks_values(network):
-            network = self.build(taps)
-            load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
+        network = self.build(taps)
+        load_strictly(network, weights, self.checkpoint, self.name, who='teacher', assign=True)
         return network.requires_grad_(False).eval()
 
     def build_preprocessor(self) -> nn.Module:
@@ -105,11 +96,3 @@ def _of_maps(entry: object) -> object:
         return entry
     kept = {key: _of_maps(value) for key, value in entry.items() if key not in OF_TRAINING}
     return {**kept, 'type': type_name(entry)} if 'type' in entry else kept
-
-
-def _lacks_values(network: nn.Module) -> bool:
-    """Check whether a tensor that no checkpoint holds is still on the meta device."""
-    attributes = chain.from_iterable(vars(module).values() for module in network.modules())
-    flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
-    tensors = chain(network.parameters(), network.buffers(), flat)
-    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
