@@ -75,14 +75,10 @@ def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str
 def _record(
     outputs: dict, tap: str, tokens: object, module: nn.Module, args: tuple, output: object
 ) -> None:
-    outputs[tap] = as_feature_maps(output)
+    tensors = tensors_of(output)
+    outputs[tap] = [it for it in tensors if it.dim() == 4]
     if tokens is not None and not outputs[tap]:
-        outputs[tap] = tokens.as_maps(tap, tensors_of(output))
-
-
-def as_feature_maps(output: object) -> list[Tensor]:
-    """Return the 4-D tensors in a module's output, or in its ``feature_maps``."""
-    return [tensor for tensor in tensors_of(output) if tensor.dim() == 4]
+        outputs[tap] = tokens.as_maps(tap, tensors)
 
 
 def tensors_of(output: object) -> list[Tensor]:

@@ -79,10 +79,6 @@ class Distillation(OneOrMoreTeachers, nn.Module):
         """int: By what the data pipeline's images are larger than the student's."""
         return (self.shrink_for_teacher or self.shrink).scale
 
-    def check(self, cfg: Config) -> None:
-        """Check that :meth:`prepare` will succeed, without accelerating the teacher."""
-        self.teacher.check(cfg)
-
     def prepare(self, cfg: Config) -> None:
         """Load the teacher, or check that a cached teacher belongs to this training."""
         self.teacher.prepare(cfg)

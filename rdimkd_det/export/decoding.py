@@ -31,11 +31,8 @@ def known_decoding(detector: nn.Module) -> Callable[..., Candidates]:
     head = getattr(detector, 'bbox_head', None)
     if isinstance(detector, SingleStageDetector):
         own = [getattr(type(head), name, None) for name in PREDICTION]
-        for owner, decode in (
-            (BaseDenseHead, decode_dense),
-            (GFLHead, decode_dense),
-            (YOLOXHead, decode_yolox),
-        ):
+        decoders = {BaseDenseHead: decode_dense, GFLHead: decode_dense, YOLOXHead: decode_yolox}
+        for owner, decode in decoders.items():
             if own == [getattr(owner, name) for name in PREDICTION]:
                 return decode
     what = type(detector).__name__ + (f' ({type(head).__name__})' if head is not None else '')
