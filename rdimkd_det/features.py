@@ -228,8 +228,7 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
             f"tap '{tap}' gives no feature maps (N, C, H, W) when {name} extracts features; tap "
             f"'neck' or 'backbone'."
         )
-    channels = image_channels(network)
-    output = network(torch.zeros(1, channels, size, size, device=device_of(network)))
+    output = network(torch.zeros(1, image_channels(network), size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
     single = isinstance(parts, (Tensor, str)) or not isinstance(parts, Iterable)
     parts = [parts] if single else parts

@@ -261,11 +261,10 @@ class FeatureLoss(LevelWeights):
 
     def _check_distance(self, level: int, distance: object) -> None:
         if not isinstance(distance, Tensor) or distance.dim():
-            shape = f'of shape {tuple(distance.shape)}' if isinstance(distance, Tensor) else ''
+            shape = f' of shape {tuple(distance.shape)}' if isinstance(distance, Tensor) else ''
             raise ValueError(
                 f'{type(self).__name__} at {self.level_names[level]}: the distance of a level must '
-                f'be a 0-dim tensor, e.g. a mean; got a {type(distance).__name__} {shape}'.rstrip()
-                + '.'
+                f'be a 0-dim tensor, e.g. a mean; got a {type(distance).__name__}{shape}.'
             )
 
     def _per_level(self, name: str, channels: int | Sequence[int]) -> list[int]:
