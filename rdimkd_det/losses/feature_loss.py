@@ -176,7 +176,8 @@ class FeatureLoss(LevelWeights):
                 f"{type(self).__name__}: loss_weight='auto' compares with the task's gradient, "
                 f'which only RdimKDDistiller sees; give a number.'
             )
-        return self.weighted(self.distances(student_feats, teacher_feats, positions))
+        options = {} if positions is None else {'positions': positions}
+        return self.weighted(self.distances(student_feats, teacher_feats, **options))
 
     def distances(
         self,
