@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,14 +75,10 @@ def record_outputs(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str
 def _record(
     outputs: dict, tap: str, tokens: object, module: nn.Module, args: tuple, output: object
 ) -> None:
-    outputs[tap] = as_feature_maps(output)
+    tensors = tensors_of(output)
+    outputs[tap] = [it for it in tensors if it.dim() == 4]
     if tokens is not None and not outputs[tap]:
-        outputs[tap] = tokens.as_maps(tap, tensors_of(output))
-
-
-def as_feature_maps(output: object) -> list[Tensor]:
-    """Return the 4-D tensors in a module's output, or in its ``feature_maps``."""
-    return [tensor for tensor in tensors_of(output) if tensor.dim() == 4]
+        outputs[tap] = tokens.as_maps(tap, tensors)
 
 
 def tensors_of(output: object) -> list[Tensor]:
@@ -200,12 +196,14 @@ def _outputs_of_blank(
 ) -> tuple[int, dict]:
     """Return the side of the smallest blank image that a network accepts, and the taps' maps."""
     device, channels = device_of(network), image_channels(network)
+    # Of a detector, only what makes features runs.
+    extract = network if OUTPUT in taps else getattr(network, 'extract_feat', network)
     sizes = sizes or getattr(getattr(network, TOKENS, None), 'probe_sizes', PROBE_SIZES)
     for size in sizes:
         try:
             with record_outputs(network, taps) as outputs:
                 image = torch.zeros(1, channels, size, size, device=device)
-                _extract(network, taps)(image)
+                extract(image)
                 return size, outputs
         except (ConfigError, NotImplementedError):  # a missing tap or operator fails at every size
             raise
@@ -223,11 +221,6 @@ def _name(network: nn.Module) -> str:
     return getattr(network, 'display_name', type(network).__name__)
 
 
-def _extract(network: nn.Module, taps: Sequence[str]) -> Callable[[Tensor], object]:
-    """Return what runs a network up to its features: of a detector, its ``extract_feat``."""
-    return network if OUTPUT in taps else getattr(network, 'extract_feat', network)
-
-
 def _without_maps(network: nn.Module, tap: str, size: int) -> str:
     name = _name(network)
     if tap != OUTPUT:
@@ -235,8 +228,7 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
             f"tap '{tap}' gives no feature maps (N, C, H, W) when {name} extracts features; tap "
             f"'neck' or 'backbone'."
         )
-    channels = image_channels(network)
-    output = network(torch.zeros(1, channels, size, size, device=device_of(network)))
+    output = network(torch.zeros(1, image_channels(network), size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
     single = isinstance(parts, (Tensor, str)) or not isinstance(parts, Iterable)
     parts = [parts] if single else parts

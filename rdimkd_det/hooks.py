@@ -232,13 +232,7 @@ class DistillHook(Hook):
             return
         distill = distilled_student(runner.model).distill
         check_same_distillation(checkpoint.get('meta', {}), training_facts(distill))
-        try:
-            distill.load_state_dict(checkpoint['distill'])
-        except RuntimeError as error:
-            raise ConfigError(
-                f'DistillHook: the checkpoint was made with another teacher or other losses than '
-                f'this config; resume with the config of its run. {_first_problem(error)}'
-            ) from error
+        distill.restore(checkpoint['distill'], 'DistillHook: the checkpoint')
 
 
 def _update_averaged_models(runner: Runner, distill: Distillation) -> None:
@@ -246,8 +240,3 @@ def _update_averaged_models(runner: Runner, distill: Distillation) -> None:
     for hook in runner.hooks:
         if hasattr(hook, 'ema_model'):
             hook.ema_model.module.distill.load_state_dict(distill.state_dict())
-
-
-def _first_problem(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).split('\n')]
-    return lines[1] if len(lines) > 1 else lines[0]

@@ -106,11 +106,17 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def set_basis(self, basis: Tensor) -> None:
-        """Set the basis (C, d), with orthonormal columns; a ValueError names another shape."""
+        """Set the basis (C, d); a ConfigError says if its shape or its columns do not fit."""
         if basis.dim() != 2 or basis.shape[0] != self.num_channels:
-            raise ValueError(
+            raise ConfigError(
                 f'{type(self).__name__}: a basis must be (C, d) with C = {self.num_channels}, got '
                 f'{tuple(basis.shape)}.'
+            )
+        own = basis.t() @ basis
+        if not torch.allclose(own, torch.eye(len(own)).to(own), atol=1e-3):
+            raise ConfigError(
+                f'{type(self).__name__}: the columns of a basis must be orthonormal, K^T K = I; '
+                f'torch.linalg.qr(basis).Q makes them so.'
             )
         # Contiguous, as a checkpoint restores it, so that products round equally in a resumed run.
         self.basis = basis.to(self.basis).contiguous()

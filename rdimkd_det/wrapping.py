@@ -92,10 +92,11 @@ def distill_config(
         *(student_cfg.get('custom_hooks') or []),
         dict(type='DistillHook', **(hook or {})),
     ]
+    imports = [*imports_of(student_cfg), *imports_of(teacher), 'rdimkd_det']
     student_cfg.custom_imports = {
         'allow_failed_imports': False,
         **(student_cfg.get('custom_imports') or {}),
-        'imports': list(dict.fromkeys([*_imports(student_cfg), *_imports(teacher), 'rdimkd_det'])),
+        'imports': list(dict.fromkeys(imports)),
     }
     return student_cfg
 
@@ -191,7 +192,7 @@ def _as_calls(value: object) -> str:
     return repr(value)
 
 
-def _imports(config: str | Config) -> list[str]:
+def imports_of(config: str | Config | Mapping) -> list[str]:
     """Return what a config imports; a named one imports it itself when it is read."""
     given = (config.get('custom_imports') if isinstance(config, Config) else None) or {}
     names = given.get('imports') or []

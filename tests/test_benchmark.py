@@ -13,7 +13,7 @@ from runs import REPOSITORY, call_tool, fcos, write_step_config
 from torch.nn.modules.module import register_module_forward_hook
 
 from rdimkd_det.benchmark.operations import count, count_operations
-from rdimkd_det.benchmark.preparation import batch_for, prepare, random_batch
+from rdimkd_det.benchmark.preparation import batch_for, prepare
 from rdimkd_det.benchmark.steps import teacher_variants
 from rdimkd_det.benchmark.subject import Subject
 from rdimkd_det.distiller import monitoring
@@ -108,9 +108,11 @@ def test_teacher_variants__every_precision_of_a_gpu(monkeypatch):
     assert fast == {'fp32', 'fp16', 'bf16'} and len(variants) == 4
 
 
-def test_random_batch__masks_where_the_detector_has_a_mask_head(config):
-    assert 'masks' not in small_subject(config).samples[0].gt_instances
-    objects = random_batch(1, (40, 60), masks=True)['data_samples'][0].gt_instances
+def test_batch_for__masks_where_the_detector_has_a_mask_head(config):
+    subject = small_subject(config)
+    assert 'masks' not in subject.samples[0].gt_instances
+    subject.model.mask_head = torch.nn.Identity()
+    objects = batch_for(subject.model, 1, (40, 60))['data_samples'][0].gt_instances
     assert objects.masks.masks.shape == (4, 40, 60)
 
 

@@ -8,7 +8,6 @@ from torch import nn
 from rdimkd_det import ConfigError
 from rdimkd_det.features import (
     Level,
-    as_feature_maps,
     crop_to_common,
     find_module,
     match_levels,
@@ -104,10 +103,13 @@ def test_find__neck_that_is_none(detector):
         find_module(detector, 'neck')
 
 
-def test_as_feature_maps__kinds():
+def test_record_outputs__kinds_of_outputs():
     maps, tokens = torch.zeros(1, 2, 3, 4), torch.zeros(1, 12, 2)
+    network = nn.Sequential(nn.Identity())
     for output in (maps, [maps, tokens], (maps, None), {'p3': maps, 'tokens': tokens}):
-        assert [kept is maps for kept in as_feature_maps(output)] == [True]
+        with record_outputs(network, ['0']) as outputs:
+            network(output)
+        assert [kept is maps for kept in outputs['0']] == [True]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_resume__checkpoint_of_another_teacher(config):
     interrupted.train_cfg.max_epochs = 1
     train(interrupted)
     other = config(overrides=dict(resume=True), tap='backbone')
-    with pytest.raises(ConfigError, match='resume with the config of its run'):
+    with pytest.raises(ConfigError, match='take the config of its run'):
         train(other)
 
 

@@ -272,3 +272,16 @@ def test_fit__not_finite(kind):
     projection = MODELS.build(dict(type=kind, dim=2, num_channels=3))
     with pytest.raises(FloatingPointError, match=f'{kind}: the teacher.* hold NaN'):
         projection.fit(torch.full((3, 3), float('nan'), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    'basis, message',
+    [
+        (torch.eye(4), r'must be \(C, d\) with C = 6, got \(4, 4\)'),
+        (2 * torch.eye(6), 'the columns of a basis must be orthonormal, K'),
+        (torch.eye(6)[:, [0, 0]], 'the columns of a basis must be orthonormal, K'),
+    ],
+)
+def test_set_basis__of_another_shape_or_not_orthonormal(basis, message):
+    with pytest.raises(ConfigError, match=f'IdentityProjection: .*{message}'):
+        IdentityProjection(num_channels=6).set_basis(basis)

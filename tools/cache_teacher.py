@@ -35,7 +35,6 @@ from rdimkd_det.training.cache_making import (
     cache_images,
     check_room,
     fill_cache,
-    part_facts,
     prepare_cache,
     use_bases,
 )
@@ -144,7 +143,11 @@ def make(
     args: argparse.Namespace,
 ) -> None:
     """Make the cache of one teacher, or its missing shards."""
-    facts = part_facts(part, cfg)
+    facts = {
+        **image_pipeline(cfg),
+        **projection_facts(part.loss_configs, part.teacher_taps),
+        **part.teacher.source.facts(),
+    }
     if (directory / 'cache.json').is_file():
         cache = TeacherCache(directory)
         check_facts(cache, facts)

@@ -63,9 +63,9 @@ def code_map(package: Path) -> str:
         docstring = ast.get_docstring(ast.parse(read(path)))
         if docstring is None:
             raise ConfigError(f'{name} has no docstring to put on the map.')
-        summary = as_markdown(docstring.split('\n\n')[0].replace('\n', ' '))
+        text = as_markdown(summary(docstring))
         folder = name.parent.as_posix()
-        line = summary if path.name == '__init__.py' else f'| `{path.stem}` | {summary} |'
+        line = text if path.name == '__init__.py' else f'| `{path.stem}` | {text} |'
         folders.setdefault(folder, []).append(line)
     return '\n\n'.join(
         f'**`{folder}/`** {lines[0]}\n\n| Module | |\n|---|---|\n' + '\n'.join(lines[1:])
@@ -109,7 +109,7 @@ def describe(name: str, item: object) -> str:
     if not inspect.isclass(item):
         return text
     return text + ''.join(
-        f'\n**`{member}`**{arguments(value)}: {as_markdown(first_paragraph(value))}\n'
+        f'\n**`{member}`**{arguments(value)}: {as_markdown(summary(inspect.getdoc(value)))}\n'
         for member, value in vars(item).items()
         if not member.startswith('_') and inspect.getdoc(value) and is_own(item, member)
     )
@@ -117,18 +117,15 @@ def describe(name: str, item: object) -> str:
 
 def is_own(cls: type, member: str) -> bool:
     """Check that a method is this package's own, not an override of a method of its host."""
+    value = vars(cls)[member]
     hosts = [base for base in cls.__mro__[1:] if not base.__module__.startswith(PACKAGE)]
-    return callable_or_property(vars(cls)[member]) and (
-        member == 'forward' or not any(member in vars(base) for base in hosts)
-    )
+    overrides = member != 'forward' and any(member in vars(base) for base in hosts)
+    return (inspect.isfunction(value) or isinstance(value, property)) and not overrides
 
 
-def callable_or_property(value: object) -> bool:
-    return inspect.isfunction(value) or isinstance(value, property)
-
-
-def first_paragraph(value: object) -> str:
-    return inspect.getdoc(value).split('\n\n')[0].replace('\n', ' ')
+def summary(docstring: str) -> str:
+    """Return the first paragraph of a docstring, on one line."""
+    return docstring.split('\n\n')[0].replace('\n', ' ')
 
 
 def arguments(value: object) -> str:

@@ -19,11 +19,11 @@ from rdimkd_det.commands.checks import check_data, check_model
 from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.distiller.labelled import labelled_first
+from rdimkd_det.distiller.monitoring import ComparedMaps
 from rdimkd_det.features import record_outputs
 from rdimkd_det.files.checkpoints import read_checkpoint_safely, weights_in
 from rdimkd_det.files.configs import counts_iterations, without_cache
 from rdimkd_det.files.strict_loading import load_strictly
-from rdimkd_det.losses.maps import ComparedMaps
 from rdimkd_det.projections import default_dim
 from rdimkd_det.reports.charts import check_picture, save_figure
 from rdimkd_det.samples import image_sizes

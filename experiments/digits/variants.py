@@ -65,7 +65,7 @@ class SeveralRandomProjections(Projection):
         bases = [
             RandomProjection(dim, num_channels, level, seed).basis for seed in range(num_bases)
         ]
-        self.set_basis(torch.cat(bases, dim=1))
+        self.basis = torch.cat(bases, dim=1)  # no `set_basis`: together they are not orthonormal
 
 
 @MODELS.register_module()

@@ -77,24 +77,10 @@ def prepare(cfg: Config, random_teacher: Path | None = None) -> None:
 def batch_for(
     model: nn.Module, num: int, shape: tuple[int, int], collate: Mapping | None = None
 ) -> dict:
-    """Return a :func:`random_batch` with the boxes and masks that a detector needs."""
-    # The heads of some rotated detectors are MMDetection's, with a coder or assigner of MMRotate.
-    parts = [it for module in model.modules() for it in (module, *vars(module).values())]
-    rotated = any(type(part).__module__.startswith('mmrotate.') for part in parts)
-    return random_batch(num, shape, model.with_mask, collate, rotated, image_channels(model))
-
-
-def random_batch(
-    num: int,
-    shape: tuple[int, int],
-    masks: bool = False,
-    collate: Mapping | None = None,
-    rotated: bool = False,
-    channels: int = 3,
-) -> dict:
     """Return a batch of noise images with a few objects each, in the format of a data loader.
 
-    ``collate`` is its ``collate_fn``. Some detectors use ``masks`` whenever there are any.
+    ``collate`` is its ``collate_fn``. The objects have the boxes and masks that a detector needs;
+    some use masks whenever there are any.
     """
     height, width = shape
     corners = torch.rand(NUM_BOXES, 2) * torch.tensor([width / 2, height / 2])
@@ -102,13 +88,16 @@ def random_batch(
         bboxes=HorizontalBoxes(torch.cat([corners, corners + min(shape) / 4], 1)),
         labels=torch.zeros(NUM_BOXES, dtype=torch.long),
     )
-    if rotated:
+    # The heads of some rotated detectors are MMDetection's, with a coder or assigner of MMRotate.
+    parts = [it for module in model.modules() for it in (module, *vars(module).values())]
+    if any(type(part).__module__.startswith('mmrotate.') for part in parts):
         objects.bboxes = objects.bboxes.convert_to('rbox')
-    if masks:
+    if model.with_mask:
         everywhere = np.ones((NUM_BOXES, height, width), np.uint8)
         objects.masks = BitmapMasks(everywhere, height, width)
     sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
     sample.gt_instances, sample.ignored_instances = objects, objects[:0]
+    channels = image_channels(model)
     items = [
         {
             'inputs': torch.randint(256, (channels, height, width), dtype=torch.uint8),

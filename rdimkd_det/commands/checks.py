@@ -85,7 +85,7 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
     distill = distilled_student(model).distill
     for part in distill.per_teacher:
         if part.has_weight:
-            part.check(cfg)
+            part.teacher.check(cfg)
     if distill.inherit and not cfg.get('resume'):
         weights = weights_to_inherit(distill.per_teacher[0].teacher.checkpoint)
         matching_weights(model, weights, distill.inherit)

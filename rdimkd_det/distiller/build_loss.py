@@ -19,28 +19,25 @@ def check_losses(losses: object) -> None:
     if not isinstance(losses, Mapping) or not losses:
         raise ConfigError(f'losses must be a dict, e.g. dict(neck=dict(...)); got {losses!r}.')
     for tap, loss in losses.items():
-        _check_loss(f'model.losses.{tap}', loss)
-
-
-def _check_loss(where: str, loss: object) -> None:
-    kind = check_type(loss, where, MODELS, ['RdimKDLoss'])
-    if not (isinstance(kind, type) and issubclass(kind, FeatureLoss)):
-        raise ConfigError(
-            f'{where}: {type_name(loss)} is no loss of feature maps; a loss of your own must be '
-            f'derived from rdimkd_det.FeatureLoss.'
-        )
-    known, takes_any = options_of(kind)
-    if not takes_any:
-        known = [*dict.fromkeys(known), 'type', 'teacher_module']
-        check_names(f'{where} ({kind.__name__})', loss, known)
-    if not isinstance(loss.get('teacher_module', ''), str):
-        raise ConfigError(
-            f'{where}.teacher_module must be a path like neck, got {loss["teacher_module"]!r}.'
-        )
-    if 'projection' in known:
-        where, projection = f'{where}.projection', loss.get('projection')
-        builder = check_type(projection, where, MODELS, PROJECTIONS.values())
-        check_options(where, projection, builder)
+        where = f'model.losses.{tap}'
+        kind = check_type(loss, where, MODELS, ['RdimKDLoss'])
+        if not (isinstance(kind, type) and issubclass(kind, FeatureLoss)):
+            raise ConfigError(
+                f'{where}: {type_name(loss)} is no loss of feature maps; a loss of your own must '
+                f'be derived from rdimkd_det.FeatureLoss.'
+            )
+        known, takes_any = options_of(kind)
+        if not takes_any:
+            known = [*dict.fromkeys(known), 'type', 'teacher_module']
+            check_names(f'{where} ({kind.__name__})', loss, known)
+        if not isinstance(loss.get('teacher_module', ''), str):
+            raise ConfigError(
+                f'{where}.teacher_module must be a path like neck, got {loss["teacher_module"]!r}.'
+            )
+        if 'projection' in known:
+            where, projection = f'{where}.projection', loss.get('projection')
+            builder = check_type(projection, where, MODELS, PROJECTIONS.values())
+            check_options(where, projection, builder)
 
 
 def build_tap_loss(where: str, loss: dict, pairs: list[tuple[Level, Level]]) -> FeatureLoss:

@@ -15,14 +15,13 @@ from ..features import Level, crop_to_common, match_levels, probe_levels
 from ..files.configs import teacher_entries
 from ..losses import FeatureLoss
 from ..losses.auto_weight import note_balance
-from ..losses.maps import ComparedMaps
 from ..losses.padding import positions_in_images
 from ..options import type_name
 from ..teacher.build import build_teacher
 from .build_loss import build_tap_loss, check_losses
 from .finite_check import FiniteCheck
 from .image_scale import ImageShrinker, in_pixels_of_student
-from .monitoring import Monitor
+from .monitoring import ComparedMaps, Monitor
 from .several_teachers import OneOrMoreTeachers, SeveralTeachers
 
 
@@ -79,10 +78,6 @@ class Distillation(OneOrMoreTeachers, nn.Module):
     def pipeline_scale(self) -> int:
         """int: By what the data pipeline's images are larger than the student's."""
         return (self.shrink_for_teacher or self.shrink).scale
-
-    def check(self, cfg: Config) -> None:
-        """Check that :meth:`prepare` will succeed, without accelerating the teacher."""
-        self.teacher.check(cfg)
 
     def prepare(self, cfg: Config) -> None:
         """Load the teacher, or check that a cached teacher belongs to this training."""

@@ -34,23 +34,16 @@ class FiniteCheck:
         if not self.deferred:
             stop_if_broken([self])
 
-    def take(self) -> tuple[list[str], Tensor | None]:
-        """Return the losses' names and the flags recorded since the last call, and reset them."""
+    def take(self) -> list[str]:
+        """Return the losses recorded as not finite since the last call; waits for the device."""
         broken, self._broken = self._broken, None
-        return self._names, broken
+        flags = () if broken is None else broken.tolist()
+        return [name for name, is_broken in zip(self._names, flags) if is_broken]
 
 
 def take_broken(checks: Iterable[FiniteCheck]) -> list[str]:
-    """Return the names of the losses recorded as not finite, and reset the checks, one per teacher.
-
-    Waits for the device once.
-    """
-    noted = [taken for taken in (check.take() for check in checks) if taken[1] is not None]
-    if not noted:
-        return []
-    flags = torch.cat([broken for _, broken in noted]).tolist()
-    names = [name for of_check, _ in noted for name in of_check]
-    return [name for name, broken in zip(names, flags) if broken]
+    """Return what :meth:`FiniteCheck.take` returns of all checks, one per teacher."""
+    return [name for check in checks for name in check.take()]
 
 
 def stop_if_broken(

@@ -54,12 +54,6 @@ def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistille
             f"{who}: checkpoint {checkpoint} has no entry 'distill': it is of a plain or exported "
             f'student; give one that the distilled training wrote.'
         )
-    try:
-        student.distill.load_state_dict(content['distill'])
-    except RuntimeError as error:
-        raise ConfigError(
-            f'{who}: checkpoint {checkpoint} was made with another teacher or other losses than '
-            f'this config; give the config of its run.'
-        ) from error
+    student.distill.restore(content['distill'], f'{who}: checkpoint {checkpoint}')
     student.dataset_meta = content.get('meta', {}).get('dataset_meta', {})
     return student.eval()

@@ -7,6 +7,7 @@ complement. The share of the teacher's variance that the student explains is log
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from ..functional import project, working_dtype
 from ..functional.moments import centred, merge, merge_ranks, moments
 from ..losses import FeatureLoss
 from ..losses.adapters import fold_adapter
-from ..losses.maps import ComparedMaps
 from ..losses.padding import select_positions
 
 # Prevents NaN along a direction without any variance.
@@ -23,6 +23,17 @@ TINY = 1e-30
 # Number of pieces that the largest level is projected in (smaller levels take fewer), so that the
 # coordinates in memory are a fraction of the maps.
 NUM_PIECES = 16
+
+
+class ComparedMaps(NamedTuple):
+    """What the loss of a tap compares: maps matched by stride, cropped to their common part."""
+
+    tap: str  # path of the student's module
+    loss: FeatureLoss
+    student: tuple[Tensor, ...]  # (N, C_s, H, W), one per level
+    teacher: tuple[Tensor, ...]  # (N, C_t, H, W), of the same levels
+    # Per level what `positions_in_images` returns; None where no level has padding to leave out.
+    positions: list[Tensor | None] | None
 
 
 def explained_share(student: Tensor, teacher: Tensor) -> Tensor:
@@ -94,24 +105,18 @@ def _moments(
     The level is projected in pieces of ``length`` positions, to save memory.
     """
     student, teacher = loss.same_size(student, teacher)
-    basis = loss.projections[level].basis.to(working_dtype(student))
+    basis = directions = of_teacher = loss.projections[level].basis.to(working_dtype(student))
+    num_channels, dim = basis.shape
     if loss.teacher_projected:  # a cache holds no maps of the complement
-        directions, of_teacher = basis, torch.eye(teacher.shape[1]).to(basis)
-    else:
-        directions = of_teacher = _with_complement(basis)
+        of_teacher = torch.eye(dim).to(basis)
+    elif dim < num_channels:
+        complement = torch.eye(num_channels).to(basis) - basis @ basis.t()
+        directions = of_teacher = torch.cat([basis, complement], 1)
     of_student = fold_adapter(loss.adapters[level], directions)
     selected = (select_positions(maps.flatten(2), positions) for maps in (student, teacher))
     pieces = zip(*(maps.split(length, 2) for maps in selected))
     coordinates = ((project(s, of_student), project(t, of_teacher)) for s, t in pieces)
     return merge(torch.stack([moments(*centred(*pair)) for pair in coordinates]))
-
-
-def _with_complement(basis: Tensor) -> Tensor:
-    """Return ``K`` and ``I - K K^T`` side by side, (C, d + C); ``K`` alone if d = C."""
-    num_channels, dim = basis.shape
-    if dim == num_channels:
-        return basis
-    return torch.cat([basis, torch.eye(num_channels).to(basis) - basis @ basis.t()], 1)
 
 
 class Monitor:

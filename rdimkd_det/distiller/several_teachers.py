@@ -39,6 +39,17 @@ class OneOrMoreTeachers:
             name: zero for loss in self.all_losses() for name, zero in loss.zero_losses().items()
         }
 
+    def restore(self, state: Mapping[str, Tensor], which: str) -> None:
+        """Load the entry 'distill' of a checkpoint; ``which`` is that one, for the message."""
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            problem = str(error).strip().split('\n')[:2][-1].strip()
+            raise ConfigError(
+                f'{which} was made with another teacher or other losses than this config; take '
+                f'the config of its run. {problem}'
+            ) from error
+
     def all_losses(self) -> list[FeatureLoss]:
         """Return the losses of all teachers and taps."""
         return [loss for part in self.per_teacher for loss in part.losses.values()]

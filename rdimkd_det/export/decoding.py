@@ -31,11 +31,8 @@ def known_decoding(detector: nn.Module) -> Callable[..., Candidates]:
     head = getattr(detector, 'bbox_head', None)
     if isinstance(detector, SingleStageDetector):
         own = [getattr(type(head), name, None) for name in PREDICTION]
-        for owner, decode in (
-            (BaseDenseHead, decode_dense),
-            (GFLHead, decode_dense),
-            (YOLOXHead, decode_yolox),
-        ):
+        decoders = {BaseDenseHead: decode_dense, GFLHead: decode_dense, YOLOXHead: decode_yolox}
+        for owner, decode in decoders.items():
             if own == [getattr(owner, name) for name in PREDICTION]:
                 return decode
     what = type(detector).__name__ + (f' ({type(head).__name__})' if head is not None else '')
@@ -78,7 +75,9 @@ def _decode_level(
     scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
     # Before the factor, e.g. centerness, is multiplied.
     scores = torch.where(scores > threshold, scores, scores.new_zeros(())).flatten(1)
-    scores, best = scores.topk(_at_most(head.test_cfg.get('nms_pre', -1), length(scores)), dim=1)
+    limit, number = head.test_cfg.get('nms_pre', -1), length(scores)
+    number = number if limit < 1 else torch.minimum(torch.tensor(limit), number)
+    scores, best = scores.topk(number, dim=1)
     position = torch.div(best, head.num_classes, rounding_mode='floor')
     priors = priors[position]
     if factor is not None:
@@ -133,7 +132,3 @@ def _flat(maps: Tensor, width: int) -> Tensor:
 def _pick(values: Tensor, position: Tensor) -> Tensor:
     """Return the rows (N, K, D) of values (N, B, D) at positions (N, K)."""
     return values.gather(1, position[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _at_most(limit: int, available: Tensor) -> Tensor:
-    return available if limit < 1 else torch.minimum(torch.tensor(limit), available)

@@ -11,8 +11,7 @@ from mmengine.logging import HistoryBuffer
 from ..files.configs import counts_iterations, teacher_entries
 from ..files.scalars import due_validations, read_history
 from ..options import type_name
-from ..teacher.licence import licence_text
-from ..teacher.module_source import directory_of
+from ..teacher.module_source import directory_of, find_licence
 
 
 def distillation_of(config: Config) -> dict:
@@ -38,12 +37,15 @@ def _names(teacher: Mapping) -> dict:
 
 def _names_of_module(module: Mapping) -> dict:
     """Return a module's arguments without local directories, and the licence in one of them."""
-    directory, licence = directory_of(module), licence_text(module)
+    directory = directory_of(module)
     names = {
         key: Path(value).name if directory is not None and str(value) == str(directory) else value
         for key, value in module.items()
     }
-    return {'module': names, **({} if licence is None else {'licence': licence})}
+    if licence := find_licence(directory):
+        text = licence.read_text('utf-8', errors='replace')
+        return {'module': names, 'licence': f'{licence.name}:\n{text}'}
+    return {'module': names}
 
 
 def _name(path: object) -> str:

@@ -28,6 +28,7 @@ from ..host.patches import patch_detectors
 from ..host.registry import enter_scope
 from ..options import explain, type_name
 from ..version import __version__
+from ..wrapping import imports_of
 from .formats import FORMATS
 from .provenance import distillation_of, plain_data, recorded_metrics
 
@@ -121,10 +122,8 @@ def plain_config(config: Config) -> Config:
     plain.model = student_config(plain.model)
     hooks = plain.get('custom_hooks') or []
     plain.custom_hooks = [hook for hook in hooks if type_name(hook) != 'DistillHook']
-    imports = plain.pop('custom_imports', None) or {}
-    names = imports.get('imports') or []
-    names = [names] if isinstance(names, str) else names
-    names = [name for name in names if name != 'rdimkd_det']
+    names = [name for name in imports_of(plain) if name != 'rdimkd_det']
+    imports = plain.pop('custom_imports', None)
     if names:
         plain.custom_imports = {**imports, 'imports': names}
     plain.update(load_from=None, resume=False)

@@ -63,18 +63,3 @@ def merge_ranks(levels: Sequence[Tensor]) -> list[Tensor]:
     squares[:2].clamp_(min=0)
     statistics = torch.cat([count, means, squares])
     return list(statistics.split([level.shape[1] for level in levels], 1))
-
-
-def spread(values: Tensor) -> Tensor:
-    """Compute (3, D) on this rank: number of positions, mean and biased variance per direction."""
-    variance, mean = torch.var_mean(values, (0, 2), correction=0)
-    return torch.stack([torch.full_like(mean, values.shape[0] * values.shape[2]), mean, variance])
-
-
-def merge_spreads(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Merge :func:`spread` of all levels over the ranks to the variances (D,), in one exchange."""
-    counts, means, variances = torch.stack(all_gather(torch.cat(list(levels), 1))).unbind(1)
-    count = counts.sum(0)
-    mean = (counts * means).sum(0) / count
-    merged = (counts * (variances + (means - mean).square())).sum(0) / count
-    return list(merged.split([level.shape[1] for level in levels]))

@@ -109,30 +109,18 @@ def show_student_in_config() -> None:
 
 @cache
 def patch_detectors() -> None:
-    """Work around bugs of mmdet that stop some detectors from running.
+    """Work around bugs of mmdet (3.3.0, OneDL 3.5.1) that stop some detectors from running.
 
     Call it when a model is built, not at import: it imports all of mmdet's models.
     """
-    _make_positional_encoding_contiguous()
-    _let_ssd_predict()
-
-
-def _let_ssd_predict() -> None:
-    """Let SSD predict: mmdet (3.3.0, OneDL 3.5.1) reads a ``loss_cls`` that SSD's head lacks."""
     from mmdet.models.dense_heads import SSDHead
-
-    if not hasattr(SSDHead, 'loss_cls'):
-        SSDHead.loss_cls = None
-
-
-def _make_positional_encoding_contiguous() -> None:
-    """Let the DETR family run on current PyTorch.
-
-    The detectors of mmdet (3.3.0, OneDL 3.5.1) call ``view`` on a permuted positional encoding,
-    which fails with the strides that torch 2.13 gives it.
-    """
     from mmdet.models.layers import SinePositionalEncoding
 
+    # Prediction reads a `loss_cls`, which SSD's head lacks.
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = None
+    # The DETR family calls `view` on a permuted positional encoding, which fails with the strides
+    # that torch 2.13 gives it.
     forward = SinePositionalEncoding.forward
 
     @wraps(forward)

@@ -31,14 +31,16 @@ def adapt(student: Tensor, adapter: nn.Module) -> Tensor:
     return F.conv2d(student, adapter.weight.to(student.dtype), adapter.bias.to(student.dtype))
 
 
-def project_adapted(student: Tensor, adapter: nn.Module, basis: Tensor) -> Tensor:
+def project_adapted(
+    student: Tensor, adapter: nn.Module, basis: Tensor, with_bias: bool = True
+) -> Tensor:
     """Compute the coordinates ``K^T r(F_s)`` (N, d, H * W) with the adapter folded into the basis.
 
     One product takes the student's map from C_s channels to d; the adapted map with C_t channels
     is never materialised.
     """
     coordinates = project(student, fold_adapter(adapter, basis))
-    if isinstance(adapter, nn.Identity):
+    if isinstance(adapter, nn.Identity) or not with_bias:
         return coordinates
     return coordinates + (adapter.bias.to(basis.dtype) @ basis)[:, None]
 

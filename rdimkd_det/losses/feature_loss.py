@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..functional import working_dtype
 from .adapters import adapt, new_adapter, zero_of
 from .level_weights import LevelWeights
-from .maps import RESIZE_MODES, check_pair, resized
+
+RESIZE_MODES = (None, 'student', 'teacher')
 
 
 class FeatureLoss(LevelWeights):
@@ -229,25 +232,40 @@ class FeatureLoss(LevelWeights):
         if self.resize is None or student.shape[2:] == teacher.shape[2:]:
             return student, teacher
         if self.resize == 'student':
-            return resized(student, like=teacher), teacher
-        return student, resized(teacher, like=student)
+            return _resized(student, like=teacher), teacher
+        return student, _resized(teacher, like=student)
 
     def _check_maps(self, level: int, student: Tensor, teacher: Tensor) -> None:
         who = f'{type(self).__name__} at {self.level_names[level]}'
-        channels = self.student_channels[level], self.teacher_channels[level]
+        shapes = f'student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)}'
+        of_teacher = self.teacher_channels[level]
         if self.teacher_projected:
-            channels = channels[0], self.projections[level].basis.shape[1]
-        check_pair(who, student, teacher, channels, resized=self.resize is not None)
+            of_teacher = self.projections[level].basis.shape[1]
+        expected = {'student': self.student_channels[level], 'teacher': of_teacher}
+        for feats, (side, channels) in zip((student, teacher), expected.items()):
+            if feats.dim() != 4 or feats.shape[1] != channels:
+                raise ValueError(
+                    f'{who}: {shapes}: expected (N, {channels}, H, W) of the {side}; '
+                    f'set {side}_channels to what the model gives.'
+                )
+        if student.shape[0] != teacher.shape[0]:
+            raise ConfigError(
+                f'{who}: {shapes} differ in batch size; a module that sees an image several times '
+                f'in training, as the branches of a TridentNet, cannot be tapped.'
+            )
+        if self.resize is None and student.shape[2:] != teacher.shape[2:]:
+            raise ValueError(
+                f"{who}: {shapes} differ in size; set resize='student' or resize='teacher'."
+            )
         if self.projections:
             self.projections[level].check_fitted(who)
 
     def _check_distance(self, level: int, distance: object) -> None:
         if not isinstance(distance, Tensor) or distance.dim():
-            shape = f'of shape {tuple(distance.shape)}' if isinstance(distance, Tensor) else ''
+            shape = f' of shape {tuple(distance.shape)}' if isinstance(distance, Tensor) else ''
             raise ValueError(
                 f'{type(self).__name__} at {self.level_names[level]}: the distance of a level must '
-                f'be a 0-dim tensor, e.g. a mean; got a {type(distance).__name__} {shape}'.rstrip()
-                + '.'
+                f'be a 0-dim tensor, e.g. a mean; got a {type(distance).__name__}{shape}.'
             )
 
     def _per_level(self, name: str, channels: int | Sequence[int]) -> list[int]:
@@ -258,3 +276,9 @@ class FeatureLoss(LevelWeights):
             f'num_levels={self.num_levels}.',
         )
         return listed
+
+
+def _resized(feats: Tensor, like: Tensor) -> Tensor:
+    """Resize a map (N, C, H, W) to the size of another."""
+    feats = feats.to(working_dtype(feats))
+    return F.interpolate(feats, size=like.shape[2:], mode='bilinear', align_corners=False)

@@ -34,21 +34,14 @@ def positions_in_images(
     if sizes is None or len(sizes) != len(maps):
         return None
     height, width = maps.shape[2:]
-    covered = [
-        (_covered(image_height, stride, height), _covered(image_width, stride, width))
-        for image_height, image_width in sizes
-    ]
-    if all(it == (height, width) for it in covered):
+    covered = [(ceil(rows / stride), ceil(columns / stride)) for rows, columns in sizes]
+    if all(rows >= height and columns >= width for rows, columns in covered):
         return None
     grid = torch.arange(len(maps) * height * width).view(len(maps), height, width)
     inside = [
         of_image[:rows, :columns].flatten() for of_image, (rows, columns) in zip(grid, covered)
     ]
     return torch.cat(inside).to(maps.device, non_blocking=True)
-
-
-def _covered(pixels: int, stride: int, most: int) -> int:
-    return min(most, ceil(pixels / stride))
 
 
 def select_positions(coordinates: Tensor, positions: Tensor | None) -> Tensor:

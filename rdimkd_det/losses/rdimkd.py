@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import working_dtype
-from ..functional.moments import merge_spreads, spread
+from ..functional.moments import centred, merge_ranks, moments
 from ..host.registry import find_type, register
 from ..options import is_amount
 from ..projections import Projection, default_dim
-from .adapters import fold_adapter, project_adapted, zero_of_bias
+from .adapters import project_adapted, zero_of_bias
 from .feature_loss import FeatureLoss
 from .padding import select_positions
 
@@ -161,22 +161,18 @@ class RdimKDLoss(FeatureLoss):
         maps: Sequence[tuple[Tensor, Tensor]],
         positions: Sequence[Tensor | None],
     ) -> list[Tensor]:
+        """Divide by the running average of the teacher's variance in the subspace."""
         distances, spreads = [], []
         for level in levels:
             student, teacher = self._coordinates(level, *maps[level], positions[level])
             distances.append(functional.mean_square(student - teacher))
-            spreads.append(spread(teacher))
-        if levels and (self.training or self.teacher_variance[levels].isnan().any()):
-            self._note_variances(levels, [it.mean() for it in merge_spreads(spreads)])
-        scales = self.teacher_variance.clone() + functional.ABSOLUTE_EPS
-        return [distance / scales[level] for level, distance in zip(levels, distances)]
-
-    def _note_variances(self, levels: Sequence[int], variances: Sequence[Tensor]) -> None:
-        """Update the running average of the teacher's variance in the subspace."""
-        current = torch.stack(list(variances)).to(self.teacher_variance)
+            spreads.append(moments(*centred(teacher, teacher)))
         running = self.teacher_variance[levels]
-        running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
-        self.teacher_variance[levels] = running
+        if levels and (self.training or running.isnan().any()):
+            current = torch.stack([it[4].mean() for it in merge_ranks(spreads)]).to(running)
+            running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
+            self.teacher_variance[levels] = running
+        return [it / scale for it, scale in zip(distances, running + functional.ABSOLUTE_EPS)]
 
     def _coordinates(
         self,
@@ -196,10 +192,7 @@ class RdimKDLoss(FeatureLoss):
             teacher = teacher.flatten(2).to(basis.dtype)
         else:
             teacher = functional.project(teacher, basis)
-        if with_bias:
-            student = project_adapted(student, adapter, basis)
-        else:
-            student = functional.project(student, fold_adapter(adapter, basis))
+        student = project_adapted(student, adapter, basis, with_bias)
         return select_positions(student, positions), select_positions(teacher, positions)
 
     def _basis(self, level: int, student: Tensor) -> Tensor:

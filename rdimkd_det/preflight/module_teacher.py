@@ -6,7 +6,7 @@ from torch import nn
 
 from ..distiller.distillation import Distillation
 from ..teacher.fan_out import describe_plan
-from ..teacher.licence import find_licence
+from ..teacher.module_source import directory_of, find_licence
 from .report import Report
 
 
@@ -14,8 +14,8 @@ def describe_module(part: Distillation, network: nn.Module) -> str:
     """Return what a module is, its parameters, and where its weights and licence come from."""
     source = part.teacher.source
     numbers = sum(parameter.numel() for parameter in network.parameters())
-    weights = source.checkpoint or source.directory
-    licence = find_licence(source.directory)
+    directory = directory_of(source.module)
+    weights, licence = source.checkpoint or directory, find_licence(directory)
     return (
         f'{source.name}: {type(network).__name__} of {numbers / 1e6:.3g} million parameters, '
         f'{f"weights from {weights}" if weights else "its own weights"}'

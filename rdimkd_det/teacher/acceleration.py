@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -14,7 +14,7 @@ from ..channels import image_channels
 from ..errors import ConfigError
 from ..features import OUTPUT, SIZE_ERRORS, record_outputs
 from ..host.patches import cuda_autocast_dtype
-from ..options import check_names, type_name
+from ..options import type_name
 
 DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Largest deviation of a faster network's maps, relative to the largest value of the original map.
@@ -78,13 +78,6 @@ def training_dtype(cfg: Mapping) -> torch.dtype | None:
     dtype = options.get('dtype') or 'float16'
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     return dtype if dtype in DTYPES.values() else None
-
-
-def build_acceleration(options: Mapping, others: Iterable[str] = ()) -> Acceleration:
-    """Build the options from a config entry; ``others`` are known too, for the message."""
-    known = [field.name for field in fields(Acceleration)]
-    check_names('model.teacher', options, (*others, *known))
-    return Acceleration(**options)
 
 
 def accelerate(

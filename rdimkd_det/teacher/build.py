@@ -9,7 +9,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..features import OUTPUT
-from .acceleration import Acceleration, build_acceleration
+from ..options import check_names, parameters
+from .acceleration import Acceleration
 from .cache.cached_teacher import CachedTeacher, open_cache
 from .cache.origin import projection_facts
 from .detector_source import DetectorSource
@@ -59,10 +60,12 @@ def _read(entry: object) -> tuple[type[Source], dict, Acceleration]:
     if len(kinds) > 1:
         raise ConfigError(f'model.teacher has {" and ".join(kinds)}; give one of them.')
     kind = next(iter(kinds.values()), DetectorSource)
-    given = {key: entry[key] for key in kind.options if entry.get(key) is not None}
-    known = (*kind.options, 'cache', 'image_scale')
+    own, _ = parameters(kind)
+    given = {key: entry[key] for key in own if entry.get(key) is not None}
+    known = (*own, 'cache', 'image_scale')
     others = {key: entry[key] for key in entry if key not in (*SOURCES, *known)}
-    return kind, given, build_acceleration(others, known)
+    check_names('model.teacher', others, (*known, *Acceleration.__dataclass_fields__))
+    return kind, given, Acceleration(**others)
 
 
 def _taps(losses: Mapping[str, dict], default: str | None) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,11 +11,10 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..files.checkpoints import load_checkpoint_safely
 from ..files.configs import as_json, config_name, read_detector_config
 from ..files.strict_loading import load_strictly
 from ..options import SCOPE, type_name
-from .source import checkpoint_facts
+from .source import Source, checkpoint_facts
 
 PARTS = ('backbone', 'neck')
 # Options of networks that only a training uses, and mmengine's note of a scope.
@@ -39,17 +37,15 @@ class FeatureExtractor(nn.Module):
         return self.neck(feats) if hasattr(self, 'neck') else feats
 
 
-class DetectorSource:
-    """Backbone and neck of a trained detector, see :class:`rdimkd_det.teacher.source.Source`.
+class DetectorSource(Source):
+    """Backbone and neck of a trained detector.
 
     ``config`` is a path, ``'mmdet::...'``, or a config with a ``model``.
     """
 
-    options = ('config', 'checkpoint')
-    default_tap = None
     whole_taps = PARTS
     built_on_meta = True
-    input_scale, levels, fan_out = 1.0, None, False
+    input_scale = 1.0
 
     def __init__(self, config: str | dict | None = None, checkpoint: str | None = None) -> None:
         if not isinstance(checkpoint, (str, Path)):
@@ -69,20 +65,9 @@ class DetectorSource:
         with torch.random.fork_rng(devices=[]):
             return FeatureExtractor(self.model, with_neck)
 
-    def read_weights(self, mapped: bool) -> Mapping[str, Tensor]:
-        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
-
     def load(self, weights: Mapping[str, Tensor], taps: Sequence[str]) -> FeatureExtractor:
-        try:
-            # The meta device skips an initialisation that the weights replace.
-            with torch.device('meta'):
-                network = self.build(taps)
-        except (NotImplementedError, RuntimeError):
-            network = self.build(taps)
-        load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
-        if _lacks_values(network):
-            network = self.build(taps)
-            load_strictly(network, weights, self.checkpoint, self.name, who='teacher')
+        network = self.build(taps)
+        load_strictly(network, weights, self.checkpoint, self.name, who='teacher', assign=True)
         return network.requires_grad_(False).eval()
 
     def build_preprocessor(self) -> nn.Module:
@@ -111,11 +96,3 @@ def _of_maps(entry: object) -> object:
         return entry
     kept = {key: _of_maps(value) for key, value in entry.items() if key not in OF_TRAINING}
     return {**kept, 'type': type_name(entry)} if 'type' in entry else kept
-
-
-def _lacks_values(network: nn.Module) -> bool:
-    """Check whether a tensor that no checkpoint holds is still on the meta device."""
-    attributes = chain.from_iterable(vars(module).values() for module in network.modules())
-    flat = chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in attributes)
-    tensors = chain(network.parameters(), network.buffers(), flat)
-    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)

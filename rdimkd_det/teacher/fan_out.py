@@ -127,13 +127,8 @@ def _resized(maps: Tensor, stride: int, wanted: int) -> Tensor:
 
 def describe_plan(plan: Sequence[Resizing]) -> str:
     """Return for each stride of a plan where its map comes from, as text."""
-    ways = {True: 'up from {}', False: 'down from {}'}
-    return ', '.join(
-        f'{step.stride} '
-        + (
-            'as it is'
-            if step.level.stride == step.stride
-            else ways[step.level.stride > step.stride].format(step.level.stride)
-        )
-        for step in plan
-    )
+    texts = []
+    for level, stride in plan:
+        way = f'{"up" if level.stride > stride else "down"} from {level.stride}'
+        texts.append(f'{stride} {"as it is" if level.stride == stride else way}')
+    return ', '.join(texts)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..features import OUTPUT, TOKENS
-from ..files.checkpoints import digest_of, load_checkpoint_safely
+from ..files.checkpoints import digest_of
 from ..files.configs import UnreadableConfigError, as_json
 from ..files.strict_loading import load_strictly
 from ..options import SCOPE, explain, is_amount
@@ -26,33 +26,21 @@ from .fan_out import WAYS
 from .key_prefix import without_prefix
 from .known_input import KnownInput, known_input
 from .pretrained import is_from_pretrained, load_pretrained
-from .source import checkpoint_facts
+from .source import Source, checkpoint_facts
 from .tokens import Tokens
 
 
-class ModuleSource:
+class ModuleSource(Source):
     """Any torch module that turns images (N, 3, H, W) into maps, or into tokens of patches.
 
-    Its methods are those of :class:`rdimkd_det.teacher.source.Source`. ``module`` is the module,
-    which is copied; or ``type``, an importable callable that returns one (or its dotted path), and
-    its keyword arguments. It returns a map, a list or dict of maps, an object with
-    ``feature_maps``, or tokens (N, L, C). ``mean`` and ``std`` are on the scale of 0 to 255, in its
-    order of channels; without them, the module's own record is taken. ``input_scale`` is the side
-    of its images over that of the student's; ``levels`` or ``fan_out`` resize its maps to strides
-    of the student, see :mod:`rdimkd_det.teacher.fan_out`.
+    ``module`` is the module, which is copied; or ``type``, an importable callable that returns one
+    (or its dotted path), and its keyword arguments. It returns a map, a list or dict of maps, an
+    object with ``feature_maps``, or tokens (N, L, C). ``mean`` and ``std`` are on the scale of 0 to
+    255, in its order of channels; without them, the module's own record is taken. ``input_scale``
+    is the side of its images over that of the student's; ``levels`` or ``fan_out`` resize its maps
+    to strides of the student, see :mod:`rdimkd_det.teacher.fan_out`.
     """
 
-    options = (
-        'module',
-        'checkpoint',
-        'mean',
-        'std',
-        'bgr',
-        'input_scale',
-        'levels',
-        'fan_out',
-    )
-    model = None
     default_tap = OUTPUT
     whole_taps = (OUTPUT,)
     built_on_meta = False  # a callable may load weights of its own
@@ -107,11 +95,6 @@ class ModuleSource:
         """str: Where mean and std are known from."""
         return 'model.teacher' if self.mean is not None else self._recorded.origin
 
-    @property
-    def directory(self) -> Path | None:
-        """Path | None: The directory among the callable's arguments, if there is one."""
-        return directory_of(self.module)
-
     def build(self, taps: Sequence[str] = ()) -> nn.Module:
         """Return a copy of the module, or what the callable makes, the same one until :meth:`load`.
 
@@ -142,8 +125,10 @@ class ModuleSource:
         except ConfigError:
             raise
         except Exception as error:  # the user's callable may raise anything
+            missing = isinstance(error, ImportError) and error.name == 'transformers'
+            remedy = "; pip install 'rdimkd_det[foundation]'" if missing else ''
             raise UnreadableConfigError(
-                f'teacher: {self.name} cannot be made: {explain(error)}{_remedy(error)}'
+                f'teacher: {self.name} cannot be made: {explain(error)}{remedy}'
             ) from error
         if not isinstance(made, nn.Module):
             raise ConfigError(
@@ -154,7 +139,7 @@ class ModuleSource:
 
     def read_weights(self, mapped: bool) -> Mapping[str, Tensor] | None:
         if self.checkpoint is not None:
-            return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
+            return super().read_weights(mapped)
         if mapped:
             raise ConfigError(
                 f'teacher: share_weights=True maps the weights from a checkpoint, and {self.name} '
@@ -206,11 +191,6 @@ class ModuleSource:
         return digest_of({key: it for key, it in state.items() if isinstance(it, Tensor)})
 
 
-def _remedy(error: Exception) -> str:
-    needs = getattr(error, 'name', None) if isinstance(error, ImportError) else None
-    return "; pip install 'rdimkd_det[foundation]'" if needs == 'transformers' else ''
-
-
 def _name(module: object) -> str:
     """Return the dotted name of a module's class or of the callable that makes one."""
     if isinstance(module, nn.Module):
@@ -244,6 +224,13 @@ def directory_of(module: object) -> Path | None:
     arguments = module.values() if isinstance(module, Mapping) else ()
     paths = (Path(os.path.expanduser(it)) for it in arguments if isinstance(it, (str, Path)))
     return next((path for path in paths if path.is_dir()), None)
+
+
+def find_licence(directory: Path | None) -> Path | None:
+    """Return the licence file in a directory; None if it has none."""
+    files = [] if directory is None else [path for path in directory.iterdir() if path.is_file()]
+    named = ('licen', 'copying')
+    return min((it for it in files if it.name.lower().startswith(named)), default=None)
 
 
 def _checked_levels(levels: object, fan_out: bool) -> dict[int, str]:

@@ -4,53 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlparse
 
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ..files.checkpoints import digest_of_file
+from ..files.checkpoints import digest_of_file, load_checkpoint_safely
 
 
-class Source(Protocol):
+class Source:
     """Where a teacher's network, its weights and its kind of input come from.
 
-    A class is added in ``teacher.build``; its arguments are entries of ``model.teacher``.
-
-    Attributes:
-        options (tuple[str, ...]): Names of these arguments.
-        name (str): Name of the config or module, for messages.
-        checkpoint (str | None): Path or URL of the weights; None if the network brings its own.
-        model (ConfigDict | None): Config of a whole detector, with its head; None if the network
-            is none.
-        default_tap (str | None): Tap of the losses without a ``teacher_module``; None for the same
-            path as in the student.
-        whole_taps (tuple[str, ...]): The taps that ``compile=True`` leaves visible.
-        built_on_meta (bool): Whether :meth:`build` may run on the meta device.
-        input_scale (float | None): Side of its images over that of the student's; None if that is
-            to be chosen so that strides fit.
-        levels (Mapping[int, str] | None): Strides of the student, each with how a map is made for
-            it, see :func:`rdimkd_det.teacher.fan_out.plan_levels`; None for the maps as they are.
-        fan_out (bool): Whether a map is made for each stride of the student.
+    A class is added in ``teacher.build``; its arguments are options of ``model.teacher``.
     """
 
-    options: tuple[str, ...]
-    name: str
-    checkpoint: str | None
-    model: ConfigDict | None
-    default_tap: str | None
-    whole_taps: tuple[str, ...]
-    built_on_meta: bool
-    input_scale: float | None
-    levels: Mapping[int, str] | None
-    fan_out: bool
+    name: str  # of config or module, for messages
+    checkpoint: str | None  # path or URL of the weights; None if the network brings its own
+    model: ConfigDict | None = None  # of the whole detector, with its head, if the network is one
+    default_tap: str | None = None  # for losses without a teacher_module; None: the student's tap
+    whole_taps: tuple[str, ...]  # the taps that compile=True leaves visible
+    built_on_meta: bool  # whether `build` may run on the meta device
+    input_scale: float | None = None  # see `ModuleSource`; None: chosen so that strides fit
+    levels: Mapping[int, str] | None = None  # see `fan_out.plan_levels`; None: the maps as they are
+    fan_out: bool = False  # whether a map is made for each stride of the student
 
     def build(self, taps: Sequence[str]) -> nn.Module:
         """Build the network that has these taps; draws no random numbers of the training."""
 
     def read_weights(self, mapped: bool) -> Mapping[str, Tensor] | None:
         """Read the checkpoint, memory-mapped if ``mapped``; None if there is none."""
+        return load_checkpoint_safely(self.checkpoint, who='teacher', mapped=mapped)
 
     def load(self, weights: Mapping[str, Tensor] | None, taps: Sequence[str]) -> nn.Module:
         """Build the network with the weights from :meth:`read_weights`, frozen, in eval mode."""

@@ -25,7 +25,7 @@ class Tokens:
         self.patch: int | None = None
         self._image = (0, 0)
         # (pixels per token, number of prefix tokens) by tap and index of the tensor
-        self._layouts: dict[tuple[str, int], tuple[int, int]] = {}
+        self._layouts: dict[tuple[str, int], tuple[int, int] | None] = {}
 
     @property
     def probe_sizes(self) -> Sequence[int]:
@@ -67,11 +67,8 @@ class Tokens:
 
     def _layout(self, tap: str, index: int, length: int) -> tuple[int, int] | None:
         """Return a tensor's layout, measured if the image is square; None if it has none."""
-        if (tap, index) not in self._layouts:
-            found = self._measured(length)
-            if found is None:
-                return None
-            self._layouts[tap, index] = found
+        known = self._layouts.get((tap, index))
+        self._layouts[tap, index] = known or self._measured(length)
         return self._layouts[tap, index]
 
     def _measured(self, length: int) -> tuple[int, int] | None:

@@ -22,14 +22,7 @@ from .. import functional
 from ..distiller.distillation import Distillation
 from ..errors import ConfigError
 from ..projections import Projection
-from ..teacher.cache.images import (
-    cacheable_datasets,
-    entry_key,
-    image_pipeline,
-    parts_needed,
-    unaugmented,
-)
-from ..teacher.cache.origin import projection_facts
+from ..teacher.cache.images import cacheable_datasets, entry_key, parts_needed, unaugmented
 from ..teacher.cache.shards import split_levels
 from ..teacher.cache.store import LevelTensors, TeacherCache
 
@@ -63,15 +56,6 @@ def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict]:
     digest = hashlib.sha256('\n'.join(numbers).encode()).hexdigest()
     facts = {'images': f'{len(numbers)} (their names: {digest[:8]})', 'path_parts': path_parts}
     return Subset(ConcatDataset(parts), chosen), facts
-
-
-def part_facts(part: Distillation, cfg: Config) -> dict:
-    """Return all facts that the cache of a live teacher depends on."""
-    return {
-        **image_pipeline(cfg),
-        **projection_facts(part.loss_configs, part.teacher_taps),
-        **part.teacher.source.facts(),
-    }
 
 
 def part_levels(part: Distillation) -> list[list]:

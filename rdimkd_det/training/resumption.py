@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..distiller.distillation import Distillation, SeveralTeachers
 from ..errors import ConfigError
-from ..files.configs import leaves
+from ..teacher.cache.origin import first_difference
 
 # Key of the facts in a checkpoint's 'meta'.
 KEY = 'distillation'
@@ -43,20 +43,9 @@ def check_same_distillation(meta: Mapping, facts: Mapping) -> None:
         if of_tensors == [False, True]:  # of a version that took a digest of the whole file
             continue
         if earlier != value:
-            what, earlier, value = _first_difference(what, earlier, value)
+            what, earlier, value = first_difference(what, earlier, value)
             raise ConfigError(
                 f'DistillHook: the checkpoint was made with another teacher or other losses than '
                 f'this config; resume with the config of its run. Its {what} was {earlier}, here '
                 f'it is {value}.'
             )
-
-
-def _first_difference(what: str, one: object, other: object) -> tuple[str, object, object]:
-    """Return the first option in which two dicts differ; other values are returned whole."""
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return what, one, other
-    before, after = dict(leaves(one)), dict(leaves(other))
-    for place in before | after:
-        if before.get(place) != after.get(place):
-            return f'{place} in {what}', before.get(place), after.get(place)
-    return what, one, other

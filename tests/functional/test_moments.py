@@ -3,14 +3,7 @@ import pytest
 import torch
 from processes import run_distributed
 
-from rdimkd_det.functional.moments import (
-    centred,
-    merge,
-    merge_ranks,
-    merge_spreads,
-    moments,
-    spread,
-)
+from rdimkd_det.functional.moments import centred, merge, merge_ranks, moments
 
 SHAPE = (5, 3, 20)  # batch, directions, positions
 
@@ -80,24 +73,8 @@ def test_merge_ranks__levels_of_uneven_batches_in_one_exchange(tmp_path):
             torch.testing.assert_close(found.double(), reference(*pair), rtol=1e-5, atol=1e-5)
 
 
-def test_merge_spreads__literal():
+def test_merge_ranks__literal():
     # Over the positions of both images: 0, 2, 0, 2 and 1, 5, 5, 1.
     projected = torch.tensor([[[0.0, 2.0], [1.0, 5.0]], [[0.0, 2.0], [5.0, 1.0]]])
-    assert merge_spreads([spread(projected)])[0].tolist() == [1.0, 4.0]
-
-
-def test_merge_spreads__of_large_means():
-    projected = 1000 + torch.randn(4, 3, 200)
-    (variance,) = merge_spreads([spread(projected)])
-    expected = projected.double().var((0, 2), correction=0)
-    torch.testing.assert_close(variance.double(), expected, rtol=1e-4, atol=0)
-
-
-def test_merge_spreads__two_processes_compute_what_one_does(tmp_path):
-    projected = torch.randn(4, 3, 20) + 5 * torch.arange(4.0).reshape(4, 1, 1)
-    halves = projected[:2], projected[2:]
-    (expected,) = merge_spreads([spread(projected)])
-    for (variance,) in run_distributed(
-        lambda rank: merge_spreads([spread(halves[rank])]), tmp_path
-    ):
-        torch.testing.assert_close(variance, expected)
+    (found,) = merge_ranks([moments(*centred(projected, projected))])
+    assert found[3:].tolist() == [[1.0, 4.0]] * 3

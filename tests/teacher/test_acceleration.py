@@ -15,12 +15,8 @@ from torch._dynamo.utils import counters
 
 from rdimkd_det import ConfigError
 from rdimkd_det.teacher import DetectorSource, Teacher
-from rdimkd_det.teacher.acceleration import (
-    Acceleration,
-    accelerate,
-    build_acceleration,
-    training_dtype,
-)
+from rdimkd_det.teacher.acceleration import Acceleration, accelerate, training_dtype
+from rdimkd_det.teacher.build import build_teacher
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 FAMILIES = {
@@ -55,7 +51,7 @@ def trained(files):
 
 
 def maps(files, images, **options):
-    return Teacher(DetectorSource(*files), ['neck'], build_acceleration(options))(images)['neck']
+    return Teacher(DetectorSource(*files), ['neck'], Acceleration(**options))(images)['neck']
 
 
 def assert_agree(found, expected, tolerance):
@@ -283,7 +279,7 @@ def test_network_of_one_image_size__is_probed_and_runs_as_it_is(tmp_path, size):
     [
         ({'presicion': 'fp16'}, "has no option 'presicion'; did you mean 'precision'"),
         ({'cach': 'x'}, "has no option 'cach'; did you mean 'cache'"),
-        ({'zzz': 1}, "has no option 'zzz'; it has config, cache, fuse, channels_last"),
+        ({'zzz': 1}, "has no option 'zzz'; it has config, checkpoint, cache, image_scale, fuse, "),
         ({'precision': 'half'}, "precision must be 'auto', .* got 'half'"),
         ({'fuse': 'no'}, "fuse must be True or False, got 'no'"),
         ({'share_weights': True}, 'share_weights=True needs fuse=False and channels_last=False'),
@@ -293,9 +289,9 @@ def test_network_of_one_image_size__is_probed_and_runs_as_it_is(tmp_path, size):
         ),
     ],
 )
-def test_build_acceleration__wrong_option(options, message):
+def test_build_teacher__wrong_option(options, message):
     with pytest.raises(ConfigError, match=message):
-        build_acceleration(options, others=('config', 'cache'))
+        build_teacher(dict(config='x.py', checkpoint='y.pth', **options), {}, None)
 
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux tells what is mapped')

@@ -29,6 +29,7 @@ from rdimkd_det.features import OUTPUT
 from rdimkd_det.files.configs import UnreadableConfigError
 from rdimkd_det.teacher import ModuleSource
 from rdimkd_det.teacher.build import build_teacher
+from rdimkd_det.teacher.module_source import directory_of
 from rdimkd_det.teacher.pretrained import NAME
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
@@ -119,7 +120,7 @@ def test_facts__do_not_tell_where_a_directory_is(directories, tmp_path):
 def test_directory__in_the_home_folder(directories, monkeypatch):
     monkeypatch.setenv('HOME', str(directories))
     source = ModuleSource(**pretrained('~/dinov3'))
-    assert source.directory == directories / 'dinov3'
+    assert directory_of(source.module) == directories / 'dinov3'
     assert source.facts() == ModuleSource(**pretrained(directories / 'dinov3')).facts()
 
 

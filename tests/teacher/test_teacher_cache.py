@@ -365,9 +365,9 @@ def other_tap(config, folder):
     [
         (other_checkpoint, 'other weights: [0-9a-f]{64}; this config has [0-9a-f]{64}'),
         (other_name, 'other checkpoint: teacher.pth; this config has another.pth'),
-        (other_preprocessor, "other data_preprocessor of the teacher's config: .*True.*False"),
-        (other_scale, r'other transforms: .*\[80, 64\].*; this config has .*\[40, 32\]'),
-        (other_projection, "other projection at 'neck': .*8.*; this config has .*4"),
+        (other_preprocessor, "in data_preprocessor of the teacher's config: True; this .* False"),
+        (other_scale, r'1.scale in transforms: \[80, 64\]; this config has \[40, 32\]'),
+        (other_projection, "other dim in projection at 'neck': 8; this config has 4"),
         (other_tap, "other projection at 'backbone': None"),
     ],
     ids=lambda value: getattr(value, '__name__', ''),

@@ -44,7 +44,9 @@ def deform_conv(
     (N, offset_groups * k_h * k_w, H_out, W_out). Larger ones are taken as the compiled operator
     does, see :func:`_of_size`.
     """
-    size = _output_size(geometry, input, weight)
+    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+    axes = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
     offset, mask = _of_size(offset, size), None if mask is None else _of_size(mask, size)
     native = torchvision_operator('deform_conv2d', input)
     if native:
@@ -58,16 +60,6 @@ def deform_conv(
     weights = weight.flatten(1).unflatten(0, (geometry.groups, -1))
     output = (weights @ grouped).flatten(1, 2).unflatten(2, size)
     return output if bias is None else output + bias[:, None, None]
-
-
-def _output_size(geometry: Geometry, input: Tensor, weight: Tensor) -> tuple[int, int]:
-    sides, taps = input.shape[2:], weight.shape[2:]
-    return tuple(
-        (sides[axis] + 2 * geometry.padding[axis] - geometry.dilation[axis] * (taps[axis] - 1) - 1)
-        // geometry.stride[axis]
-        + 1
-        for axis in range(2)
-    )
 
 
 def _of_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -112,8 +104,10 @@ def _columns(input: Tensor, offset: Tensor, kernel: torch.Size, geometry: Geomet
     return sampled.unflatten(2, (-1, rows)).unflatten(0, (num, groups)).flatten(1, 2)
 
 
-def _grads(geometry: Geometry, grad_output: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+def _grads(options: dict, grad_output: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
     """Return the gradients of :func:`deform_conv`, by argument; only the mask may be left out."""
+    geometry = Geometry.of(options)
+    grad_output, *inputs = full(grad_output, *inputs)
     native = torchvision_operator('_deform_conv2d_backward', inputs[0])
     if native and tuple(inputs[2].shape[2:]) == tuple(grad_output.shape[2:]):
         found = native(grad_output, *_native_arguments(geometry, *inputs))
@@ -127,16 +121,14 @@ def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *work_space: Tensor, **options
 ) -> None:
     """:func:`deform_conv` without a mask."""
-    given = full(input, weight, offset)
-    output.copy_(deform_conv(Geometry.of(options), *given))
+    output.copy_(deform_conv(Geometry.of(options), *full(input, weight, offset)))
 
 
 @operator
 def deform_conv_backward_input(*tensors: Tensor, **options) -> None:
     """Gradients of :func:`deform_conv_forward` with respect to input and offset."""
     input, offset, grad_output, grad_input, grad_offset, weight, _work_space = tensors
-    given = full(grad_output, input, weight, offset)
-    found = _grads(Geometry.of(options), *given)
+    found = _grads(options, grad_output, input, weight, offset)
     grad_input.copy_(found['input'])
     grad_offset.copy_(found['offset'])
 
@@ -146,8 +138,7 @@ def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **options) -
     """Gradient of :func:`deform_conv_forward` with respect to the weight, times scale."""
     input, offset, grad_output, grad_weight, *_ = tensors
     # The convolution is linear in its weight, whose values its gradient does not need.
-    given = full(grad_output, input, torch.zeros_like(grad_weight), offset)
-    found = _grads(Geometry.of(options), *given)
+    found = _grads(options, grad_output, input, torch.zeros_like(grad_weight), offset)
     grad_weight.add_(found['weight'].to(grad_weight), alpha=scale)
 
 
@@ -164,8 +155,7 @@ def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **options) 
 def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **options) -> None:
     """Gradients of :func:`modulated_deform_conv_forward` with respect to all its inputs."""
     input, weight, _bias, _ones, offset, mask, _work_space, *grads, grad_output = tensors
-    given = full(grad_output, input, weight, offset, mask)
-    found = _grads(Geometry.of(options), *given)
+    found = _grads(options, grad_output, input, weight, offset, mask)
     for name, grad in zip(('input', 'weight', 'bias', 'offset', 'mask'), grads):
         if name != 'bias' or with_bias:
             grad.copy_(found[name])

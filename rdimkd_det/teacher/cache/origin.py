@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import zip_longest
 
 from ...errors import ConfigError
-from ...files.configs import as_json
+from ...files.configs import as_json, leaves
 from ...options import type_name
 from .store import TeacherCache
 
@@ -47,15 +46,21 @@ def check_facts(cache: TeacherCache, given: Mapping) -> None:
     ignored.add('checkpoint' if hashes_known else 'weights')
     for what in [what for what in given if what not in ignored]:
         if facts.get(what) != given[what]:
-            cached, wanted = _first_difference(facts.get(what), given[what])
+            what, cached, wanted = first_difference(what, facts.get(what), given[what])
             raise ConfigError(
                 f'teacher cache {cache.directory} was made with other {what}: {cached}; this '
                 f'config has {wanted}. Change the config, or make another cache for it.'
             )
 
 
-def _first_difference(one: object, other: object) -> tuple[object, object]:
-    """Return the first items in which two lists differ; any other values are returned whole."""
-    if not (isinstance(one, list) and isinstance(other, list)):
-        return one, other
-    return next((a, b) for a, b in zip_longest(one, other, fillvalue='nothing') if a != b)
+def first_difference(what: str, one: object, other: object) -> tuple[str, object, object]:
+    """Return the first option in which two dicts or lists differ, with its place in ``what``.
+
+    Other values are returned whole.
+    """
+    if isinstance(one, (Mapping, list)) and isinstance(other, (Mapping, list)):
+        before, after = dict(leaves(one)), dict(leaves(other))
+        for place in before | after:
+            if place and before.get(place) != after.get(place):
+                return f'{place} in {what}', before.get(place), after.get(place)
+    return what, one, other

@@ -6,7 +6,6 @@ per level), and shards, e.g. ``00007.safetensors``.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,9 +191,7 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ConfigError(
-                f'teacher cache {directory}: the disk is full; finished shards are intact. Free '
-                f'space and run the same command again to continue.'
-            ) from error
-        raise ConfigError(f'teacher cache {directory} cannot be written: {error}.') from error
+        raise ConfigError(
+            f'teacher cache {directory} cannot be written: {error}; finished shards are intact. '
+            f'Make room, or the folder writable, and run the same command again to continue.'
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -27,9 +28,10 @@ class DataPosition:
         self._latest: list[RandomState | None] = [None] * self.num_workers
         self._round = {'batches': 0, 'states': []}
         self._restarted = False  # whether a hook has restarted persistent workers
+        self._restored: list[RandomState] = []  # where workers start, one each; by default a seed
         if self.num_workers:
-            loader.collate_fn = _SendState(loader.collate_fn)
-            loader.worker_init_fn = _StartFrom(loader.worker_init_fn)
+            loader.collate_fn = partial(_with_state, loader.collate_fn)
+            loader.worker_init_fn = partial(_start_from, loader.worker_init_fn, self._restored)
 
     def start_epoch(self) -> None:
         """Record that an epoch begins, for which a hook may have restarted persistent workers."""
@@ -81,7 +83,7 @@ class DataPosition:
         if state['states'] and state['num_workers'] == self.num_workers:
             self._latest = list(state['states'])
             self._round = {'batches': skip, 'states': state['states']}
-            self.loader.worker_init_fn.states = state['states']
+            self._restored[:] = state['states']
         # DataLoader refuses a new batch_sampler after construction, since an existing iterator
         # would not see it; here there is no iterator yet.
         sampler = _Skipping(self.loader.batch_sampler, skip, at_position)
@@ -90,35 +92,25 @@ class DataPosition:
 
     def forget(self) -> None:
         """Drop the restored states, so that workers of later epochs start from their seeds."""
-        if self.num_workers:
-            self.loader.worker_init_fn.states = []
+        self._restored.clear()
 
 
-class _SendState:
-    """A ``collate_fn`` that adds the worker's random state to the batch."""
-
-    def __init__(self, collate_fn: Callable) -> None:
-        self.collate_fn = collate_fn
-
-    def __call__(self, samples: Sequence) -> object:
-        batch = self.collate_fn(samples)
-        if isinstance(batch, dict) and get_worker_info() is not None:
-            batch[KEY] = random_state()
-        return batch
+def _with_state(collate_fn: Callable, samples: Sequence) -> object:
+    """Collate a batch, and add the worker's random state to it."""
+    batch = collate_fn(samples)
+    if isinstance(batch, dict) and get_worker_info() is not None:
+        batch[KEY] = random_state()
+    return batch
 
 
-class _StartFrom:
-    """A ``worker_init_fn`` that gives a worker its restored random state, if there is one."""
-
-    def __init__(self, worker_init_fn: Callable | None) -> None:
-        self.worker_init_fn = worker_init_fn
-        self.states: Sequence[RandomState] = []
-
-    def __call__(self, worker_id: int) -> None:
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)
-        if self.states:
-            set_random_state(self.states[worker_id])
+def _start_from(
+    worker_init_fn: Callable | None, states: Sequence[RandomState], worker_id: int
+) -> None:
+    """Initialise a worker, and give it its restored random state, if there is one."""
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
+    if states:
+        set_random_state(states[worker_id])
 
 
 class _Skipping:

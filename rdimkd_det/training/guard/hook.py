@@ -21,9 +21,10 @@ from mmengine.runner import Runner
 
 from ...distiller import RdimKDDistiller
 from ...errors import TrainingInterruptedError
+from ...files.atomic import write_text
 from .changes import warn_of_changes
 from .resume_point import ResumePoint
-from .saving import INTERRUPTED, LateRemoval, note_last_checkpoint, write_checkpoints_whole
+from .saving import INTERRUPTED, LAST_CHECKPOINT, LateRemoval, write_checkpoints_whole
 from .signals import StopRequest
 
 # Iterations between two exchanges of received signals among several processes; an exchange waits
@@ -172,7 +173,7 @@ class TrainingGuard(Hook):
         runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, by_epoch=False)
         path = Path(runner.work_dir, INTERRUPTED)
         if is_main_process():
-            note_last_checkpoint(runner.work_dir, path)
+            write_text(Path(runner.work_dir, LAST_CHECKPOINT), str(path))
         self._stop_training(f'written to {path}')
 
     def _stop_training(self, saved: str) -> None:

@@ -12,7 +12,7 @@ from mmengine.fileio.backends.base import BaseStorageBackend
 from mmengine.hooks import checkpoint_hook
 
 from ...errors import ConfigError, TrainingStoppedError
-from ...files.atomic import write_bytes, write_text, written_whole
+from ...files.atomic import write_bytes, written_whole
 from ...files.checkpoints import read_checkpoint_safely
 
 LAST_CHECKPOINT = 'last_checkpoint'  # file in which mmengine notes the path of the newest one
@@ -195,8 +195,3 @@ def _iteration(path: Path) -> float:
     except (KeyError, TypeError):
         return -1
     return iteration if isinstance(iteration, int) else -1
-
-
-def note_last_checkpoint(work_dir: str | Path, path: str | Path) -> None:
-    """Write the path of the newest checkpoint to the file where mmengine looks for it."""
-    write_text(Path(work_dir) / LAST_CHECKPOINT, str(path))

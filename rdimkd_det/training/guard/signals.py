@@ -98,15 +98,9 @@ def _follow_forks() -> None:
         )
 
 
-def _listener() -> StopRequest | None:
-    """Return the request that handles the signals, if there is one."""
-    request = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)
-    return request if isinstance(request, StopRequest) else None
-
-
 def _hold_signals() -> None:
     # A signal that arrived before the child has its own handlers would be lost, so it is blocked.
-    _mask.earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS if _listener() else ())
+    _mask.earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _let_signals_come() -> None:
@@ -114,7 +108,7 @@ def _let_signals_come() -> None:
 
 
 def _leave_signals_to_parent() -> None:
-    request = _listener()
-    if request is not None:
+    request = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)
+    if isinstance(request, StopRequest):
         request.reset_in_child()
     _let_signals_come()
