@@ -20,6 +20,17 @@ def data_folder(dataset: Mapping, key: str) -> str:
     return join_path(root, prefix) if root and not is_abs(prefix) else prefix
 
 
+def kept_images(dataset: Mapping, sizes: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """Return which images a data set keeps; ``annotated`` has the places of those with a class."""
+    filters = dataset.get('filter_cfg') or {}
+    if dataset.get('test_mode') or not len(sizes):
+        return np.ones(len(sizes), bool)
+    kept = ~(sizes.min(1) < filters.get('min_size', 0))
+    if filters.get('filter_empty_gt'):
+        kept &= np.isin(np.arange(len(sizes)), annotated)
+    return kept
+
+
 @dataclass(frozen=True)
 class Loss:
     """A reason for which loading makes no object of a box.
@@ -139,6 +150,10 @@ class AnnotatedSet:
         """Return the number of boxes by the reason for which they are lost."""
         counts = np.bincount(self.losses, minlength=len(LOSSES))
         return {loss.name: int(n) for loss, n in zip(LOSSES, counts) if loss.name and n}
+
+    def first_lost(self, name: str) -> str:
+        """Describe the first box that is lost for a reason."""
+        return self.example(int((self.losses == BY_NAME[name]).argmax()))
 
     @property
     def objects_by_class(self) -> dict[str, int]:
