@@ -19,6 +19,7 @@ from ..stopwatch import elapsed, peak_memory
 from ..training.calibration import batch_size
 from .measurements import training_input
 from .report import Report, Table
+from .static import live_modules
 
 # Iterations to time with and without distillation each, after one that is not counted.
 MIN_ROUNDS = 5
@@ -65,9 +66,7 @@ def measure_time(
 def _seconds_of_modules(model: RdimKDDistiller, batches: Sequence[dict]) -> dict[str, float]:
     """Return the time of a forward pass of each teacher that is a module and runs."""
     seconds = {}
-    for part in model.distill.per_teacher:
-        if not part.has_weight or part.teacher.projected or part.teacher.source.model is not None:
-            continue
+    for part in live_modules(model):
         taken = []
         for batch in islice(cycle(batches), MIN_ROUNDS):
             data = training_input(model.data_preprocessor, batch)
