@@ -66,12 +66,12 @@ def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
         raise ConfigError(f"{where} has no option '{name}'{hint}")
 
 
-def check_type(entry: object, where: str, registry: Registry, known: Iterable[str]) -> type:
+def check_type(entry: object, where: str, registry: Registry, known: Iterable[str] = ()) -> type:
     """Check that a config entry names a type of a registry, and return the class.
 
-    ``known`` are the names of suitable types, to suggest.
+    ``known`` are the names of suitable types, to suggest; all if there are none.
     """
-    known = list(known)
+    known = list(known) or registered(registry)
     name = entry.get('type') if isinstance(entry, Mapping) else None
     if not isinstance(name, (str, type)):
         raise ConfigError(

@@ -41,20 +41,16 @@ class FirstPass(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self.iterated = self.validating = self.validated = False
+        self.not_over, self.validated = True, False
 
     def after_train_iter(self, *args, **kwargs) -> None:
-        self.iterated = True
+        self.not_over = False
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self.validating = True
+        self.not_over = not self.validated
 
     def after_val_epoch(self, *args, **kwargs) -> None:
-        self.validating, self.validated = False, True
-
-    @property
-    def not_over(self) -> bool:
-        return not self.iterated or (self.validating and not self.validated)
+        self.not_over, self.validated = False, True
 
 
 @contextmanager
@@ -111,7 +107,9 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
     reading = key is None and any(frame.f_code.co_name in READERS for frame in frames)
     if not (key in known or reading or isinstance(error, json.JSONDecodeError)):
         return None  # without reading the files, which may be large
-    for path in _annotation_files(cfg):
+    # Of datasets, with their roots, and of metrics.
+    paths = filter(None, map(annotation_path, mappings(cfg._cfg_dict.to_dict())))
+    for path in filter(Path.is_file, map(Path, paths)):
         text = path.read_text(errors='replace')
         if isinstance(error, json.JSONDecodeError):
             what = _damage(error) if text == error.doc else None
@@ -120,14 +118,6 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
         if what is not None:
             return f'annotations {path} {what}.'
     return None
-
-
-def _annotation_files(cfg: Config) -> Iterator[Path]:
-    """Yield the annotation files of datasets, with their roots, and of metrics."""
-    for node in mappings(cfg._cfg_dict.to_dict()):
-        path = annotation_path(node)
-        if path is not None and Path(path).is_file():
-            yield Path(path)
 
 
 def _damage(error: json.JSONDecodeError) -> str:

@@ -13,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from ..options import SCOPE, check_options, check_type, explain, registered
+from ..options import SCOPE, check_options, check_type, explain
 
 # Keys that mmengine's Runner, mmdet's tools and ours read besides the Runner's own parameters.
 LOOKED_UP = {
@@ -65,7 +65,7 @@ def check_top_level(cfg: Config) -> None:
     for name in ('train_cfg', 'val_cfg', 'test_cfg'):
         entry = cfg.get(name)
         if isinstance(entry, Mapping) and 'type' in entry:
-            kind = check_type(entry, name, LOOPS, registered(LOOPS))
+            kind = check_type(entry, name, LOOPS)
             check_options(name, entry, kind, ('type', 'by_epoch'))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -44,12 +44,12 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
                 'see whether it is the right file, and has the list annotations',
             )  # fmt: skip
         return
-    if not objects:
-        wrong = {name for name in lost if not _loss(name).intended} or set(lost)
-        severity = 'error' if trains and not any_object else 'warning'
-        yield _told(severity, data, lost, f'all {total} boxes of {data.path} are lost', wrong)
-        return
     wrong = [n for n in lost if not _loss(n).intended]
+    if not objects:
+        severity = 'error' if trains and not any_object else 'warning'
+        text = f'all {total} boxes of {data.path} are lost'
+        yield _told(severity, data, lost, text, wrong or lost)
+        return
     few = sum(lost[n] for n in wrong) <= FEW * total
     many = [n for n in lost if n not in ('other class', *wrong) and lost[n] > MANY * total]
     told = [*([] if few else wrong), *many]
@@ -57,7 +57,7 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
         shown = {name: lost[name] for name in told}
         number = sum(shown.values())
         text = f'{number} of {total} boxes of {data.path} are lost'
-        yield _told('warning', data, shown, text, set(told))
+        yield _told('warning', data, shown, text, told)
         return
     images = f'{data.summary().num_with_objects} of {data.loaded.sum()} images of {data.path}'
     parts = ', '.join(f'{name} {number}' for name, number in lost.items())
@@ -66,7 +66,7 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
 
 
 def _told(
-    severity: str, data: AnnotatedSet, lost: dict[str, int], text: str, wrong: set
+    severity: str, data: AnnotatedSet, lost: dict[str, int], text: str, wrong: Iterable[str]
 ) -> Finding:
     """Describe losses; the remedy follows from the most frequent one that is no choice."""
     hints = {name: data.hints.get(name, ('', '')) for name in lost}

@@ -160,12 +160,7 @@ def _missing(naming: Naming) -> Finding:
 
 
 def check_orders(namings: Sequence[Naming], trained: Naming | None) -> Iterator[Finding]:
-    """Yield files whose labels mean other classes than those of the training file do.
-
-    Args:
-        namings (Sequence[Naming]): The files of a run, each once.
-        trained (Naming, optional): The first training file.
-    """
+    """Yield files whose labels mean other classes than those of the first training file."""
     namings = [naming for naming in namings if naming.labelled]
     conflicts = [naming for naming in namings if trained and _differing(naming, trained)]
     for naming in conflicts:

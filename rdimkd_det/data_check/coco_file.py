@@ -25,9 +25,6 @@ POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\]\[\d.,\s+\-eE]*\]')
 class CocoFile:
     """The lists of a COCO file and, as arrays over its annotations, what loading looks at.
 
-    Args:
-        path (str): The file.
-
     Raises:
         ConfigError: The file, or an entry in it, is damaged or lacks something. The arrays raise
             it when they are first used.
@@ -65,10 +62,6 @@ class CocoFile:
             what = f'cannot be used: {key!r} must be a number or text'
             raise self._wrong(name, what, self.lists[name][wrong]) from None
         return values
-
-    @cached_property
-    def annotation_ids(self) -> list:
-        return self.column('annotations', 'id')
 
     @cached_property
     def image_index(self) -> np.ndarray:

@@ -69,7 +69,7 @@ def check_ids(split: str, file: CocoFile, reader: str) -> Iterator[Finding]:
     Loading refuses two annotations of one id, and the evaluator knows the last one only; both know
     the last image of an id only.
     """
-    ids = file.annotation_ids
+    ids = file.column('annotations', 'id')
     doubles = len(ids) - len(set(ids))
     if doubles:
         first = first_double(ids)
