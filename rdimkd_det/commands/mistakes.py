@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..data_check.classes import listed
+from ..data_check.coco_file import read_json
 from ..errors import ConfigError, TrainingStoppedError, named_file
 from ..files.annotations import LISTS, listed_keys
 from ..files.configs import annotation_path, mappings
@@ -112,18 +113,13 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
     for path in filter(Path.is_file, map(Path, paths)):
         text = path.read_text(errors='replace')
         if isinstance(error, json.JSONDecodeError):
-            what = _damage(error) if text == error.doc else None
-        else:
-            what = _lack(error, key, text)
+            if text == error.doc:
+                read_json(path)  # which tells what is wrong with it
+            continue
+        what = _lack(error, key, text)
         if what is not None:
             return f'annotations {path} {what}.'
     return None
-
-
-def _damage(error: json.JSONDecodeError) -> str:
-    if error.doc.startswith('\ufeff'):
-        return 'begin with a byte order mark; save the file as UTF-8 without one'
-    return f'are cut off or damaged: {error}'
 
 
 def _lack(error: Exception, key: str | None, text: str) -> str | None:

@@ -97,6 +97,8 @@ class CocoFile:
     def sizes(self) -> np.ndarray:
         """Width and height of each image (n, 2)."""
         self.column('images', 'file_name')
+        for key in ('width', 'height'):
+            self._values('images', key, self.image_entries)  # of images that are not used, too
         entries = list(self.images.values())
         return np.stack([self._numbers('images', it, entries) for it in ('width', 'height')], 1)
 

@@ -48,7 +48,7 @@ def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[
 def _takes(convert: Callable, value: object) -> bool:
     try:
         convert(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

@@ -47,10 +47,12 @@ def measure_time(
             seconds[factor].append(elapsed(step, device) / 1000)
     memory = {factor: _memory(model, factor, batches, optimizer) for factor in seconds}
     medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
-    iterations = run_length(cfg, loader)
+    train = cfg.train_cfg
+    iterations = train.get('max_iters') or train.get('max_epochs', 1) * len(loader)
+    what_memory = '' if device.type == 'cuda' else '; memory of a step beside weights and optimizer'
     table = Table(
         f'Time of {iterations} iterations of {batch_size(loader)} images on this one device, '
-        f'without data loading and validation{_what_memory(device)}',
+        f'without data loading and validation{what_memory}',
         TIME_COLUMNS,
     )
     for name, factor in (('plain', 0.0), ('distilled', 1.0)):
@@ -84,7 +86,7 @@ def _set_factor(model: RdimKDDistiller, factor: float) -> None:
 def _memory(
     model: RdimKDDistiller, factor: float, batches: Sequence[dict], optimizer: OptimWrapper
 ) -> int:
-    """Return the peak memory of a step in bytes; see :func:`_what_memory`."""
+    """Return the peak memory of a step in bytes; on a CPU, of what it adds to the memory held."""
     device = next(model.parameters()).device
     _set_factor(model, factor)
     held = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
@@ -97,15 +99,3 @@ def _memory(
 def _size(num_bytes: int) -> str:
     mebibytes = num_bytes / 2**20
     return f'{mebibytes:.0f} MiB' if mebibytes < 1000 else f'{mebibytes / 2**10:.2f} GiB'
-
-
-def _what_memory(device: torch.device) -> str:
-    return '' if device.type == 'cuda' else '; memory of a step beside weights and optimizer'
-
-
-def run_length(cfg: Config, loader: DataLoader) -> int:
-    """Return the number of iterations of the whole run in one process."""
-    train = cfg.train_cfg
-    if 'max_iters' in train:
-        return train['max_iters']
-    return train.get('max_epochs', 1) * len(loader)

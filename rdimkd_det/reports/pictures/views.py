@@ -148,7 +148,10 @@ class Viewer:
         self.score_threshold = score_threshold
         self.classes = distilled.dataset_meta.get('classes', ())
         self.teacher_classes = teacher_classes(first.teacher.source) or ()
-        self.teacher = _whole_teacher(first, next(distilled.parameters()).device)
+        try:
+            self.teacher = build_detector(first, next(distilled.parameters()).device)
+        except ConfigError:  # the checkpoint does not fit the head
+            self.teacher = None
 
     @torch.no_grad()
     def __call__(self, path: Path) -> ImageView:
@@ -209,11 +212,3 @@ class Viewer:
 def _crop(maps: Tensor, shares: tuple[float, float]) -> Tensor:
     height, width = (ceil(side * share) for side, share in zip(maps.shape[2:], shares))
     return maps[:, :, :height, :width]
-
-
-def _whole_teacher(part: Distillation, device: torch.device) -> nn.Module | None:
-    """Build the teacher with its head; None if the checkpoint does not fit the head."""
-    try:
-        return build_detector(part, device)
-    except ConfigError:
-        return None
