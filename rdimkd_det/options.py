@@ -8,7 +8,8 @@ import re
 import reprlib
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import FunctionType
@@ -102,6 +103,21 @@ def type_name(entry: Mapping) -> str:
         package = entry.get(SCOPE) or 'mmdet'
     name = path.rpartition('.')[2]
     return name if package in PACKAGES else f'{package}.{name}'
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an exception in the block into a ``ConfigError`` that begins with ``what``.
+
+    It may be any: each class has its own way to refuse its arguments, and configs are Python. A
+    ``ConfigError`` is passed on as it is.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'{what}: {explain(error)}') from error
 
 
 def explain(error: Exception) -> str:

@@ -23,7 +23,7 @@ from ...errors import ConfigError
 from ...features import record_outputs
 from ...functional import RELATIVE_EPS
 from ...losses import FeatureLoss
-from ...options import explain
+from ...options import explained
 from ...preflight.classes import teacher_classes
 from ...preflight.whole_teacher import at_size_of, build_detector
 
@@ -160,12 +160,8 @@ class Viewer:
         if image is None:
             raise ConfigError(f'{path} cannot be read as an image.')
         view = ImageView(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        try:
+        with explained(f'{path}: the test pipeline does not take it'):
             shown = self.pipeline(dict(img_path=str(path), img_id=0))
-        except Exception as error:  # every transform has its own, e.g. for one of no height
-            raise ConfigError(
-                f'{path}: the test pipeline does not take it: {explain(error)}'
-            ) from error
         batch = pseudo_collate([shown])
         batch = self.distilled.data_preprocessor(batch, False)
         inputs, samples = batch['inputs'], batch['data_samples']
