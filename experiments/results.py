@@ -12,6 +12,7 @@ from rdimkd_det.host.machine import describe_machine
 
 from .plan import Plan
 from .running import Run, is_done
+from .running.pace import logged_seconds
 
 
 def keep_result(plan: Plan, run: Run) -> None:
@@ -25,7 +26,7 @@ def keep_result(plan: Plan, run: Run) -> None:
         **history.metrics(run.epochs),
         'ap_by_epoch': history.ap_line[1],
         'metrics': _coco_metrics(history.val[run.epochs]),
-        'seconds': round(history.seconds(run.iterations), 1),
+        'seconds': round(logged_seconds(history, run.iterations), 1),
         'threads': run.threads,
         'base': experiment.base,
         'changes': experiment.changes,

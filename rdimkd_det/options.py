@@ -8,7 +8,8 @@ import re
 import reprlib
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import FunctionType
@@ -66,12 +67,12 @@ def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
         raise ConfigError(f"{where} has no option '{name}'{hint}")
 
 
-def check_type(entry: object, where: str, registry: Registry, known: Iterable[str]) -> type:
+def check_type(entry: object, where: str, registry: Registry, known: Iterable[str] = ()) -> type:
     """Check that a config entry names a type of a registry, and return the class.
 
-    ``known`` are the names of suitable types, to suggest.
+    ``known`` are the names of suitable types, to suggest; all if there are none.
     """
-    known = list(known)
+    known = list(known) or registered(registry)
     name = entry.get('type') if isinstance(entry, Mapping) else None
     if not isinstance(name, (str, type)):
         raise ConfigError(
@@ -102,6 +103,21 @@ def type_name(entry: Mapping) -> str:
         package = entry.get(SCOPE) or 'mmdet'
     name = path.rpartition('.')[2]
     return name if package in PACKAGES else f'{package}.{name}'
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an exception in the block into a ``ConfigError`` that begins with ``what``.
+
+    It may be any: each class has its own way to refuse its arguments, and configs are Python. A
+    ``ConfigError`` is passed on as it is.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'{what}: {explain(error)}') from error
 
 
 def explain(error: Exception) -> str:

@@ -16,6 +16,7 @@ from rdimkd_det.files.scalars import read_history
 
 from ..digits.images import DigitsOptions
 from ..digits.making import make_digits
+from ..running.pace import logged_pace
 from .task import ROOT, Task, bar
 
 CONFIGS = {
@@ -60,14 +61,15 @@ def train(cfg: Config, work_dir: Path) -> dict:
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(file)]
     subprocess.run([*command, '--work-dir', str(work_dir)], cwd=ROOT, check=True)
     seconds, history = time.monotonic() - start, read_history(work_dir)
+    pace = logged_pace(history)
     _, losses = history.series('loss')
     ends, epochs = max(1, len(losses) // 5), cfg.train_cfg.max_epochs
     return {
         **(history.metrics() or {}),
         'epochs': epochs,
         'epoch_length': math.ceil(history.iterations / epochs),
-        'pace': history.pace,
-        'start': max(seconds - history.pace * history.iterations, 0),
+        'pace': pace,
+        'start': max(seconds - pace * history.iterations, 0),
         'seconds': round(seconds, 1),
         'loss_ratio': sum(losses[-ends:]) / sum(losses[:ends]),
     }

@@ -12,6 +12,7 @@ from rich.console import Console
 from rdimkd_det.errors import TrainingInterruptedError
 from rdimkd_det.files.scalars import read_history
 
+from .pace import logged_pace
 from .progress import Status, progress_display
 from .run import Run
 from .training import Training, TrainingFailedError, is_done, steps_kept
@@ -95,7 +96,7 @@ def seconds_left(runs: Sequence[Run], num_jobs: int) -> float:
     left = []
     for run in runs:
         if not is_done(run):
-            pace = read_history(run.work_dir).pace or run.guessed_pace
+            pace = logged_pace(read_history(run.work_dir)) or run.guessed_pace
             left.append(pace * (run.iterations - steps_kept(run)))
     return max(sum(left) / num_jobs, *left, 0) if left else 0
 

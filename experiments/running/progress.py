@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rdimkd_det.files.scalars import read_history
 from rdimkd_det.progress import format_time
 
+from .pace import logged_pace
 from .training import Training
 
 LINE_INTERVAL = 30.0  # seconds
@@ -33,7 +34,7 @@ class Status:
         ap = (history.metrics() or {}).get('ap')
         self.num_validated = len(history.val)
         self.ap = '' if ap is None else f'AP {ap:.3f}'
-        pace = training.pace(self.step) or history.pace or self.run.guessed_pace
+        pace = training.pace(self.step) or logged_pace(history) or self.run.guessed_pace
         self.seconds_left = pace * (self.run.iterations - self.step)
 
 

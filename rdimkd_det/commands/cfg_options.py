@@ -27,19 +27,18 @@ class OptionsAction(DictAction):
         option_string: str | None = None,
     ) -> None:
         for given in values:
-            name, equals, value = given.partition('=')
+            name, equals, _ = given.partition('=')
             if not (name and equals) or ' ' in name:
                 raise ConfigError(
                     f"{option_string} takes KEY=VALUE, without spaces around '=', got {given!r}; "
                     f'lists as KEY="[a,b]".'
                 )
             try:
-                self._parse_iterable(value)
+                super().__call__(parser, namespace, [given], option_string)
             except (AssertionError, ValueError, IndexError) as error:
                 raise ConfigError(
                     f'{option_string} {given}: {error}; write lists as KEY="[a,b]".'
                 ) from error
-        super().__call__(parser, namespace, values, option_string)
 
     @staticmethod
     def _parse_iterable(val: str) -> list | tuple | object:

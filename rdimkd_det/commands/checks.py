@@ -25,7 +25,7 @@ from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, 
 from ..files.configs import annotation_path, leaf_datasets, mappings
 from ..files.strict_loading import load_strictly
 from ..host.registry import enter_scope
-from ..options import check_options, explain, is_whole_number, type_name
+from ..options import check_options, explained, is_whole_number, type_name
 from ..training.guard.saving import missing_to_resume
 from .hook_options import check_hook_options, distill_hooks
 from .top_level import check_dataloaders, check_top_level
@@ -65,14 +65,8 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     if distilled:
         check_options('model', model, RdimKDDistiller)
         check_strategy(cfg)
-    try:
+    with explained(f'config {cfg.filename}: the model cannot be built'):
         built = MODELS.build(deepcopy(model))
-    except ConfigError:
-        raise
-    except Exception as error:  # every class has its own way to refuse its arguments
-        raise ConfigError(
-            f'config {cfg.filename}: the model cannot be built: {explain(error)}'
-        ) from error
     if training:
         check_hooks(cfg, distilled)
         check_pretrained(built)

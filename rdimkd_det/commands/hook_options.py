@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ..errors import ConfigError
 from ..hooks import DistillHook
-from ..options import check_options, check_type, explain, registered
+from ..options import check_options, check_type, explained, registered
 
 
 def check_hook_options(cfg: Config) -> None:
@@ -26,7 +26,8 @@ def check_hook_options(cfg: Config) -> None:
         if saves:
             _check_checkpoint_hook(where, entry)
         if 'switch_pipeline' in entry:
-            _check_pipeline(f'{where}.switch_pipeline', entry['switch_pipeline'])
+            with explained(f'{where}.switch_pipeline cannot be built'):
+                Compose(entry['switch_pipeline'])
 
 
 def hook_types() -> list[str]:
@@ -64,10 +65,3 @@ def _check_checkpoint_hook(where: str, entry: Mapping) -> None:
             f"{where}.filename_tmpl must hold one {{}} for the number, e.g. 'epoch_{{}}.pth'; "
             f'got {name!r}.'
         )
-
-
-def _check_pipeline(where: str, pipeline: object) -> None:
-    try:
-        Compose(pipeline)
-    except Exception as error:  # every transform has its own way to refuse its arguments
-        raise ConfigError(f'{where} cannot be built: {explain(error)}') from error

@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..data_check.classes import listed
+from ..data_check.coco_file import read_json
 from ..errors import ConfigError, TrainingStoppedError, named_file
 from ..files.annotations import LISTS, listed_keys
 from ..files.configs import annotation_path, mappings
@@ -41,20 +42,16 @@ class FirstPass(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self.iterated = self.validating = self.validated = False
+        self.not_over, self.validated = True, False
 
     def after_train_iter(self, *args, **kwargs) -> None:
-        self.iterated = True
+        self.not_over = False
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self.validating = True
+        self.not_over = not self.validated
 
     def after_val_epoch(self, *args, **kwargs) -> None:
-        self.validating, self.validated = False, True
-
-    @property
-    def not_over(self) -> bool:
-        return not self.iterated or (self.validating and not self.validated)
+        self.not_over, self.validated = False, True
 
 
 @contextmanager
@@ -111,29 +108,18 @@ def _of_file(error: Exception, cfg: Config) -> str | None:
     reading = key is None and any(frame.f_code.co_name in READERS for frame in frames)
     if not (key in known or reading or isinstance(error, json.JSONDecodeError)):
         return None  # without reading the files, which may be large
-    for path in _annotation_files(cfg):
+    # Of datasets, with their roots, and of metrics.
+    paths = filter(None, map(annotation_path, mappings(cfg._cfg_dict.to_dict())))
+    for path in filter(Path.is_file, map(Path, paths)):
         text = path.read_text(errors='replace')
         if isinstance(error, json.JSONDecodeError):
-            what = _damage(error) if text == error.doc else None
-        else:
-            what = _lack(error, key, text)
+            if text == error.doc:
+                read_json(path)  # which tells what is wrong with it
+            continue
+        what = _lack(error, key, text)
         if what is not None:
             return f'annotations {path} {what}.'
     return None
-
-
-def _annotation_files(cfg: Config) -> Iterator[Path]:
-    """Yield the annotation files of datasets, with their roots, and of metrics."""
-    for node in mappings(cfg._cfg_dict.to_dict()):
-        path = annotation_path(node)
-        if path is not None and Path(path).is_file():
-            yield Path(path)
-
-
-def _damage(error: json.JSONDecodeError) -> str:
-    if error.doc.startswith('\ufeff'):
-        return 'begin with a byte order mark; save the file as UTF-8 without one'
-    return f'are cut off or damaged: {error}'
 
 
 def _lack(error: Exception, key: str | None, text: str) -> str | None:

@@ -9,21 +9,20 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import ConfigError
-from ..options import check_names, check_type, options_of, registered, type_name
+from ..options import check_names, check_type, options_of, type_name
 
 
 def check_optimizer(cfg: Config) -> None:
     """Check the optimizer's type, of which mmengine only says "None is not a callable object"."""
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if optimizer is not None:
-        where = 'optim_wrapper.optimizer'
-        check_type(optimizer, where, OPTIMIZERS, registered(OPTIMIZERS))
+        check_type(optimizer, 'optim_wrapper.optimizer', OPTIMIZERS)
 
 
 def check_schedulers(cfg: Config) -> None:
     """Check the types and options of the parameter schedulers, which preflight never builds."""
     for where, entry in _schedulers('param_scheduler', cfg.get('param_scheduler')):
-        kind = check_type(entry, where, PARAM_SCHEDULERS, registered(PARAM_SCHEDULERS))
+        kind = check_type(entry, where, PARAM_SCHEDULERS)
         known, takes_others = options_of(kind)
         if not takes_others:
             known += ['type', 'convert_to_iter_based', 'epoch_length']

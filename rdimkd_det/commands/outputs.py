@@ -42,7 +42,9 @@ def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
         if name in ('tracking_uri', 'repo') and path.startswith(SERVERS):
             continue
         of_work_dir = name in PATHS_BELOW
-        target = _target(path, start=work_dir if of_work_dir else os.curdir)
+        target = path.removeprefix('file://').removeprefix('file:')
+        if '://' not in target:
+            target = os.path.realpath(os.path.join(work_dir if of_work_dir else os.curdir, target))
         allowed = (work_dir,) if of_work_dir else (work_dir, all_runs)
         inside = target == work_dir or target.startswith(tuple(it + os.sep for it in allowed))
         typed = any(f'{place}.'.startswith(f'{option}.') for option in given)
@@ -52,8 +54,3 @@ def check_outputs(cfg: Config, given: Mapping[str, object]) -> None:
                 f'{cfg.work_dir} and of ./{ALL_RUNS}, where everything of a run is written; drop '
                 f'it, or allow it by typing --cfg-options {place}={path}.'
             )
-
-
-def _target(path: str, start: str) -> str:
-    path = path.removeprefix('file://').removeprefix('file:')
-    return path if '://' in path else os.path.realpath(os.path.join(start, path))

@@ -13,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from ..options import SCOPE, check_options, check_type, explain, registered
+from ..options import SCOPE, check_options, check_type, explained
 
 # Keys that mmengine's Runner, mmdet's tools and ours read besides the Runner's own parameters.
 LOOKED_UP = {
@@ -65,7 +65,7 @@ def check_top_level(cfg: Config) -> None:
     for name in ('train_cfg', 'val_cfg', 'test_cfg'):
         entry = cfg.get(name)
         if isinstance(entry, Mapping) and 'type' in entry:
-            kind = check_type(entry, name, LOOPS, registered(LOOPS))
+            kind = check_type(entry, name, LOOPS)
             check_options(name, entry, kind, ('type', 'by_epoch'))
 
 
@@ -73,12 +73,9 @@ def check_dataloaders(cfg: Config) -> None:
     """Check the options of data loaders, by PyTorch's own checks of a loader of nothing."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         options = {key: it for key, it in (cfg.get(name) or {}).items() if key not in BUILT}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # the run's own loader repeats them
-                DataLoader([None], **options)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f'{name}: {explain(error)}') from error
+        with explained(name), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the run's own loader repeats them
+            DataLoader([None], **options)
 
 
 def check_loops_whole(cfg: Config) -> None:

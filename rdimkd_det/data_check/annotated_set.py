@@ -20,6 +20,17 @@ def data_folder(dataset: Mapping, key: str) -> str:
     return join_path(root, prefix) if root and not is_abs(prefix) else prefix
 
 
+def kept_images(dataset: Mapping, sizes: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """Return which images a data set keeps; ``annotated`` has the places of those with a class."""
+    filters = dataset.get('filter_cfg') or {}
+    if dataset.get('test_mode') or not len(sizes):
+        return np.ones(len(sizes), bool)
+    kept = ~(sizes.min(1) < filters.get('min_size', 0))
+    if filters.get('filter_empty_gt'):
+        kept &= np.isin(np.arange(len(sizes)), annotated)
+    return kept
+
+
 @dataclass(frozen=True)
 class Loss:
     """A reason for which loading makes no object of a box.
@@ -95,38 +106,22 @@ BY_NAME = {loss.name: code for code, loss in enumerate(LOSSES)}
 
 @dataclass
 class AnnotatedSet:
-    """The boxes of one annotation file as one data set of the config loads them.
+    """The n images and m boxes of one annotation file as one data set of the config loads them."""
 
-    Args:
-        split (str): 'train', 'val' or 'test'.
-        path (str): The annotation file, or the list of VOC's images.
-        classes (Sequence[str]): The classes of the data set.
-        labelled (Sequence): The names of the labels: the classes that the file has, in its order.
-        image_ids (list): The ids of its images.
-        image_paths (list): Their files.
-        sizes (ndarray): Width and height of the images (n, 2), as annotated; NaN if unknown.
-        loaded (ndarray): The images that the data set keeps (n).
-        boxes (ndarray): x, y, width, height (m, 4).
-        image_index (ndarray): The place of each box's image (m), or -1.
-        labels (ndarray): The label of each box (m), or -1.
-        losses (ndarray): The code in ``LOSSES`` of each box (m).
-        example (callable): Describes a box by its place.
-        hints (dict): What is known of a loss beside its number, by its name, as (text, remedy).
-    """
-
-    split: str
-    path: str
-    classes: Sequence[str]
-    labelled: Sequence
+    split: str  # 'train', 'val' or 'test'
+    path: str  # of the annotations, or of the list of VOC's images
+    classes: Sequence[str]  # of the data set
+    labelled: Sequence  # names of the labels: the classes that the file has, in its order
     image_ids: list
     image_paths: list
-    sizes: np.ndarray
-    loaded: np.ndarray
-    boxes: np.ndarray
-    image_index: np.ndarray
-    labels: np.ndarray
-    losses: np.ndarray
-    example: Callable[[int], str]
+    sizes: np.ndarray  # width and height of the images (n, 2), as annotated; NaN if unknown
+    loaded: np.ndarray  # the images that the data set keeps (n)
+    boxes: np.ndarray  # x, y, width, height (m, 4)
+    image_index: np.ndarray  # the place of each box's image (m), or -1
+    labels: np.ndarray  # of each box (m), or -1
+    losses: np.ndarray  # the code in LOSSES of each box (m)
+    example: Callable[[int], str]  # describes a box by its place
+    # What is known of a loss beside its number, by its name, as (text, remedy).
     hints: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -139,6 +134,10 @@ class AnnotatedSet:
         """Return the number of boxes by the reason for which they are lost."""
         counts = np.bincount(self.losses, minlength=len(LOSSES))
         return {loss.name: int(n) for loss, n in zip(LOSSES, counts) if loss.name and n}
+
+    def first_lost(self, name: str) -> str:
+        """Describe the first box that is lost for a reason."""
+        return self.example(int((self.losses == BY_NAME[name]).argmax()))
 
     @property
     def objects_by_class(self) -> dict[str, int]:

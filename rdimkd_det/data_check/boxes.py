@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .annotated_set import LOSSES, AnnotatedSet
+from .annotated_set import BY_NAME, LOSSES, AnnotatedSet, Loss
 from .classes import listed
 from .findings import Finding
 
@@ -43,12 +44,12 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
                 'see whether it is the right file, and has the list annotations',
             )  # fmt: skip
         return
-    if not objects:
-        wrong = {name for name in lost if not _loss(name).intended} or set(lost)
-        severity = 'error' if trains and not any_object else 'warning'
-        yield _told(severity, data, lost, f'all {total} boxes of {data.path} are lost', wrong)
-        return
     wrong = [n for n in lost if not _loss(n).intended]
+    if not objects:
+        severity = 'error' if trains and not any_object else 'warning'
+        text = f'all {total} boxes of {data.path} are lost'
+        yield _told(severity, data, lost, text, wrong or lost)
+        return
     few = sum(lost[n] for n in wrong) <= FEW * total
     many = [n for n in lost if n not in ('other class', *wrong) and lost[n] > MANY * total]
     told = [*([] if few else wrong), *many]
@@ -56,42 +57,34 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
         shown = {name: lost[name] for name in told}
         number = sum(shown.values())
         text = f'{number} of {total} boxes of {data.path} are lost'
-        yield _told('warning', data, shown, text, set(told))
-    text = f'{objects} objects in {data.summary().num_with_objects} of {data.loaded.sum()} images'
+        yield _told('warning', data, shown, text, told)
+        return
+    images = f'{data.summary().num_with_objects} of {data.loaded.sum()} images of {data.path}'
     parts = ', '.join(f'{name} {number}' for name, number in lost.items())
-    text += f' of {data.path}' + (f'; of {total} boxes, not used: {parts}' if parts else '')
-    if not told:
-        yield Finding('ok', 'Boxes', data.split, data.path, text, count=objects, total=total)
+    text = f'{objects} objects in {images}' + f'; of {total} boxes, not used: {parts}' * bool(parts)
+    yield Finding('ok', 'Boxes', data.split, data.path, text, count=objects, total=total)
 
 
 def _told(
-    severity: str, data: AnnotatedSet, lost: dict[str, int], text: str, wrong: set
+    severity: str, data: AnnotatedSet, lost: dict[str, int], text: str, wrong: Iterable[str]
 ) -> Finding:
     """Describe losses; the remedy follows from the most frequent one that is no choice."""
-    parts = []
-    for name, number in sorted(lost.items(), key=lambda it: -it[1]):
-        hint = data.hints.get(name, ('', ''))[0]
-        place = int((data.losses == _code(name)).nonzero()[0][0])
-        parts.append(f'{number} {_loss(name).text}{" " * bool(hint)}{hint}')
-        if len(parts) == 1:
-            parts[0] += f', e.g. {data.example(place)}'
+    hints = {name: data.hints.get(name, ('', '')) for name in lost}
+    names = sorted(lost, key=lambda name: -lost[name])
+    parts = [f'{lost[name]} {_loss(name).text} {hints[name][0]}'.rstrip() for name in names]
+    parts[0] += f', e.g. {data.first_lost(names[0])}'
     main = max(wrong, key=lost.get)
-    remedy = data.hints.get(main, ('', ''))[1] or _loss(main).remedy
+    remedy = hints[main][1] or _loss(main).remedy
     if main == 'other class':
         remedy = f'{remedy}: the classes are {listed(data.classes, SHOWN)}'
-    place = int((data.losses == _code(main)).nonzero()[0][0])
     return Finding(
         severity, 'Boxes', data.split, data.path, f'{text}: {"; ".join(parts)}', remedy,
-        sum(lost.values()), len(data.losses), data.example(place),
+        sum(lost.values()), len(data.losses), data.first_lost(main),
     )  # fmt: skip
 
 
-def _loss(name: str):
-    return LOSSES[_code(name)]
-
-
-def _code(name: str) -> int:
-    return next(code for code, loss in enumerate(LOSSES) if loss.name == name)
+def _loss(name: str) -> Loss:
+    return LOSSES[BY_NAME[name]]
 
 
 def _check_geometry(data: AnnotatedSet) -> Iterator[Finding]:
@@ -107,25 +100,24 @@ def _check_geometry(data: AnnotatedSet) -> Iterator[Finding]:
     in_shares &= sizes.min(1) > 8
     count = int(in_shares.sum())
     if count == number or (number >= ENOUGH and count >= 0.99 * number):
+        example = data.example(int(places[in_shares.argmax()]))
         yield Finding(
             'error', 'Boxes', data.split, data.path,
             f'the boxes of {data.path} are shares of the image, not pixels: {count} of {number} '
-            f'lie within 0 and 1, e.g. {data.example(int(places[in_shares.argmax()]))}',
+            f'lie within 0 and 1, e.g. {example}',
             'multiply x and width by the width of the image, y and height by its height',
-            count, number, data.example(int(places[in_shares.argmax()])),
+            count, number, example,
         )  # fmt: skip
         return
     slack = np.maximum(1, 0.01 * sizes)
-    beyond = (x < -slack[:, 0]) | (y < -slack[:, 1])
-    beyond |= (x + w > sizes[:, 0] + slack[:, 0]) | (y + h > sizes[:, 1] + slack[:, 1])
+    (left, top), (right, bottom) = -slack.T, (sizes + slack).T
+    beyond = (x < left) | (y < top) | (x + w > right) | (y + h > bottom)
     count = int(beyond.sum())
     if count <= MANY * number:
         return
     example = data.example(int(places[beyond.argmax()]))
     # Right boxes are as often wider than their x as not.
-    corners = (
-        (w > x) & (h > y) & (w <= sizes[:, 0] + slack[:, 0]) & (h <= sizes[:, 1] + slack[:, 1])
-    )
+    corners = (w > x) & (h > y) & (w <= right) & (h <= bottom)
     if number >= ENOUGH and corners.mean() >= 0.99:
         yield Finding(
             'error', 'Boxes', data.split, data.path,
@@ -146,10 +138,9 @@ def _check_geometry(data: AnnotatedSet) -> Iterator[Finding]:
 
 def _check_classes(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
     """Tell classes without an object in all training files, which cannot be learned."""
-    numbers: dict[str, int] = {}
+    numbers = Counter()
     for each in sets:
-        for name, number in each.objects_by_class.items():
-            numbers[name] = numbers.get(name, 0) + number
+        numbers.update(each.objects_by_class)
     without = [name for name, number in numbers.items() if not number]
     if not without or len(without) == len(numbers) or sets[0].split != 'train':
         return

@@ -160,22 +160,20 @@ def _missing(naming: Naming) -> Finding:
 
 
 def check_orders(namings: Sequence[Naming], trained: Naming | None) -> Iterator[Finding]:
-    """Yield files whose labels mean other classes than those of the training file do.
-
-    Args:
-        namings (Sequence[Naming]): The files of a run, each once.
-        trained (Naming, optional): The first training file.
-    """
+    """Yield files whose labels mean other classes than those of the first training file."""
     namings = [naming for naming in namings if naming.labelled]
     conflicts = [naming for naming in namings if trained and _differing(naming, trained)]
     for naming in conflicts:
         label, here, there = _differing(naming, trained)
+        effect = 'the AP would be that of permuted labels'
+        if naming.split == 'train':
+            effect = 'one class is trained with two labels'
         yield Finding(
             'error', 'Classes' if naming.reader == 'data set' else 'Evaluator', naming.split,
             naming.path,
             f'label {label} is {here!r} in {naming.path} and {there!r} in {trained.path}: labels '
             f'follow the order of the categories in each file, whatever metainfo.classes says, so '
-            f'that {_effect(naming)}',
+            f'that {effect}',
             _agreement(naming, trained),
             1, len(naming.labelled), repr(here),
         )  # fmt: skip
@@ -221,15 +219,7 @@ def _cure(naming: Naming, trained: Naming | None) -> str:
     )
 
 
-def _effect(naming: Naming) -> str:
-    if naming.split == 'train':
-        return 'one class is trained with two labels'
-    return 'the AP would be that of permuted labels'
-
-
 def _differing(naming: Naming, trained: Naming) -> tuple[int, str, str] | None:
     """Return the first label whose class differs in two files, with both classes."""
-    for label, (here, there) in enumerate(zip(naming.labelled, trained.labelled)):
-        if here != there:
-            return label, here, there
-    return None
+    pairs = enumerate(zip(naming.labelled, trained.labelled))
+    return next(((label, here, there) for label, (here, there) in pairs if here != there), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from mmdet.datasets import CocoDataset, XMLDataset
 from mmengine.config import Config
@@ -65,8 +66,7 @@ class _Look:
 
     def __init__(self, cfg: Config, split: str, thorough: bool) -> None:
         self.cfg, self.split, self.thorough = cfg, split, thorough
-        self.leaves = list(_distinct(leaf_datasets(_dataset(cfg, split))))
-        self.files: dict[str, CocoFile] = {}
+        self.read = cache(CocoFile)
         self.by_leaf: dict[str, AnnotatedSet] = {}
         self.namings: list[Naming] = []
         self.refused: set[str] = set()  # files whose names are an error
@@ -74,7 +74,7 @@ class _Look:
     def findings(self) -> list[Finding]:
         """Return what is to be told about the split."""
         of_sets, of_files = [], []
-        for leaf in self.leaves:
+        for key, leaf in _data_sets(self.cfg, self.split).items():
             kind, path = _kind(leaf), annotation_path(leaf)
             classes = classes_of(leaf, self.split)
             if kind is None or not path or not os.path.isfile(path) or not classes:
@@ -88,7 +88,7 @@ class _Look:
                 of_files += check_ids(self.split, file, 'Boxes')
                 data = load_coco(self.split, leaf, file, classes)
             data = data.of_indices(leaf.get('indices'))
-            self.by_leaf[_key(leaf)] = data
+            self.by_leaf[key] = data
             of_sets += self._of_images(data, leaf)
         if self.split == 'train' and (self.cfg.get('model') or {}).get('labels') is False:
             return of_sets  # nothing learns from the boxes
@@ -102,11 +102,6 @@ class _Look:
     @property
     def sets(self) -> list[AnnotatedSet]:
         return list(self.by_leaf.values())
-
-    def read(self, path: str) -> CocoFile:
-        if path not in self.files:
-            self.files[path] = CocoFile(path)
-        return self.files[path]
 
     def _of_images(self, data: AnnotatedSet, leaf: Mapping) -> Iterator[Finding]:
         missing = list(check_files(data, leaf))
@@ -122,16 +117,11 @@ class _Look:
         metrics = evaluator['metrics'] if whole else evaluator
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
         # With several data sets each metric is of one; some may be of a kind that is not looked at.
-        leaves = map(_key, leaf_datasets(_dataset(self.cfg, self.split)))
-        of_metrics = [self.by_leaf.get(key) for key in leaves]
+        of_metrics = [self.by_leaf.get(_key(it)) for it in _leaves(self.cfg, self.split)]
         classes = next((naming.classes for naming in self.namings), None)
         for place, metric in enumerate(metrics):
-            path = (
-                annotation_path({**metric, 'data_root': None})
-                if _is(metric, 'CocoMetric')
-                else None
-            )
-            if not path or not os.path.isfile(path) or not classes:
+            path = metric.get('ann_file') if _is(metric, 'CocoMetric') else None
+            if not isinstance(path, str) or not os.path.isfile(path) or not classes:
                 continue
             sets = list(filter(None, of_metrics[place : place + 1])) if several else self.sets
             yield from self._of_metric(metric, self.read(path), classes, sets)
@@ -153,18 +143,13 @@ class _Look:
             yield from check_images(self.split, sets, file, format_only)
 
 
-def _dataset(cfg: Config, split: str) -> object:
-    return (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+def _leaves(cfg: Config, split: str) -> Iterator[Mapping]:
+    return leaf_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'))
 
 
-def _distinct(leaves: Iterator[Mapping]) -> Iterator[Mapping]:
-    """Yield each data set once, whatever pipelines it has in a concatenation."""
-    seen = set()
-    for leaf in leaves:
-        key = _key(leaf)
-        if key not in seen:
-            seen.add(key)
-            yield leaf
+def _data_sets(cfg: Config, split: str) -> dict[str, Mapping]:
+    """Return each data set of a split once, whatever pipelines it has in a concatenation."""
+    return {_key(leaf): leaf for leaf in _leaves(cfg, split)}
 
 
 def _key(leaf: Mapping) -> str:
@@ -187,7 +172,7 @@ def _naming(split: str, file: CocoFile, classes: tuple, reader: str = 'data set'
 
 def _unread_namings(cfg: Config, split: str) -> Iterator[Naming]:
     """Yield the namings of a split whose annotations are not read, where they are there."""
-    for leaf in _distinct(leaf_datasets(_dataset(cfg, split))):
+    for leaf in _data_sets(cfg, split).values():
         path = annotation_path(leaf)
         if _kind(leaf) == 'coco' and path and os.path.isfile(path):
             classes, names = classes_of(leaf, split), category_names(path)

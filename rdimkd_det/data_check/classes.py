@@ -10,7 +10,7 @@ from mmdet.registry import DATASETS
 
 from ..errors import ConfigError
 from ..host.registry import find_type
-from ..options import explain
+from ..options import explained
 
 
 def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
@@ -21,12 +21,9 @@ def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
     metainfo = copy.deepcopy(dataset.get('metainfo'))
     if isinstance(metainfo, Mapping):  # mmengine would try to open other strings as files
         metainfo = {key: metainfo[key] for key in ('classes', 'CLASSES') if key in metainfo}
-    try:
+    # The Runner would refuse such a dataset, too.
+    with explained(f'{split}_dataloader.dataset: its classes cannot be read'):
         return names_in(kind._load_metainfo(metainfo))
-    except Exception as error:  # the Runner would refuse this dataset, too
-        raise ConfigError(
-            f'{split}_dataloader.dataset: its classes cannot be read: {explain(error)}'
-        ) from error
 
 
 def dataset_type(dataset: Mapping) -> type | None:

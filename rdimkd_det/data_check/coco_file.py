@@ -25,9 +25,6 @@ POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\]\[\d.,\s+\-eE]*\]')
 class CocoFile:
     """The lists of a COCO file and, as arrays over its annotations, what loading looks at.
 
-    Args:
-        path (str): The file.
-
     Raises:
         ConfigError: The file, or an entry in it, is damaged or lacks something. The arrays raise
             it when they are first used.
@@ -41,15 +38,13 @@ class CocoFile:
             raise ConfigError(f'annotations {path} cannot be used: the file holds {got}.')
         if 'categories' not in content:
             raise ConfigError(f"annotations {path} lack 'categories'.")
-        lists = {name: content.get(name, []) for name in LISTS}
-        for name, entries in lists.items():
+        self.lists = {name: content.get(name, []) for name in LISTS}
+        for name, entries in self.lists.items():
             if not isinstance(entries, list):
                 got = reprlib.repr(entries)
                 raise ConfigError(f'annotations {path} cannot be used: {name!r} must be a list, '
                                   f'got {got}.')  # fmt: skip
-        self.annotations: list = lists['annotations']
-        self.image_entries: list = lists['images']
-        self.categories: list = lists['categories']
+        self.annotations, self.image_entries = self.lists['annotations'], self.lists['images']
         self.category_ids = self.column('categories', 'id')
         self.names = self.column('categories', 'name')
         entry_ids = self.column('images', 'id')
@@ -58,23 +53,15 @@ class CocoFile:
         self.image_ids = list(self.images)
 
     def column(self, name: str, key: str) -> list:
-        """Return what all entries of a list have at a key."""
-        entries = {'annotations': self.annotations, 'images': self.image_entries,
-                   'categories': self.categories}[name]  # fmt: skip
+        """Return what all entries of a list have at a key, which can be in a set."""
+        values = self._values(name, key, self.lists[name])
         try:
-            values = list(map(itemgetter(key), entries))
-            if key.endswith(('id', 'name')):
-                set(values)  # a list, for example, cannot be one
-            return values
-        except (KeyError, TypeError, IndexError):
-            for entry in entries:
-                if not isinstance(entry, Mapping) or key not in entry:
-                    raise self._lacks(name, key, entry) from None
-            raise self._unusable(name, key, values, lambda value: not _hashable(value)) from None
-
-    @cached_property
-    def annotation_ids(self) -> list:
-        return self.column('annotations', 'id')
+            set(values)
+        except TypeError:
+            wrong = next(n for n, value in enumerate(values) if isinstance(value, (list, dict)))
+            what = f'cannot be used: {key!r} must be a number or text'
+            raise self._wrong(name, what, self.lists[name][wrong]) from None
+        return values
 
     @cached_property
     def image_index(self) -> np.ndarray:
@@ -99,70 +86,59 @@ class CocoFile:
     @cached_property
     def boxes(self) -> np.ndarray:
         """x, y, width and height of each annotation (n, 4); NaN where loading reads none."""
-        return self._of_read('bbox', 4, '[x, y, width, height]')
+        return self._of_read('bbox', (4,), '[x, y, width, height]')
 
     @cached_property
     def areas(self) -> np.ndarray:
         """The area of each annotation; NaN where loading reads none."""
-        return self._of_read('area', 0, 'a number')
+        return self._of_read('area', ())
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """Width and height of each image (n, 2)."""
-        for key in ('file_name', 'width', 'height'):
-            self.column('images', key)
-        sizes = [[entry['width'], entry['height']] for entry in self.images.values()]
-        array = _numbers(sizes, 2)
-        if array is None:
-            wrong = next(entry for entry in self.images.values()
-                         if not _are_numbers([entry['width'], entry['height']]))  # fmt: skip
-            raise ConfigError(
-                f'annotations {self.path} cannot be used: width and height must be numbers in '
-                f'the image {reprlib.repr(wrong)}.'
-            )
-        return array
+        self.column('images', 'file_name')
+        for key in ('width', 'height'):
+            self._values('images', key, self.image_entries)  # of images that are not used, too
+        entries = list(self.images.values())
+        return np.stack([self._numbers('images', it, entries) for it in ('width', 'height')], 1)
 
     def _truth(self, key: str) -> np.ndarray:
         values = map(dict.get, self.annotations, repeat(key))  # no loop in Python, for speed
         return np.fromiter(map(bool, values), bool, len(self.annotations))
 
-    def _of_read(self, key: str, length: int, form: str) -> np.ndarray:
+    def _of_read(self, key: str, shape: tuple, form: str = 'a number') -> np.ndarray:
         read = (self.image_index >= 0) & ~self.ignored
         entries = (
             self.annotations if read.all() else [self.annotations[n] for n in read.nonzero()[0]]
         )
-        missing = next((entry for entry in entries if key not in entry), None)
-        if missing is not None:
-            raise self._lacks('annotations', key, missing)
-        values = list(map(itemgetter(key), entries))
-        found = _numbers(values, length)
-        if found is None:
-            wrong = _is_no_number if not length else lambda box: not _is_box(box)
-            raise self._unusable('annotations', key, values, wrong, form, entries)
-        array = np.full((len(read), length) if length else len(read), np.nan)
-        array[read] = found
+        array = np.full((len(read), *shape), np.nan)
+        array[read] = self._numbers('annotations', key, entries, shape, form)
         return array
 
-    def _lacks(self, name: str, key: str, entry: object) -> ConfigError:
-        kind, needed = _needs(name)
+    def _numbers(
+        self, name: str, key: str, entries: list, shape: tuple = (), form: str = 'a number'
+    ) -> np.ndarray:
+        """Return what entries have at a key, a number or a list of numbers each, as an array."""
+        values = self._values(name, key, entries)
+        array = _as_array(values, shape)
+        if array is None:
+            wrong = next(n for n, it in enumerate(values) if _as_array([it], shape) is None)
+            raise self._wrong(name, f'cannot be used: {key!r} must be {form}', entries[wrong])
+        return array
+
+    def _values(self, name: str, key: str, entries: list) -> list:
+        try:
+            return list(map(itemgetter(key), entries))
+        except (KeyError, TypeError):
+            wrong = next(it for it in entries if not isinstance(it, Mapping) or key not in it)
+            raise self._wrong(name, f"lack '{key}'", wrong) from None
+
+    def _wrong(self, name: str, what: str, entry: object) -> ConfigError:
+        kind, keys = LISTS[name]
         return ConfigError(
-            f"annotations {self.path} lack '{key}' in the {kind} {reprlib.repr(entry)}; each "
-            f'needs {needed}.'
+            f'annotations {self.path} {what} in the {kind} {reprlib.repr(entry)}; each needs '
+            f'{listed_keys(keys)}.'
         )
-
-    def _unusable(self, name, key, values, is_wrong, form='a number or text', entries=None):
-        kind, needed = _needs(name)
-        entries = entries if entries is not None else getattr(self, name, self.image_entries)
-        entry = next(entry for entry, value in zip(entries, values) if is_wrong(value))
-        return ConfigError(
-            f'annotations {self.path} cannot be used: {key!r} must be {form} in the {kind} '
-            f'{reprlib.repr(entry)}; each needs {needed}.'
-        )
-
-
-def _needs(name: str) -> tuple[str, str]:
-    kind, keys = LISTS[name]
-    return kind, listed_keys(keys)
 
 
 def read_json(path: str) -> object:
@@ -200,29 +176,13 @@ def _places(values: Iterable, ids: Sequence) -> np.ndarray:
     return np.fromiter(map(places.get, values, repeat(-1)), np.int64)
 
 
-def _numbers(values: list, length: int) -> np.ndarray | None:
-    """Return lists of a length, or with 0 numbers, as an array; None if they are something else."""
-    shape = (len(values), length) if length else (len(values),)
+def _as_array(values: list, shape: tuple) -> np.ndarray | None:
+    """Return numbers, or lists of them, as an array (n, *shape); None if they are anything else."""
     if not values:
-        return np.zeros(shape)
+        return np.zeros((0, *shape))
     try:
         array = np.array(values)
     except ValueError:  # of different lengths
         return None
-    return array.astype(float) if array.shape == shape and array.dtype.kind in 'biuf' else None
-
-
-def _are_numbers(values: Sequence) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
-
-
-def _is_no_number(value: object) -> bool:
-    return not isinstance(value, (int, float))
-
-
-def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and _are_numbers(value)
-
-
-def _hashable(value: object) -> bool:
-    return not isinstance(value, (list, dict))
+    fits = array.shape == (len(values), *shape) and array.dtype.kind in 'biuf'
+    return array.astype(float) if fits else None

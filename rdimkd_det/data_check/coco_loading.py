@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .annotated_set import BY_NAME, AnnotatedSet, data_folder
+from .annotated_set import BY_NAME, AnnotatedSet, data_folder, kept_images
 from .coco_file import CocoFile
 
 
@@ -20,10 +20,9 @@ def load_coco(split: str, dataset: Mapping, file: CocoFile, classes: Sequence[st
     selected = [name in classes for name in file.names]
     labels = _labels(file, selected)
     losses = _losses(file, labels)
-    loaded = _kept_images(dataset, file, labels)
-    with_image = file.image_index >= 0
-    small = _small_images(dataset, file)
-    losses[(losses == 0) & with_image & small[file.image_index]] = BY_NAME['small image']
+    # MMDetection keeps an image for any annotation of a class, also for one that it drops.
+    loaded = kept_images(dataset, file.sizes, file.image_index[labels >= 0])
+    losses[(losses == 0) & ~np.append(loaded, True)[file.image_index]] = BY_NAME['small image']
     prefix = data_folder(dataset, 'img')
     return AnnotatedSet(
         split=split,
@@ -80,24 +79,6 @@ def _losses(file: CocoFile, labels: np.ndarray) -> np.ndarray:
             'crowd': file.crowd,
         }
     return np.select(list(reasons.values()), [BY_NAME[name] for name in reasons], 0)
-
-
-def _small_images(dataset: Mapping, file: CocoFile) -> np.ndarray:
-    filters = dataset.get('filter_cfg') or {}
-    if dataset.get('test_mode') or not len(file.sizes):
-        return np.zeros(len(file.sizes) + 1, bool)
-    return np.append(file.sizes.min(1) < filters.get('min_size', 0), False)
-
-
-def _kept_images(dataset: Mapping, file: CocoFile, labels: np.ndarray) -> np.ndarray:
-    kept = ~_small_images(dataset, file)[:-1]
-    filters = dataset.get('filter_cfg') or {}
-    if filters.get('filter_empty_gt') and not dataset.get('test_mode'):
-        # MMDetection keeps an image for any annotation of a class, also for one that it drops.
-        annotated = np.zeros(len(kept), bool)
-        annotated[file.image_index[(labels >= 0) & (file.image_index >= 0)]] = True
-        kept &= annotated
-    return kept
 
 
 def _hints(file: CocoFile, losses: np.ndarray) -> dict[str, tuple[str, str]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from .annotated_set import AnnotatedSet
 from .coco_file import CocoFile
-from .findings import Finding
-
-SHOWN = 3
+from .findings import Finding, first_double
 
 
 def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[Finding]:
@@ -19,20 +18,22 @@ def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[
     selected = np.append([name in classes for name in file.names], False).astype(bool)
     compared = selected[file.category_index] & (file.image_index >= 0)
     entries = [file.annotations[n] for n in compared.nonzero()[0]]
-    for key, is_wrong, remedy in NEEDS:
-        wrong = [entry for entry in entries if is_wrong(entry)]
+    for key, convert, remedy in NEEDS:
+        wrong = [entry for entry in entries if not _takes(convert, entry.get(key))]
         if wrong:
-            has = 'lack' if key not in wrong[0] else f'have {key}={wrong[0][key]!r} in'
-            subject = f'{len(wrong)} of {len(entries)} annotations of {file.path}'
+            has = (
+                f'have {key}={wrong[0][key]!r} in what the evaluator reads'
+                if key in wrong[0]
+                else f'lack {key!r}'
+            )
             yield Finding(
                 'error', 'Evaluator', split, file.path,
-                f"{subject} {has} {repr(key) if has == 'lack' else 'what the evaluator reads'}, "
-                f'which the evaluator needs, e.g. {reprlib.repr(wrong[0])}',
+                f'{len(wrong)} of {len(entries)} annotations of {file.path} {has}, which the '
+                f'evaluator needs, e.g. {reprlib.repr(wrong[0])}',
                 remedy, len(wrong), len(entries), reprlib.repr(wrong[0]),
             )  # fmt: skip
             return
-    objects = compared & ~file.crowd & ~_negative(file)
-    if not objects.any():
+    if not (compared & ~file.crowd & (np.nan_to_num(file.areas) >= 0)).any():
         yield _no_object(split, file, selected)
     zero = [entry for entry in entries if entry['id'] == 0 and not entry.get('iscrowd')]
     if zero:
@@ -44,41 +45,22 @@ def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[
         )  # fmt: skip
 
 
-def _negative(file: CocoFile) -> np.ndarray:
-    with np.errstate(invalid='ignore'):
-        return file.areas < 0
-
-
-def _is_flag(value: object) -> bool:
-    """Return whether pycocotools can convert a value of iscrowd."""
+def _takes(convert: Callable, value: object) -> bool:
     try:
-        int(value)
-    except (TypeError, ValueError):
+        convert(value)
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
-
-
-def _is_id(value: object) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-NEEDS: tuple[tuple[str, Callable[[Mapping], bool], str], ...] = (
-    (
-        'iscrowd',
-        lambda entry: not _is_flag(entry.get('iscrowd')),
-        'write iscrowd: 0 in each annotation of a single object, and 1 in those of crowds',
-    ),
-    ('area', lambda entry: not _is_number(entry.get('area')), 'write area as a number of pixels'),
-    ('id', lambda entry: not _is_id(entry.get('id')), 'number the annotations from 1'),
-)
+# Keys that pycocotools reads, and what accepts their values as it does: numbers as text, too, but
+# not of an area, which it compares.
+NEEDS: tuple[tuple[str, Callable, str], ...] = (
+    ('iscrowd', int, 'write iscrowd: 0 in each annotation of a single object, and 1 in those of '
+                     'crowds'),
+    ('area', math.fabs, 'write area as a number of pixels'),
+    ('id', float, 'number the annotations from 1'),
+)  # fmt: skip
 
 
 def check_ids(split: str, file: CocoFile, reader: str) -> Iterator[Finding]:
@@ -87,11 +69,10 @@ def check_ids(split: str, file: CocoFile, reader: str) -> Iterator[Finding]:
     Loading refuses two annotations of one id, and the evaluator knows the last one only; both know
     the last image of an id only.
     """
-    ids = file.annotation_ids
+    ids = file.column('annotations', 'id')
     doubles = len(ids) - len(set(ids))
     if doubles:
-        seen: set = set()
-        first = next(key for key in ids if key in seen or seen.add(key))
+        first = first_double(ids)
         yield Finding(
             'error', reader, split, file.path,
             f'{doubles} annotations of {file.path} have the id of another one, e.g. {first!r}',
@@ -99,9 +80,7 @@ def check_ids(split: str, file: CocoFile, reader: str) -> Iterator[Finding]:
         )  # fmt: skip
     entries, images = len(file.image_entries), len(file.images)
     if entries > images:
-        keys = [entry['id'] for entry in file.image_entries]
-        seen = set()
-        first = next(key for key in keys if key in seen or seen.add(key))
+        first = first_double(entry['id'] for entry in file.image_entries)
         names = [str(it.get('file_name')) for it in file.image_entries if it['id'] == first]
         yield Finding(
             'error' if images <= entries / 2 and len(set(names)) > 1 else 'warning', 'Images',

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from ..errors import ConfigError
@@ -75,3 +75,9 @@ class DataReport:
     def as_dict(self) -> dict:
         """Return the report as plain data."""
         return asdict(self)
+
+
+def first_double(values: Iterable[Hashable]) -> Hashable:
+    """Return the first value that has occurred before."""
+    seen: set = set()
+    return next(value for value in values if value in seen or seen.add(value))

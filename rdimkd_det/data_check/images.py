@@ -10,7 +10,7 @@ from pathlib import Path
 from ..files.configs import mappings
 from ..options import type_name
 from .annotated_set import AnnotatedSet, data_folder
-from .findings import Finding
+from .findings import Finding, first_double
 
 # How many folders of a data set's root are looked through for a missing image.
 NUM_FOLDERS = 50
@@ -63,8 +63,7 @@ def check_names(data: AnnotatedSet) -> Iterator[Finding]:
     doubles = len(paths) - len(set(paths))
     if not doubles:
         return
-    seen: set[str] = set()
-    first = next(path for path in paths if path in seen or seen.add(path))
+    first = first_double(paths)
     yield Finding(
         'warning', 'Images', data.split, data.path,
         f'{len(paths)} images of {data.path} are {len(set(paths))} files, e.g. {first} several '

@@ -51,11 +51,7 @@ def check_headers(
 ) -> Iterator[Finding]:
     """Yield images of another size, depth or number of channels than is expected.
 
-    Args:
-        data (AnnotatedSet): The data set.
-        dataset (Mapping): Its config.
-        channels (int, optional): Channels that the networks take.
-        thorough (bool): Read all headers instead of a sample.
+    ``channels`` are those that the networks take; ``thorough`` reads all headers, not a sample.
     """
     step = loading_step(dataset)
     places = data.loaded.nonzero()[0]

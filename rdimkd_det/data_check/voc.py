@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.fileio import list_from_file
 
 from ..errors import ConfigError
-from .annotated_set import BY_NAME, AnnotatedSet, data_folder
+from .annotated_set import BY_NAME, AnnotatedSet, data_folder, kept_images
 from .classes import listed
 from .findings import Finding
 
@@ -62,7 +62,7 @@ def load_voc(
     filters = dataset.get('filter_cfg') or {}
     small = array_of_boxes[:, 2:].min(1, initial=np.inf) < (filters.get('bbox_min_size') or 0)
     losses[(losses == 0) & small] = BY_NAME['small box']
-    kept = _kept(dataset, array_of_sizes, image_index[labels >= 0])
+    kept = kept_images(dataset, array_of_sizes, image_index[labels >= 0])
     losses[(losses == 0) & ~kept[image_index]] = BY_NAME['small image']
     data = AnnotatedSet(
         split=split, path=path, classes=classes, labelled=list(classes), image_ids=ids,
@@ -115,17 +115,6 @@ def _number(entry: ElementTree.Element, key: str, kind: type) -> float:
     except (TypeError, ValueError):
         what = 'a whole number' if kind is int else 'a number'
         raise UnreadableError(f'has {found.text!r} as <{key}>, which must be {what}') from None
-
-
-def _kept(dataset: Mapping, sizes: np.ndarray, with_object: np.ndarray) -> np.ndarray:
-    filters = dataset.get('filter_cfg') or {}
-    kept = np.ones(len(sizes), bool)
-    if dataset.get('test_mode') or not len(sizes):
-        return kept
-    kept &= ~(sizes.min(1) < filters.get('min_size', 0))
-    if filters.get('filter_empty_gt'):
-        kept &= np.isin(np.arange(len(sizes)), with_object)
-    return kept
 
 
 def _hints(names: Sequence, classes: Sequence[str]) -> dict[str, tuple[str, str]]:

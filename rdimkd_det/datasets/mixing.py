@@ -13,7 +13,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from ..files.configs import counts_iterations, leaf_datasets, mappings
 from ..host.registry import find_type
-from ..options import explain, type_name
+from ..options import explained, type_name
 from ..samples import fast_collate
 from .unlabelled import UnlabelledImages
 
@@ -81,12 +81,8 @@ def check_images(dataset: Mapping) -> None:
     if isinstance(kind, type) and issubclass(kind, UnlabelledImages):
         ignored = ('type', '_scope_', 'pipeline')
         options = {key: value for key, value in dataset.items() if key not in ignored}
-        try:
+        with explained('UnlabelledImages'):  # it hands options on, which BaseDataset may refuse
             kind(**options).full_init()
-        except ConfigError:
-            raise
-        except Exception as error:  # it hands options on, which BaseDataset may refuse
-            raise ConfigError(f'UnlabelledImages: {explain(error)}') from error
 
 
 def check_mixing(cfg: Config) -> None:

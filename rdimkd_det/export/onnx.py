@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..channels import image_channels
 from ..errors import ConfigError
 from ..files.atomic import write_errors_explained
-from ..options import explain
+from ..options import explained
 from .student import Student
 
 try:
@@ -77,16 +77,13 @@ def export_onnx(
     Raises:
         ConfigError: The detector cannot be exported or written, or differs too much.
     """
-    name = student.config.model.type
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    # E.g. for an operator that torch.onnx or onnxruntime does not have.
+    refused = explained(f'--onnx: {student.config.model.type} cannot be exported')
     try:
-        with write_errors_explained(path, '--onnx'):
+        with refused, write_errors_explained(path, '--onnx'):
             result = (write or write_raw_maps)(detector, student, temporary)
             os.replace(temporary, path)
-    except ConfigError:
-        raise
-    except Exception as error:  # an operator that torch.onnx or onnxruntime does not have
-        raise ConfigError(f'--onnx: {name} cannot be exported: {explain(error)}') from error
     finally:
         with suppress(OSError):
             temporary.unlink()

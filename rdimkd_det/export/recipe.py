@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mmdet.datasets.transforms import Pad, Resize
 from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.configs import leaf_datasets
-from ..options import explain, type_name
+from ..options import explained, type_name
 
 # They neither scale nor change an image, or only where it is read.
 NO_CHANGE = ('LoadImageFromFile', 'LoadAnnotations', 'PackDetInputs')
@@ -40,7 +38,8 @@ def input_recipe(config: Config) -> dict:
             continue
         # A second one, or a Resize after the Pad, is none that the recipe tells.
         told = recipe['pad'] or (name == 'Resize' and recipe['resize'])
-        part = None if told or name not in READ else READ[name](_build(step))
+        with explained(f'test pipeline: {name}'):
+            part = None if told or name not in READ else READ[name](TRANSFORMS.build(dict(step)))
         if part is None:
             raise ConfigError(
                 f'--end-to-end: the test pipeline has {dict(step)}; the model can tell its users '
@@ -48,13 +47,6 @@ def input_recipe(config: Config) -> dict:
             )
         recipe[name.lower()] = part
     return recipe
-
-
-def _build(step: Mapping) -> object:
-    try:
-        return TRANSFORMS.build(dict(step))
-    except Exception as error:  # every transform has its own way to refuse its arguments
-        raise ConfigError(f'test pipeline: {type_name(step)}: {explain(error)}') from error
 
 
 def _resize(resize: Resize) -> dict | None:

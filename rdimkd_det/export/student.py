@@ -26,7 +26,7 @@ from ..files.configs import hand_in_preprocessor, mappings, read_config
 from ..files.strict_loading import load_strictly
 from ..host.patches import patch_detectors
 from ..host.registry import enter_scope
-from ..options import explain, type_name
+from ..options import explain, explained, type_name
 from ..version import __version__
 from ..wrapping import imports_of
 from .formats import FORMATS
@@ -47,14 +47,10 @@ class Student:
 
     def build(self) -> nn.Module:
         """Build the detector with these weights, in eval mode."""
-        try:
+        with explained('the model of the config cannot be built'):
             enter_scope(self.config)
             patch_detectors()
             model = MODELS.build(copy.deepcopy(self.config.model))
-        except Exception as error:  # every class has its own way to refuse its arguments
-            raise ConfigError(
-                f'the model of the config cannot be built: {explain(error)}'
-            ) from error
         load_strictly(model, self.weights, *self.names, who='student')
         return model.eval()
 
@@ -147,12 +143,8 @@ def write_student(student: Student, out: str) -> tuple[Path, int]:
     with write_errors_explained(target, '--out'), written_whole(target) as file:
         file.write(content)
         file.flush()
-        try:
+        with explained('the student cannot be verified'):
             return target, verify(Path(file.name), target.suffix, student)
-        except ConfigError:
-            raise
-        except Exception as error:  # the config may make MMDetection raise anything
-            raise ConfigError(f'the student cannot be verified: {explain(error)}') from error
 
 
 def verify(path: Path, suffix: str, student: Student) -> int:

@@ -26,17 +26,13 @@ def category_names(path: str) -> list | None:
     """
     try:
         with open(path, 'rb') as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-            start = _start_of_categories(content)
-            text = content[start : start + LONGEST].decode(errors='ignore') if start else ''
+            tail = max(0, len(content) - TAIL)
+            found = CATEGORIES.search(content, tail) or CATEGORIES.search(content)
+            start = found.end() if found else len(content)
+            text = content[start : start + LONGEST].decode(errors='ignore')
         return [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _start_of_categories(content: mmap) -> int | None:
-    tail = max(0, len(content) - TAIL)
-    found = CATEGORIES.search(content, tail) or CATEGORIES.search(content)
-    return found and found.end()
 
 
 def listed_keys(keys: Sequence[str]) -> str:

@@ -120,9 +120,10 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
     except ConfigError:
         raise
     except Exception as error:  # on damaged data, PyTorch's unpickler may raise anything
+        reason = str(error).strip().split('\n')[0]
         raise ConfigError(
             f'{who}: checkpoint {path} cannot be read, it is damaged, incomplete or out of reach '
-            f'({_first_line(error)}).'
+            f'({reason}).'
         ) from error
 
 
@@ -171,13 +172,8 @@ def _read(path: str, who: str, mapped: bool) -> object:
 def download(url: str) -> str:
     """Download a file once, to where torch and mmengine look for it, and check its hash.
 
-    mmengine (0.10.7, OneDL 0.10.12) checks no hash, and torch only that of a new download.
-
-    Args:
-        url (str): URL of a checkpoint.
-
-    Returns:
-        str: Path of the file.
+    Returns its path. mmengine (0.10.7, OneDL 0.10.12) checks no hash, and torch only that of a new
+    download.
 
     Raises:
         RuntimeError: The hash differs from the one in the file name; the file has been removed.
@@ -224,24 +220,12 @@ def digest_of_file(checkpoint: str, parts: Collection[str] = ()) -> str | None:
 
 
 def local_path(checkpoint: str) -> Path:
-    """Return the path that a checkpoint has on this machine, whether or not it exists.
-
-    Args:
-        checkpoint (str): Path or URL.
-    """
+    """Return the path that a checkpoint, a path or URL, has here, whether or not it exists."""
     if checkpoint.startswith(('http://', 'https://')):
         return hub_path(checkpoint)
     return Path(checkpoint).expanduser()
 
 
 def hub_path(url: str) -> Path:
-    """Return the path to which :func:`download` saves a file.
-
-    Args:
-        url (str): URL of the file.
-    """
+    """Return the path to which :func:`download` saves a file."""
     return Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0]

@@ -69,22 +69,6 @@ class History:
         names = {key for line in self.train.values() for key in line if key.startswith(prefix)}
         return sorted(names, key=lambda name: (len(name), name))
 
-    @property
-    def pace(self) -> float | None:
-        """float | None: Mean logged seconds per iteration, without validation."""
-        return self.seconds(self.iterations) / self.iterations if self.train else None
-
-    def seconds(self, iterations: int) -> float:
-        """Return the time of a training of so many iterations, as logged per iteration.
-
-        Validation and repeated iterations are not counted.
-        """
-        total, previous, pace = 0.0, 0, 0.0
-        for step, pace in zip(*self.series('time')):
-            total += pace * (step - previous)
-            previous = step
-        return total + pace * (iterations - previous)  # the last iterations may not be logged
-
 
 def read_history(
     work_dir: Path, skip: Container[str] = (), due: Sequence[int] | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data_check import DataReport
 from ..data_check.findings import SetSummary
-from .report import Report, Table
+from .report import Finding, Report, Table
 
 COLUMNS = ('data', 'file', 'images', 'with objects', 'boxes', 'objects', 'side', 'lost')
 # Rows of the table of classes; with more classes, those with the fewest objects are shown.
@@ -18,12 +18,8 @@ def add_data(data: DataReport, report: Report, all_is_told: bool = False) -> Non
     """Add warnings and errors to a report, or all findings."""
     for it in data.findings:
         text = it.text if it.file in it.text else f'{it.split}: {it.text}'
-        if it.severity == 'ok' and all_is_told:
-            report.ok(it.topic, text)
-        elif it.severity == 'warning':
-            report.warning(it.topic, text, it.remedy)
-        elif it.severity == 'error':
-            report.error(it.topic, text, it.remedy)
+        if it.severity != 'ok' or all_is_told:
+            report.findings.append(Finding(it.severity, it.topic, text, it.remedy))
 
 
 def add_data_tables(data: DataReport, report: Report) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf
 
 from torch import nn
 
@@ -44,11 +44,9 @@ def check_teacher_input(
         scores = compare_inputs(part, student_preprocessor, batches)
     report.figures.setdefault('inputs', {})[topic] = {
         score.name: {
-            'divergence': score.divergence,
-            'divergence_error': finite(score.divergence_error),
-            'loss': score.loss,
-            'loss_error': finite(score.loss_error),
-            'unrelated_loss': finite(score.unrelated_loss),
+            key: None if value == inf else value  # JSON has no infinity
+            for key, value in vars(score).items()
+            if key not in ('name', 'format')
         }
         for score in scores
     }
@@ -89,11 +87,6 @@ def check_teacher_input(
         else:
             report.ok(topic, text)
     return better and better.format
-
-
-def finite(value: float) -> float | None:
-    """Return a number, or None for infinity, which JSON does not have."""
-    return value if isfinite(value) else None
 
 
 def _figures(score: InputScore) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
@@ -38,30 +38,6 @@ FEWEST = 3
 REMEMBERED = 0.05
 
 
-class ChannelMoments:
-    """Mean and variance of channels over images, accumulated in float64."""
-
-    def __init__(self) -> None:
-        self.image = 0  # number of the image that runs
-        self._sums: dict[int, tuple[int, Tensor, Tensor]] = {}
-
-    def update(self, feats: Tensor) -> None:
-        """Add a map (N, C, ...)."""
-        positions = feats.detach().double().transpose(0, 1).flatten(1)  # (C, positions)
-        found = positions.shape[1], positions.sum(1), positions.square().sum(1)
-        earlier = self._sums.get(self.image, (0, 0.0, 0.0))
-        self._sums[self.image] = tuple(a + b for a, b in zip(earlier, found))
-
-    def compute(self, without: int | None = None) -> tuple[Tensor, Tensor] | None:
-        """Return mean (C,) and biased variance (C,), or None, of all images or all but one."""
-        parts = [sums for image, sums in self._sums.items() if image != without]
-        if not parts:
-            return None
-        count, total, square = (sum(each) for each in zip(*parts))
-        mean = total / count
-        return mean, (square / count - mean.square()).clamp(min=0)
-
-
 @dataclass
 class InputScore:
     """How well an input fits a teacher; lower is better.
@@ -76,14 +52,6 @@ class InputScore:
     divergence_error: float = 0.0
     loss_error: float = 0.0
     unrelated_loss: float = inf  # with the labels of another image; measured where it matters
-
-
-@dataclass
-class _Observed:
-    """What an input gives on each image: divergences without it, first of all; and losses."""
-
-    divergences: list[float | None]
-    losses: list[float]
 
 
 def compare_inputs(
@@ -111,37 +79,62 @@ def compare_inputs(
     }
     scores, first = [], None
     for name, (format, bridge) in with_progress(list(bridges.items()), "the teacher's input"):
-        seen = _observe(network, bridge, data, labels if detector else None)
+        seen = divergences, losses = _observe(network, bridge, data, labels if detector else None)
         first = first or seen
-        score = InputScore(name, format, seen.divergences[0], _mean(seen.losses))
-        score.divergence_error = _jackknife(first.divergences[1:], seen.divergences[1:])
-        score.loss_error = _standard_error(first.losses, seen.losses)
+        score = InputScore(name, format, divergences[0], _mean(losses))
+        score.divergence_error = _jackknife(first[0][1:], divergences[1:])
+        score.loss_error = _standard_error(first[1], losses)
         scores.append(score)
     for score in scores[1:]:
         if _lower_loss(score, scores[0]):  # rare, so that the time does not matter
-            seen = _observe(network, bridges[score.name][1], _with_other_labels(data), labels)
-            score.unrelated_loss = _mean(seen.losses)
+            _, losses = _observe(network, bridges[score.name][1], _with_other_labels(data), labels)
+            score.unrelated_loss = _mean(losses)
     return scores
 
 
 def _observe(
     network: nn.Module, bridge: InputBridge, data: Sequence[dict], labels: Mapping | None
-) -> _Observed:
-    """Run images one by one through a feature extractor, or with labels through a detector."""
-    losses, number = [], 0
-    with observed_moments(network) as moments:
+) -> tuple[list[float | None], list[float]]:
+    """Run images one by one through a feature extractor, or with labels through a detector.
+
+    Returns the divergence of all images, then those without each of them; and the losses.
+    """
+    layers = batch_norms(network)
+    losses: list[float | None] = []
+    # Of each image, by layer: number of positions, sums and sums of squares of the channels.
+    sums: list[dict[nn.Module, tuple]] = []
+
+    def add(layer: nn.Module, args: tuple) -> None:
+        positions = args[0].detach().double().transpose(0, 1).flatten(1)
+        found = positions.shape[1], positions.sum(1), positions.square().sum(1)
+        earlier = sums[-1].get(layer, (0, 0.0, 0.0))
+        sums[-1][layer] = tuple(a + b for a, b in zip(earlier, found))
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(add))
         for batch in data:
             inputs = bridge(batch['inputs'], batch['data_samples'])
             for image, sample in zip(inputs, batch['data_samples']):
-                for _, of_layer in moments:
-                    of_layer.image = number
+                sums.append({})
                 losses.append(_run(network, image[None], sample, labels))
-                number += 1
-    divergences = [
-        divergence([(layer, found) for layer, it in moments if (found := it.compute(left_out))])
-        for left_out in (None, *range(number))
-    ]
-    return _Observed(divergences, [loss for loss in losses if loss is not None])
+    parts = [sums, *(sums[:number] + sums[number + 1 :] for number in range(len(sums)))]
+    divergences = [divergence(_moments(layers, part)) for part in parts]
+    return divergences, [loss for loss in losses if loss is not None]
+
+
+def _moments(
+    layers: Sequence[_BatchNorm], sums: Sequence[Mapping]
+) -> list[tuple[_BatchNorm, tuple[Tensor, Tensor]]]:
+    """Return the layers that ran, each with the mean (C,) and biased variance (C,) of its input."""
+    moments = []
+    for layer in layers:
+        of_images = [it[layer] for it in sums if layer in it]
+        if of_images:
+            count, total, square = map(sum, zip(*of_images))
+            mean = total / count
+            moments.append((layer, (mean, (square / count - mean.square()).clamp(min=0))))
+    return moments
 
 
 @torch.no_grad()
@@ -224,21 +217,6 @@ def _lower_loss(other: InputScore, configured: InputScore) -> bool:
         return False
     clear = configured.loss - other.loss > CLEAR * other.loss_error
     return clear and other.loss < LOWER_LOSS * configured.loss
-
-
-@contextmanager
-def observed_moments(network: nn.Module) -> Iterator[list[tuple[_BatchNorm, ChannelMoments]]]:
-    """Accumulate moments of the inputs of a network's BatchNorm layers while the block runs."""
-    moments = [(layer, ChannelMoments()) for layer in batch_norms(network)]
-    handles = [
-        layer.register_forward_pre_hook(lambda _, args, own=own: own.update(args[0]))
-        for layer, own in moments
-    ]
-    try:
-        yield moments
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def divergence(

@@ -25,11 +25,19 @@ def describe_module(part: Distillation, network: nn.Module) -> str:
 
 def check_strides(part: Distillation, report: Report, what: str) -> None:
     """Report where the maps at the student's strides come from, and if most have none."""
-    source, placement = part.teacher.source, part.teacher.placement
+    source, placement, texts = part.teacher.source, part.teacher.placement, []
+    if placement.scale != 1:
+        texts.append(
+            f'it sees images at {float(placement.scale):g} of their size; strides count in the '
+            f"student's pixels"
+        )
+    for tap, levels in placement.levels.items():
+        plan, strides = placement.plans.get(tap), (str(level.stride) for level in levels)
+        texts.append(describe_plan(plan) if plan else ', '.join(strides))
+    text = '; '.join(dict.fromkeys(texts))
     own = {level.stride for levels in placement.levels.values() for level in levels}
     wanted = {*placement.student_strides}
     without = sorted(wanted - own)
-    text = describe_strides(part)
     if source.levels or source.fan_out or 2 * len(without) < len(wanted):
         report.ok(what, text)
         return
@@ -39,18 +47,3 @@ def check_strides(part: Distillation, report: Report, what: str) -> None:
         'set fan_out=True in model.teacher (--teacher-options fan_out=True), which makes a map for '
         'each',
     )
-
-
-def describe_strides(part: Distillation) -> str:
-    """Return where the maps at the student's strides come from."""
-    placement, texts = part.teacher.placement, []
-    if placement.scale != 1:
-        texts.append(
-            f'it sees images at {float(placement.scale):g} of their size; strides count in the '
-            f"student's pixels"
-        )
-    for tap, levels in placement.levels.items():
-        plan = placement.plans.get(tap)
-        strides = ', '.join(str(level.stride) for level in levels)
-        texts.append(describe_plan(plan) if plan else strides)
-    return '; '.join(dict.fromkeys(texts))

@@ -106,12 +106,8 @@ class Report:
         """Write the report to a log, as a warning unless all findings are ok."""
         console = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
         self.print(console)
-        level = (
-            logging.INFO
-            if all(finding.severity == 'ok' for finding in self.findings)
-            else logging.WARNING
-        )
-        logger.log(level, console.file.getvalue().rstrip())
+        fine = self.count('ok') == len(self.findings)
+        logger.log(logging.INFO if fine else logging.WARNING, console.file.getvalue().rstrip())
 
 
 def _drawn(table: Table) -> RichTable:

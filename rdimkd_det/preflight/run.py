@@ -79,15 +79,13 @@ def _measure(cfg: Config, model: RdimKDDistiller, num_images: int, report: Repor
     set_random_seed(0)
     loader, batches = load_samples(cfg, num_images)
     report_images(loader, report)
-    if not batches or (model.distill.labels and not any(map(_has_objects, batches))):
+    labelled = [it for it in map(labelled_part, batches) if it]
+    any_objects = any(any_object(it['data_samples']) for it in labelled)
+    if not batches or (model.distill.labels and not any_objects):
         remedy = 'see what the pipeline filters, and whether the annotations have your classes'
         if not count_images(loader.dataset)[0]:
             remedy = 'set labels=False in the model, for a training without labels'
-        report.error(
-            'Training data',
-            f'no object in any of {len(loader.dataset)} images',
-            remedy,
-        )
+        report.error('Training data', f'no object in any of {len(loader.dataset)} images', remedy)
         return []
     try:
         prepare(cfg, model, batches)
@@ -122,11 +120,6 @@ def report_images(loader: DataLoader, report: Report) -> None:
     if shares and with_labels:
         text += f'; a batch has {" + ".join(map(str, shares))}'
     report.ok('Training data', text)
-
-
-def _has_objects(batch: dict) -> bool:
-    part = labelled_part(batch)
-    return bool(part) and any_object(part['data_samples'])
 
 
 def labelled_part(batch: dict) -> dict | None:

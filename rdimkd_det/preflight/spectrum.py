@@ -17,6 +17,7 @@ from ..samples import image_sizes
 from ..training.calibration import ChannelCovariance
 from .measurements import training_input
 from .report import Report, Table
+from .static import live_modules
 
 SHARE = 0.95  # of the variance
 SPECTRUM_COLUMNS = ('level', 'channels', 'of an image', 'of all images', 'd', 'kept by d')
@@ -29,16 +30,11 @@ def measure_spectra(model: RdimKDDistiller, batches: Sequence[dict], report: Rep
     A vision transformer's map is of low rank on an image, and of nearly full rank over a data set
     (arXiv 2511.15572), so that one basis for all images keeps less of it than of an FPN's.
     """
-    parts = [
-        part
-        for part in model.distill.per_teacher
-        if part.has_weight and not part.teacher.projected and part.teacher.source.model is None
-    ]
     number = sum(len(batch['inputs']) for batch in batches)
     table = Table(
         f'Directions that hold {SHARE:.0%} of the variance, {number} images', SPECTRUM_COLUMNS
     )
-    for part in parts:
+    for part in live_modules(model):
         spectra = _spectra(part, model.data_preprocessor, batches)
         for tap, loss in part.items():
             for level, name in enumerate(loss.level_names):

@@ -32,9 +32,11 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     check_student_classes(model, data, report)
     if cfg.get('load_from') and not cfg.get('resume'):
         check_load_from(cfg.load_from, model, report)
-    image = probed_image(model)
+    parts = model.distill.per_teacher
+    pairs = chain(*(pairs for part in parts for pairs in part.level_pairs.values()))
+    image = max(level.image for pair in pairs for level in pair)  # all take one of this side
     table = Table(f'Levels, of an image of {image}x{image}', LEVEL_COLUMNS)
-    for part in model.distill.per_teacher:
+    for part in parts:
         if is_live(part):
             check_weights(part, report)
             check_teacher_classes(part, data, report)
@@ -54,6 +56,12 @@ def is_live(part: Distillation) -> bool:
     return part.has_weight and not part.teacher.projected
 
 
+def live_modules(model: RdimKDDistiller) -> list[Distillation]:
+    """Return the teachers that will run and are modules, not detectors."""
+    parts = model.distill.per_teacher
+    return [part for part in parts if is_live(part) and part.teacher.source.model is None]
+
+
 def topic(name: str, part: Distillation) -> str:
     """Return the name of a topic, with the teacher's name if there are several teachers."""
     return f'{name} ({part.name})' if part.name else name
@@ -68,7 +76,6 @@ def check_weights(part: Distillation, report: Report) -> None:
         return
     state = network.state_dict()
     untrained = untrained_parts(state)
-    parts = dict.fromkeys(key.split('.')[0] for key in state)
     if untrained:
         report.error(
             what,
@@ -77,11 +84,8 @@ def check_weights(part: Distillation, report: Report) -> None:
             'give the checkpoint of a finished training as model.teacher.checkpoint',
         )
         return
-    report.ok(
-        what,
-        f'{Path(teacher.checkpoint).name}: {len(state)} of {len(state)} keys of '
-        f'{" and ".join(parts)} match',
-    )
+    name, parts = Path(teacher.checkpoint).name, dict.fromkeys(key.split('.')[0] for key in state)
+    report.ok(what, f'{name}: {len(state)} of {len(state)} keys of {" and ".join(parts)} match')
 
 
 def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
@@ -149,18 +153,8 @@ def check_load_from(path: str, model: nn.Module, report: Report) -> None:
 
 def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, report: Report) -> None:
     """Report on how the teacher's classes differ from those of the data."""
-    what = topic('Teacher classes', part)
-    if part.teacher.source.model is None:
-        report.ok(what, 'none: it is a module, not a detector')
-        return
-    classes = teacher_classes(part.teacher.source)
-    if classes is None:
-        report.ok(what, 'neither its checkpoint nor its config names them; feature maps carry over')
-        return
-    if data is None:
-        report.ok(what, f'{len(classes)} ({listed(classes)})')
-        return
-    unknown = [name for name in data if name not in classes]
+    what, classes = topic('Teacher classes', part), teacher_classes(part.teacher.source) or ()
+    unknown = [name for name in data or () if name not in classes]
     alike = {name.casefold().strip(): name for name in classes}
     misspelt = [name for name in unknown if name.casefold().strip() in alike]
     if misspelt:
@@ -170,18 +164,22 @@ def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, repo
             f"'{name}' is '{alike[name.casefold().strip()]}' for the teacher",
             'write metainfo.classes of both data sets alike; until then they count as others',
         )
+        return
+    text = f'{len(classes)} ({listed(classes)})'
+    if part.teacher.source.model is None:
+        text = 'none: it is a module, not a detector'
+    elif not classes:
+        text = 'neither its checkpoint nor its config names them; feature maps carry over'
     elif unknown:
-        report.ok(
-            what,
-            f'{len(classes)} ({listed(classes)}); it knows {len(data) - len(unknown)} of the '
-            f"data set's {len(data)}, not {listed(unknown)}: feature maps carry over, and a "
-            f'teacher of these very classes is a better one',
+        text += (
+            f"; it knows {len(data) - len(unknown)} of the data set's {len(data)}, not "
+            f'{listed(unknown)}: feature maps carry over, and a teacher of these very classes is a '
+            f'better one'
         )
-    elif classes == data:
-        report.ok(what, 'the same')
-    else:
-        known = len(label_map(classes, data))
-        report.ok(what, f'{len(classes)}, the {known} of the data set among them')
+    elif data is not None:
+        same, known = classes == data, len(label_map(classes, data))
+        text = 'the same' if same else f'{len(classes)}, the {known} of the data set among them'
+    report.ok(what, text)
 
 
 def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
@@ -207,14 +205,6 @@ def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
 def _described(preprocessor: nn.Module, channels: int) -> str:
     padding = f'padding {preprocessor.pad_value:g}, divisor {preprocessor.pad_size_divisor}'
     return f'{InputFormat.of(preprocessor, channels)}, {padding}'
-
-
-def probed_image(model: RdimKDDistiller) -> int:
-    """Return the side of an image that student and teachers accept, in pixels."""
-    pairs = [
-        pair for part in model.distill.per_teacher for pair in chain(*part.level_pairs.values())
-    ]
-    return max(level.image for pair in pairs for level in pair)
 
 
 def level_rows(

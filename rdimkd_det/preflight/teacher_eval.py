@@ -60,11 +60,9 @@ def measure_aps(
         data = own_preprocessor(batch, False)
         return detector.predict(data['inputs'], data['data_samples'])
 
-    larger = larger_pipeline(cfg, part)
     bridged = bridged_ap(cfg, part, student_preprocessor, detector, labels)
-    own = average_precision(
-        cfg, in_its_own_way, labels, 'through its own pipeline', own_pipeline or larger
-    )
+    pipeline = own_pipeline or larger_pipeline(cfg, part)
+    own = average_precision(cfg, in_its_own_way, labels, 'through its own pipeline', pipeline)
     if better is None:
         return TeacherAPs(bridged, own)
     bridge = InputBridge(student_preprocessor, better.build(like=own_preprocessor))

@@ -19,6 +19,7 @@ from ..stopwatch import elapsed, peak_memory
 from ..training.calibration import batch_size
 from .measurements import training_input
 from .report import Report, Table
+from .static import live_modules
 
 # Iterations to time with and without distillation each, after one that is not counted.
 MIN_ROUNDS = 5
@@ -46,10 +47,12 @@ def measure_time(
             seconds[factor].append(elapsed(step, device) / 1000)
     memory = {factor: _memory(model, factor, batches, optimizer) for factor in seconds}
     medians = {factor: median(taken[1:]) for factor, taken in seconds.items()}
-    iterations = run_length(cfg, loader)
+    train = cfg.train_cfg
+    iterations = train.get('max_iters') or train.get('max_epochs', 1) * len(loader)
+    what_memory = '' if device.type == 'cuda' else '; memory of a step beside weights and optimizer'
     table = Table(
         f'Time of {iterations} iterations of {batch_size(loader)} images on this one device, '
-        f'without data loading and validation{_what_memory(device)}',
+        f'without data loading and validation{what_memory}',
         TIME_COLUMNS,
     )
     for name, factor in (('plain', 0.0), ('distilled', 1.0)):
@@ -65,9 +68,7 @@ def measure_time(
 def _seconds_of_modules(model: RdimKDDistiller, batches: Sequence[dict]) -> dict[str, float]:
     """Return the time of a forward pass of each teacher that is a module and runs."""
     seconds = {}
-    for part in model.distill.per_teacher:
-        if not part.has_weight or part.teacher.projected or part.teacher.source.model is not None:
-            continue
+    for part in live_modules(model):
         taken = []
         for batch in islice(cycle(batches), MIN_ROUNDS):
             data = training_input(model.data_preprocessor, batch)
@@ -85,7 +86,7 @@ def _set_factor(model: RdimKDDistiller, factor: float) -> None:
 def _memory(
     model: RdimKDDistiller, factor: float, batches: Sequence[dict], optimizer: OptimWrapper
 ) -> int:
-    """Return the peak memory of a step in bytes; see :func:`_what_memory`."""
+    """Return the peak memory of a step in bytes; on a CPU, of what it adds to the memory held."""
     device = next(model.parameters()).device
     _set_factor(model, factor)
     held = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
@@ -98,15 +99,3 @@ def _memory(
 def _size(num_bytes: int) -> str:
     mebibytes = num_bytes / 2**20
     return f'{mebibytes:.0f} MiB' if mebibytes < 1000 else f'{mebibytes / 2**10:.2f} GiB'
-
-
-def _what_memory(device: torch.device) -> str:
-    return '' if device.type == 'cuda' else '; memory of a step beside weights and optimizer'
-
-
-def run_length(cfg: Config, loader: DataLoader) -> int:
-    """Return the number of iterations of the whole run in one process."""
-    train = cfg.train_cfg
-    if 'max_iters' in train:
-        return train['max_iters']
-    return train.get('max_epochs', 1) * len(loader)

@@ -59,22 +59,13 @@ def draw_lines(name: str, lines: Mapping[str, Line], xlabel: str, ylabel: str, *
                 plain = ZERO_WIDTH_SPACE + plain
             on.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=plain)
         on.set(xlabel=xlabel, ylabel=ylabel, **axes)
-        on.xaxis.set_major_locator(whole_numbers())
+        # Even if there is only one epoch or iteration, and only one point.
+        on.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if 'yscale' not in axes and 'ylim' not in axes:
-            from_zero(on)
+            highest = on.dataLim.y1
+            on.set_ylim(0, 1.05 * highest if highest > 0 else None)
 
     return draw_chart(name, draw)
-
-
-def whole_numbers() -> MaxNLocator:
-    """Return a locator of ticks for epochs and iterations, even if there is only one."""
-    return MaxNLocator(integer=True, min_n_ticks=1)
-
-
-def from_zero(axes: Axes) -> None:
-    """Start the y axis at 0, with room above the highest point, even if there is only one."""
-    highest = axes.dataLim.y1
-    axes.set_ylim(0, 1.05 * highest if highest > 0 else None)
 
 
 def charts(drawings: Sequence[tuple[str, str]]) -> str:

@@ -101,7 +101,8 @@ def _examples_of(run: TrainedRun, evaluation: Evaluation) -> list[Example]:
             for it in info['instances']
             if not it.get('ignore_flag')
         ]
-        detections = _named(evaluation.detections.get(str(info['img_id']), []), classes)
+        rows = evaluation.detections.get(str(info['img_id']), [])
+        detections = [Detection(tuple(row[:4]), classes[row[4]], row[5]) for row in rows]
         found = {run.name: match(detections, truths)}
         size = info['width'], info['height']
         examples.append(Example(Path(info['img_path']), size, truths, found))
@@ -204,7 +205,3 @@ def _confident(sample: DetDataSample) -> list[list[float]]:
     parts = [found.bboxes, found.labels[:, None], found.scores[:, None]]
     rows = torch.cat([part.float() for part in parts], 1)[keep].tolist()
     return [[*(round(side, 1) for side in row[:4]), int(row[4]), round(row[5], 3)] for row in rows]
-
-
-def _named(rows: Sequence, classes: Sequence[str]) -> list[Detection]:
-    return [Detection(tuple(row[:4]), classes[row[4]], row[5]) for row in rows]

@@ -16,8 +16,10 @@ from runs import REPOSITORY, call_tool
 
 from experiments.running import Run, TrainingFailedError, pool, training
 from experiments.running.locks import lock_directory
+from experiments.running.pace import logged_pace, logged_seconds
 from rdimkd_det.errors import ConfigError, TrainingInterruptedError
 from rdimkd_det.files.atomic import read_json, write_json, write_text
+from rdimkd_det.files.scalars import read_history
 
 CONSOLE = Console(file=open(os.devnull, 'w'))  # noqa: SIM115
 
@@ -261,3 +263,12 @@ class TestTraining:
         assert 'epoch 2/2' in output
         assert 'AP 0.500' in output
         assert ('\x1b[' in output) == terminal
+
+
+def test_logged_seconds__each_iteration_once(tmp_path):
+    assert logged_pace(read_history(tmp_path)) is None
+    write_part(tmp_path, '20260101_000000', [train_line(5), train_line(10), train_line(15)])
+    write_part(tmp_path, '20260101_000500', [train_line(15)])
+    history = read_history(tmp_path)
+    assert logged_seconds(history, 18) == pytest.approx(18 * 0.5)
+    assert logged_pace(history) == pytest.approx(0.5)

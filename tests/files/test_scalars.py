@@ -50,12 +50,6 @@ def test_read_history__of_an_iteration_based_loop(tmp_path, logged_step, by_epoc
     assert sorted(history.train) == [5, 10, 15, 20]
 
 
-def test_seconds__counts_each_iteration_once(tmp_path):
-    write_part(tmp_path, '20260101_000000', [train_line(5), train_line(10), train_line(15)])
-    write_part(tmp_path, '20260101_000500', [train_line(15)])
-    assert read_history(tmp_path).seconds(18) == pytest.approx(18 * 0.5)
-
-
 def test_losses__finest_stride_first(tmp_path):
     write_part(tmp_path, '20260101_000000', [train_line(5)])
     names = ['loss_rdimkd_neck_s8', 'loss_rdimkd_neck_s16']
@@ -78,7 +72,7 @@ def test_ap_line__where_there_are_objects(tmp_path):
 
 def test_read_history__nothing_there(tmp_path):
     history = read_history(tmp_path / 'none')
-    assert (history.iterations, history.metrics(), history.seconds(0)) == (0, None, 0.0)
+    assert (history.iterations, history.metrics()) == (0, None)
 
 
 def test_read_history__validations_between_logged_iterations(tmp_path):

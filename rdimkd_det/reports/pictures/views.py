@@ -23,7 +23,7 @@ from ...errors import ConfigError
 from ...features import record_outputs
 from ...functional import RELATIVE_EPS
 from ...losses import FeatureLoss
-from ...options import explain
+from ...options import explained
 from ...preflight.classes import teacher_classes
 from ...preflight.whole_teacher import at_size_of, build_detector
 
@@ -148,7 +148,10 @@ class Viewer:
         self.score_threshold = score_threshold
         self.classes = distilled.dataset_meta.get('classes', ())
         self.teacher_classes = teacher_classes(first.teacher.source) or ()
-        self.teacher = _whole_teacher(first, next(distilled.parameters()).device)
+        try:
+            self.teacher = build_detector(first, next(distilled.parameters()).device)
+        except ConfigError:  # the checkpoint does not fit the head
+            self.teacher = None
 
     @torch.no_grad()
     def __call__(self, path: Path) -> ImageView:
@@ -157,12 +160,8 @@ class Viewer:
         if image is None:
             raise ConfigError(f'{path} cannot be read as an image.')
         view = ImageView(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        try:
+        with explained(f'{path}: the test pipeline does not take it'):
             shown = self.pipeline(dict(img_path=str(path), img_id=0))
-        except Exception as error:  # every transform has its own, e.g. for one of no height
-            raise ConfigError(
-                f'{path}: the test pipeline does not take it: {explain(error)}'
-            ) from error
         batch = pseudo_collate([shown])
         batch = self.distilled.data_preprocessor(batch, False)
         inputs, samples = batch['inputs'], batch['data_samples']
@@ -209,11 +208,3 @@ class Viewer:
 def _crop(maps: Tensor, shares: tuple[float, float]) -> Tensor:
     height, width = (ceil(side * share) for side, share in zip(maps.shape[2:], shares))
     return maps[:, :, :height, :width]
-
-
-def _whole_teacher(part: Distillation, device: torch.device) -> nn.Module | None:
-    """Build the teacher with its head; None if the checkpoint does not fit the head."""
-    try:
-        return build_detector(part, device)
-    except ConfigError:
-        return None
