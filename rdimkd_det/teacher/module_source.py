@@ -125,8 +125,9 @@ class ModuleSource(Source):
         except ConfigError:
             raise
         except Exception as error:  # the user's callable may raise anything
-            missing = isinstance(error, ImportError) and error.name == 'transformers'
-            remedy = "; pip install 'rdimkd_det[foundation]'" if missing else ''
+            remedy = '; is it on PYTHONPATH?' if isinstance(error, ModuleNotFoundError) else ''
+            if remedy and error.name == 'transformers':
+                remedy = "; pip install 'rdimkd_det[foundation]'"
             raise UnreadableConfigError(
                 f'teacher: {self.name} cannot be made: {explain(error)}{remedy}'
             ) from error
