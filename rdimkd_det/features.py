@@ -26,8 +26,8 @@ SAFE_DIVISOR = 32
 OUTPUT = '(output)'
 # The attribute of a network that knows how tokens (N, L, C) lie on the image.
 TOKENS = 'rdimkd_tokens'
-# What a network raises that does not take images of a size.
-SIZE_ERRORS = (AssertionError, RuntimeError, ValueError)
+# What a network raises that does not take images of a size, or images alone.
+SIZE_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class ProbeError(ConfigError):
@@ -77,8 +77,9 @@ def _record(
 ) -> None:
     tensors = tensors_of(output)
     outputs[tap] = [it for it in tensors if it.dim() == 4]
-    if tokens is not None and not outputs[tap]:
-        outputs[tap] = tokens.as_maps(tap, tensors)
+    if tokens is not None:
+        whole = tokens.channels_first(tap, outputs[tap])
+        outputs[tap] = whole or tokens.as_maps(tap, tensors)
 
 
 def tensors_of(output: object) -> list[Tensor]:
@@ -140,10 +141,12 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
     }
 
 
-def maps_of_blank(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Tensor]]:
+def maps_of_blank(
+    network: nn.Module, taps: Sequence[str], sizes: Sequence[int] = ()
+) -> dict[str, list[Tensor]]:
     """Return the feature maps of a blank image in eval mode, with gradients if they are on."""
     with _in_eval(network):
-        return _outputs_of_blank(network, taps)[1]
+        return _outputs_of_blank(network, taps, sizes)[1]
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from .training.guard import StepSkipper, defer_checks, describe_last_finite, gua
 from .training.resumption import KEY, check_same_distillation, training_facts
 
 NONFINITE = ('stop', 'skip')
+FACTOR = 'train/rdimkd_factor'
 
 
 @register(HOOKS)
@@ -120,6 +121,13 @@ class DistillHook(Hook):
             self._to_stop_at = defer_checks(runner)
             self._describe_checkpoints = partial(describe_last_finite, runner.work_dir)
         self._apply_schedule(runner, model.distill)
+        end = runner.max_iters / self._unit(runner)
+        if late := self.schedule.beyond(end):
+            unit = 'epochs' if self.schedule.by_epoch else 'iterations'
+            runner.logger.warning(
+                "RdimKD: the training ends after %g %s, before %s of DistillHook's schedule",
+                *(end, unit, ' and '.join(late)),
+            )
         parts = [part for part in model.distill.per_teacher if part.has_weight]
         if parts and not self.schedule.stopped(self._time(runner)):
             for part in parts:
@@ -148,10 +156,10 @@ class DistillHook(Hook):
         if self.every_n_train_iters(runner, self.monitor_interval):
             for part in distill.per_teacher:
                 part.monitor.due = True
-        if self.schedule.constant:
-            return
+        if self.schedule.constant and FACTOR not in runner.message_hub.log_scalars:
+            return  # a resumed training may have had a schedule, whose last factor stays logged
         factor = self._apply_schedule(runner, distill)
-        runner.message_hub.update_scalar('train/rdimkd_factor', factor)
+        runner.message_hub.update_scalar(FACTOR, factor)
         if self.schedule.stopped(self._time(runner)):
             for part in distill.per_teacher:
                 if part.teacher.built:
@@ -224,6 +232,7 @@ class DistillHook(Hook):
         if not runner._resume:  # testing, or a new training from given weights
             return
         self._resumed = True
+        share_metainfo(runner.train_dataloader.dataset)  # mmengine compares it with a checkpoint's
         if 'distill' not in checkpoint:
             runner.logger.warning(
                 'RdimKD: the checkpoint holds no distillation state; the projections are fitted '

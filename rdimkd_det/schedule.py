@@ -62,6 +62,10 @@ class Schedule:
                     f'DistillHook: {name} must be at most 1, a share of the training '
                     f'(relative=True), got {time!r}.'
                 )
+        if self.decay_begin and self.decay is None:
+            raise ConfigError(
+                f"DistillHook: decay_begin={self.decay_begin} needs decay='linear' or 'cosine'."
+            )
         if self.stop is not None and self.stop < max(self.warmup, self.decay_begin):
             raise ConfigError(
                 f'DistillHook: stop={self.stop} comes before the warm-up ends ({self.warmup}) or '
@@ -87,6 +91,11 @@ class Schedule:
         done = min(1.0, (time - self.decay_begin) / max(stop - self.decay_begin, 1e-12))
         left = 1 - done if self.decay == 'linear' else (1 + math.cos(math.pi * done)) / 2
         return warm * left
+
+    def beyond(self, end: float) -> list[str]:
+        """Return the times that a training of this length does not reach."""
+        times = ('warmup', 'decay_begin', 'stop')
+        return [f'{it}={time:g}' for it in times if (time := getattr(self, it) or 0) > end]
 
     @property
     def constant(self) -> bool:

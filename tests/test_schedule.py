@@ -45,6 +45,12 @@ def test_stopped__only_for_good():
     assert not Schedule(warmup=5).stopped(0)
 
 
+def test_beyond__times_that_a_training_does_not_reach():
+    schedule = Schedule(warmup=1, decay='cosine', decay_begin=8, stop=11)
+    assert schedule.beyond(12) == schedule.beyond(11) == []
+    assert schedule.beyond(2.5) == ['decay_begin=8', 'stop=11']
+
+
 def test_apply_schedule__an_epoch_is_a_pass_over_the_data_in_several_processes(monkeypatch):
     """24 images in batches of 3 in 2 processes are 4 iterations; an infinite sampler reports 8."""
     monkeypatch.setattr(hooks, 'get_world_size', lambda: 2)
@@ -66,6 +72,7 @@ def test_apply_schedule__an_epoch_is_a_pass_over_the_data_in_several_processes(m
         (dict(warmup=-1), 'warmup must be 0 or more, got -1'),
         (dict(warmup=True), 'warmup must be 0 or more, got True'),
         (dict(decay_begin=float('nan')), 'decay_begin must be 0 or more, got nan'),
+        (dict(decay_begin=1), "decay_begin=1 needs decay='linear' or 'cosine'"),
         (dict(stop='late'), "stop must be 0 or more, got 'late'"),
         (dict(warmup=3, stop=2), r'stop=2 comes before the warm-up ends \(3\)'),
         (dict(stop=3, relative=True), 'stop must be at most 1, a share of the training'),

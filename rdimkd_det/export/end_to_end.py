@@ -145,6 +145,8 @@ def write_detector(detector: nn.Module, student: Student, path: Path) -> str:
             f'--end-to-end: of {compared} detections on generated images only {same} are those of '
             f'MMDetection; nothing was written.'
         )
+    if not compared:
+        return 'nothing is detected on generated images, so no detection is compared'
     return f'{same} of {compared} detections on generated images are those of MMDetection'
 
 

@@ -120,7 +120,7 @@ def read_checkpoint_safely(path: str, who: str, mapped: bool = False) -> object:
     except ConfigError:
         raise
     except Exception as error:  # on damaged data, PyTorch's unpickler may raise anything
-        reason = str(error).strip().split('\n')[0]
+        reason = str(error).strip().split('\n')[0] or type(error).__name__
         raise ConfigError(
             f'{who}: checkpoint {path} cannot be read, it is damaged, incomplete or out of reach '
             f'({reason}).'

@@ -27,7 +27,12 @@ from ..distiller.inheritance import inherit_from_teacher
 from ..distiller.labelled import labelled_first
 from ..files.checkpoints import load_checkpoint_safely
 from ..losses import FeatureLoss
-from ..losses.auto_weight import differentiable_checkpoints, gradient_balance, squared_gradient
+from ..losses.auto_weight import (
+    PLAUSIBLE,
+    differentiable_checkpoints,
+    gradient_balance,
+    squared_gradient,
+)
 from ..progress import with_progress
 from ..samples import any_object, image_sizes
 from ..training.calibration import batch_size, fit_projections, loader_of
@@ -214,7 +219,12 @@ def _judge_weight(
     what, recommended = f"Weight at '{where}'", loss.auto_share * balance
     if loss.auto:
         text = f"'auto' is about {recommended:.3g}: distillation's gradient"
-        report.ok(what, f"{text} is {loss.auto_share:g} times the task's")
+        text = f"{text} is {loss.auto_share:g} times the task's"
+        if PLAUSIBLE[0] <= balance <= PLAUSIBLE[1]:
+            report.ok(what, text)
+            return
+        text = f'{text}, and at weight 1 {1 / balance:.2g} times, which is implausible'
+        report.warning(what, text, "see the teacher's input and weights, or give a number")
         return
     share = weight / balance
     times = f'{share:,.0f}' if share >= 10 else f'{share:.2g}'

@@ -9,6 +9,8 @@ from ..teacher.fan_out import describe_plan
 from ..teacher.module_source import directory_of, find_licence
 from .report import Report
 
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
 
 def describe_module(part: Distillation, network: nn.Module) -> str:
     """Return what a module is, its parameters, and where its weights and licence come from."""
@@ -20,6 +22,21 @@ def describe_module(part: Distillation, network: nn.Module) -> str:
         f'{source.name}: {type(network).__name__} of {numbers / 1e6:.3g} million parameters, '
         f'{f"weights from {weights}" if weights else "its own weights"}'
         f'{f"; licence: {licence}" if licence else ""}'
+    )
+
+
+def judge_module(part: Distillation, network: nn.Module, report: Report, what: str) -> None:
+    """Report on what a module is, and if its callable has loaded no weights."""
+    text, source = describe_module(part, network), part.teacher.source
+    norms = [it for it in network.modules() if isinstance(it, NORMS)]
+    biases = [it.bias for it in norms if getattr(it, 'bias', None) is not None]
+    if source.checkpoint or source.directory or not biases or any(it.any() for it in biases):
+        report.ok(what, text)
+        return
+    report.warning(
+        what,
+        f'{text}; it looks untrained: every bias of its norms is exactly 0, as it was initialised',
+        'let the callable load weights (timm: pretrained=True), or give a checkpoint',
     )
 
 

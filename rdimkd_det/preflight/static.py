@@ -19,7 +19,7 @@ from ..losses import FeatureLoss
 from ..projections import Projection
 from .classes import data_classes, label_map, num_classes, teacher_classes
 from .input_formats import InputFormat
-from .module_teacher import check_strides, describe_module
+from .module_teacher import check_strides, judge_module
 from .report import Report, Table
 
 LEVEL_COLUMNS = ('level', 'stride', 'student', 'teacher', 'adapter', 'resize', 'd', 'weight')
@@ -72,7 +72,7 @@ def check_weights(part: Distillation, report: Report) -> None:
     what, teacher = topic('Teacher weights', part), part.teacher
     network = teacher.load_plain()
     if teacher.source.model is None:
-        report.ok(what, describe_module(part, network))
+        judge_module(part, network, report, what)
         return
     state = network.state_dict()
     untrained = untrained_parts(state)
@@ -185,6 +185,7 @@ def check_teacher_classes(part: Distillation, data: tuple[str, ...] | None, repo
 def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     """Report on what both models expect, and what the bridge does."""
     what, bridge = topic('Input', part), part.teacher.bridge
+    divisor = bridge.teacher_divisor
     student = _described(model.data_preprocessor, part.image_channels)
     if bridge.does_nothing:
         report.ok(what, f'student and teacher: {student}; the bridge has nothing to do')
@@ -195,7 +196,8 @@ def check_input(model: nn.Module, part: Distillation, report: Report) -> None:
     steps = [
         'reverses the channels' if bridge.flip_channels else '',
         '' if bridge.same_values else 'changes the normalisation',
-        f'pads with {bridge.pad_value:g} to multiples of {bridge.teacher_divisor}',
+        f'pads with {bridge.pad_value:g} to '
+        + (f'multiples of {divisor}' if divisor > 1 else 'the largest image of the batch'),
         '' if bridge.input_scale == 1 else f'resizes by {float(bridge.input_scale):g}',
     ]
     does = ', '.join(filter(None, steps))

@@ -50,7 +50,8 @@ def in_student_pixels(levels: Sequence[Level], scale: Fraction) -> list[Level]:
     for level in levels:
         stride = level.stride / scale
         if stride.denominator > 1:
-            whole = [f'{level.stride / (round(stride) + n):.6g}' for n in (0, 1)]
+            near = max(1, round(stride))
+            whole = [f'{level.stride / it:.6g} for {it}' for it in (near, near + 1)]
             raise ConfigError(
                 f'teacher: input_scale={float(scale):g} makes of its stride of {level.stride} '
                 f"pixels one of {float(stride):g} of the student's; give a scale that makes it a "

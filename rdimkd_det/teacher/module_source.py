@@ -125,8 +125,9 @@ class ModuleSource(Source):
         except ConfigError:
             raise
         except Exception as error:  # the user's callable may raise anything
-            missing = isinstance(error, ImportError) and error.name == 'transformers'
-            remedy = "; pip install 'rdimkd_det[foundation]'" if missing else ''
+            remedy = '; is it on PYTHONPATH?' if isinstance(error, ModuleNotFoundError) else ''
+            if remedy and error.name == 'transformers':
+                remedy = "; pip install 'rdimkd_det[foundation]'"
             raise UnreadableConfigError(
                 f'teacher: {self.name} cannot be made: {explain(error)}{remedy}'
             ) from error
@@ -163,22 +164,30 @@ class ModuleSource(Source):
     def facts(self) -> dict:
         """Return the callable, its arguments, the input, and a hash of checkpoint or weights."""
         own = {} if self.checkpoint else {'checkpoint': None, 'weights': self._own_digest}
-        return {'input of the teacher': self._whole_input, **self._facts_without_building(), **own}
+        return {**self._facts_without_building(), 'input of the teacher': self._whole_input, **own}
 
     def _facts_without_building(self) -> dict:
         options = {} if isinstance(self.module, nn.Module) else _without_folders(self.module)
-        known = {} if self.mean is None else {'input of the teacher': self._whole_input}
         return {
             'module of the teacher': as_json({**options, 'type': self.name}),
-            **known,
+            'input of the teacher': self._given_input if self.mean is None else self._whole_input,
             'levels of the teacher': as_json(self.levels or ('all' if self.fan_out else None)),
             **(checkpoint_facts(self.checkpoint) if self.checkpoint else {}),
         }
 
     @property
     def _whole_input(self) -> dict:
-        scale = {} if self.input_scale is None else {'input_scale': self.input_scale}
-        return as_json({**self.input, **scale})
+        return as_json({**self.input, **self._given_scale})
+
+    @property
+    def _given_input(self) -> dict:
+        """dict: The input, with None for what only the built module tells."""
+        rgb = None if self.bgr is None else not self.bgr
+        return as_json({'mean': None, 'std': None, 'bgr_to_rgb': rgb, **self._given_scale})
+
+    @property
+    def _given_scale(self) -> dict:
+        return {} if self.input_scale is None else {'input_scale': self.input_scale}
 
     @classmethod
     def given_facts(cls, **entry) -> dict:

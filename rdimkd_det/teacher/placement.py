@@ -23,6 +23,7 @@ from ..features import (
 )
 from .fan_out import Resizing, choose_scale, in_student_pixels, plan_levels, planned_levels
 from .source import Source
+from .strides import measured_strides
 
 # Of a scale, as a fraction: 0.3333 is a third.
 LARGEST_DENOMINATOR = 1000
@@ -112,6 +113,8 @@ class Placement:
 
     def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int, int]:
         levels = probe_levels(network.eval(), self.taps)
+        if self.source.model is None:
+            levels = measured_strides(network, levels)
         first = levels[self.taps[0]]
         divisor = size_divisor(network, divisor, first)
         if self.source.model is None and leaves_edges_out(network, self.taps[0], first):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..bridge import InputBridge, check_channels
 from ..errors import ConfigError
 from ..features import Level, device_of, record_outputs
+from ..options import explain
 from .acceleration import Acceleration, accelerate, lower_precision, training_dtype
 from .fan_out import resize_levels
 from .placement import Placement
@@ -167,7 +168,17 @@ class Teacher:
         taps = record_outputs(self._network, self.taps)
         with self._beside_current_stream(inputs), autocast, taps as outputs:
             version = None if inputs.is_inference() else inputs._version
-            self._network(inputs)
+            try:
+                self._network(inputs)
+            except (AssertionError, ValueError) as error:
+                if self.source.model is not None:
+                    raise
+                size = 'x'.join(map(str, inputs.shape[2:]))
+                raise ConfigError(
+                    f'teacher: {self.source.name} does not take images of {size} pixels: '
+                    f'{explain(error)}; if its size is fixed, make it take any (timm: '
+                    f'dynamic_img_size=True or strict_img_size=False), or resize all images to it.'
+                ) from error
             for tap, plan in self.placement.plans.items():
                 outputs[tap] = resize_levels(outputs[tap], plan)
         if version is not None and inputs._version != version:

@@ -1,4 +1,4 @@
-"""``Tokens``: makes maps (N, C, H, W) of the tokens (N, L, C) that a vision transformer returns."""
+"""``Tokens``: makes maps (N, C, H, W) of a transformer's tokens (N, L, C) or maps (N, H, W, C)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Tokens:
         self._image = (0, 0)
         # (pixels per token, number of prefix tokens) by tap and index of the tensor
         self._layouts: dict[tuple[str, int], tuple[int, int] | None] = {}
+        self._channels_last: set[tuple[str, int]] = set()  # taps and indices of maps
 
     @property
     def probe_sizes(self) -> Sequence[int]:
@@ -45,6 +46,19 @@ class Tokens:
     def note_image(self, module: nn.Module, args: tuple) -> None:
         """Note the size of the images that a module is called with; a forward pre-hook."""
         self._image = tuple(args[0].shape[2:])
+
+    def channels_first(self, tap: str, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return maps as (N, C, H, W); those of timm's and torchvision's Swin are (N, H, W, C).
+
+        A square image tells them apart.
+        """
+        for index, (_, one, two, three) in enumerate(it.shape for it in maps):
+            if self._image[0] == self._image[1] and one == two != three:
+                self._channels_last.add((tap, index))
+        return [
+            it.permute(0, 3, 1, 2) if (tap, index) in self._channels_last else it
+            for index, it in enumerate(maps)
+        ]
 
     def as_maps(self, tap: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps of all tensors that are tokens; [] if none is."""

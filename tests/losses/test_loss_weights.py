@@ -258,6 +258,9 @@ def test_schedule__stop_frees_the_teacher(files, teacher, tmp_path):
     factors = runner.message_hub.get_scalar('train/rdimkd_factor').data[0]
     assert list(factors) == [0, 0.5, 1, 1, 0, 0]
     assert not runner.model.distill.teacher.built
+    # A resumed training without the schedule logs its own factor.
+    config = run_config(files / 'data', tmp_path, model, max_epochs=4, resume=True)
+    assert train(config).message_hub.get_scalar('train/rdimkd_factor').current() == 1
 
 
 def test_several_teachers__named_apart(files, teacher, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectors import teacher_files
@@ -12,7 +14,8 @@ from preflights import TEACHER, found
 from runs import fcos, load
 
 from rdimkd_det.distiller import distilled_student
-from rdimkd_det.preflight.measurements import load_samples, prepare
+from rdimkd_det.preflight.measurements import _judge_weight, load_samples, prepare
+from rdimkd_det.preflight.report import Report
 
 
 def test_preflight__figures(preflight):
@@ -61,6 +64,14 @@ def test_preflight__recommends_what_auto_sets(preflight, config):
     text = f"'auto' is about {recommended:.3g}: distillation's gradient is 10 times the task's"
     assert found(auto, 'ok')["Weight at 'neck'"][0] == text
     assert auto.report['tables'][0]['rows'][0][-1] == 'auto'
+
+
+@pytest.mark.parametrize('balance, severity', [(1e3, 'ok'), (1e11, 'warning'), (1e-5, 'warning')])
+def test_judge_weight__auto_as_in_training(balance, severity):
+    report, loss = Report(''), SimpleNamespace(auto=True, auto_share=10)
+    _judge_weight('neck', loss, 1, balance, report)
+    [finding] = report.findings
+    assert finding.severity == severity and f"'auto' is about {10 * balance:.3g}" in finding.text
 
 
 def test_preflight__weight_that_drowns_the_task(preflight):

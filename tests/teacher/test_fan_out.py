@@ -40,9 +40,11 @@ def test_scale__brings_the_finest_stride_to_the_students(own, student, scale):
 def test_strides__count_in_the_students_pixels():
     found = in_student_pixels(levels(14, 28), Fraction(7, 8))
     assert [(it.index, it.stride) for it in found] == [(0, 16), (1, 32)]
-    message = r'0.9 makes of its stride of 16 pixels one of 17.7778 .* e.g. 0.888889 or 0.842105'
+    message = r'one of 17\.7778 of .* 0\.888889 for 18 or 0\.842105 for 19'
     with pytest.raises(ConfigError, match=message):
         in_student_pixels(levels(16), Fraction(9, 10))
+    with pytest.raises(ConfigError, match=r'e\.g\. 16 for 1 or 8 for 2'):
+        in_student_pixels(levels(16), Fraction(10**9))
 
 
 def test_plan__every_stride_of_the_student_or_those_that_are_named():

@@ -1,5 +1,6 @@
 """A teacher that is no MMDetection detector: any torch module, from outside of the package."""
 
+import copy
 import json
 import pickle
 import sys
@@ -22,6 +23,8 @@ from rdimkd_det.files.configs import UnreadableConfigError
 from rdimkd_det.teacher import ModuleSource, Teacher
 from rdimkd_det.teacher.acceleration import Acceleration
 from rdimkd_det.teacher.build import build_teacher
+from rdimkd_det.teacher.cache.origin import check_facts
+from rdimkd_det.teacher.cache.store import TeacherCache
 
 TOY = '''
 import types
@@ -231,7 +234,8 @@ def test_tools__preflight_train_test_export(files, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert stopped.value.code == 0, told
     assert 'toy_teacher.make: Pyramid of ' in told and 'none: it is a module' in told
-    assert 'the bridge changes the normalisation' in told
+    assert 'its own weights; it looks untrained: every bias of its norms is exactly 0' in told
+    assert 'the bridge changes the normalisation, pads with 0 to the largest image of' in told
     assert 'toy_teacher.make is a module, not a detector whose input and AP can be judged' in told
     assert 'neck_s16' in told and 'an iteration' in told
     call_tool('train.py', path)
@@ -274,6 +278,13 @@ def test_cache__of_a_module(files):
     config.model.teacher = {**entry(channels=16), 'cache': str(files / 'cache')}
     with pytest.raises(ConfigError, match=r'was made with other .* in module of the teacher: '):
         train(config)
+    recorded = ModuleSource(entry()['module'], input_scale=2, bgr=True)  # its record gives the rest
+    given = recorded._facts_without_building()['input of the teacher']
+    assert given == dict(mean=None, std=None, bgr_to_rgb=False, input_scale=2)
+    cache = TeacherCache(files / 'cache')
+    check_facts(cache, {'input of the teacher': dict.fromkeys(('mean', 'std', 'bgr_to_rgb'))})
+    with pytest.raises(ConfigError, match='other bgr_to_rgb in input of the teacher: True; th'):
+        check_facts(cache, {'input of the teacher': given})
 
 
 def test_inherit__needs_a_checkpoint(files):
@@ -301,7 +312,7 @@ def test_inherit__needs_a_checkpoint(files):
         (dict(module=dict(depth=3), **INPUT), r'or a dict whose type is the dotted path'),
         (dict(module=dict(type='toy_teacher.number'), **INPUT), 'returned a int; it must return'),
         (dict(module=dict(type='toy_teacher.mak'), **INPUT), 'toy_teacher.mak cannot be made: '),
-        (dict(module=dict(type='no_such.make'), **INPUT), "cannot be made: .*No module named 'no"),
+        (dict(module=dict(type='no_such.make'), **INPUT), "named 'no_such'; is it on PYTHONPATH"),
         (entry(depth=3), "toy_teacher.make cannot be made: TypeError: .*'depth'"),
         (entry(gives='tokens'), r'Pyramid returns no feature maps .*, but \(1, 24, 1024\), '),
         (dict(entry(), share_weights=True, fuse=False, channels_last=False), 'and toy_teacher'),
@@ -350,9 +361,44 @@ def test_module__that_changes_its_input_is_refused():
         losses_with(OfStrideEight(before=lambda images: images.div_(255)))
 
 
-def test_module__whose_channels_are_last_is_named():
-    with pytest.raises(ConfigError, match=r'\(1, 32, 32, 24\), which is not \(N, C, H, W\)'):
-        losses_with(OfStrideEight(after=lambda maps: maps.permute(0, 2, 3, 1)))
+def test_module__whose_channels_are_last():
+    module = OfStrideEight()
+    last = copy.deepcopy(module)
+    last.after = lambda maps: maps.permute(0, 2, 3, 1)
+    images = torch.randn(2, 3, 96, 128)
+    one, other = (Teacher(ModuleSource(it, **INPUT), [OUTPUT])(images) for it in (module, last))
+    assert torch.equal(one[OUTPUT][0], other[OUTPUT][0])
+
+
+def test_module__whose_maps_are_no_squares_is_named():
+    with pytest.raises(ConfigError, match=r'\(1, 24, 16, 32\), which is not \(N, C, H, W\)'):
+        losses_with(OfStrideEight(after=lambda maps: maps[:, :, ::2]))
+
+
+def test_module__whose_patches_overlap_or_whose_layers_do_not_pad():
+    module = nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3), nn.Conv2d(8, 8, 3, 4, 1))
+    module.patch_size = 7  # as timm's PVTv2 tells; of 259 pixels it makes 17 positions
+    [level] = Teacher(ModuleSource(module, **INPUT), [OUTPUT]).probe()[OUTPUT]
+    assert level.stride == 16
+    unpadded = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 7, 4), nn.Conv2d(8, 8, 3))
+    with pytest.raises(ConfigError, match=r'makes 29x29 .* of 8 pixels .* its layers do not pad'):
+        Teacher(ModuleSource(unpadded, **INPUT), [OUTPUT]).probe()
+
+
+def test_module__that_takes_more_than_images_or_one_size_only():
+    class Masked(OfStrideEight):
+        def forward(self, images, mask):
+            return super().forward(images)
+
+    with pytest.raises(ConfigError, match=r"TypeError: .* positional argument: 'mask'"):
+        losses_with(Masked())
+
+    def of_256(images):
+        assert images.shape[2:] == (256, 256), 'of 256 pixels only'
+        return images
+
+    with pytest.raises(ConfigError, match='does not take images of 96x128 pixels: AssertionError'):
+        losses_with(OfStrideEight(before=of_256))
 
 
 def test_module__whose_batch_norm_cannot_be_folded():

@@ -45,12 +45,20 @@ def check_facts(cache: TeacherCache, given: Mapping) -> None:
     hashes_known = given.get('weights') is not None and facts['weights'] is not None
     ignored.add('checkpoint' if hashes_known else 'weights')
     for what in [what for what in given if what not in ignored]:
-        if facts.get(what) != given[what]:
-            what, cached, wanted = first_difference(what, facts.get(what), given[what])
+        wanted = _completed(given[what], facts.get(what))
+        if facts.get(what) != wanted:
+            what, cached, wanted = first_difference(what, facts.get(what), wanted)
             raise ConfigError(
                 f'teacher cache {cache.directory} was made with other {what}: {cached}; this '
                 f'config has {wanted}. Change the config, or make another cache for it.'
             )
+
+
+def _completed(given: object, cached: object) -> object:
+    """Return a fact with the cached entries where it has None: those that it does not tell."""
+    if not (isinstance(given, Mapping) and isinstance(cached, Mapping)):
+        return given
+    return {key: cached.get(key) if it is None else it for key, it in given.items()}
 
 
 def first_difference(what: str, one: object, other: object) -> tuple[str, object, object]:
