@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..files.annotations import LISTS, listed_keys
 
+EXPECTED = 'a COCO file is a JSON object with the lists images, annotations and categories'
 # The polygons are two thirds of COCO's files, and nothing here needs them.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\]\[\d.,\s+\-eE]*\]')
 
@@ -36,11 +37,8 @@ class CocoFile:
     def __init__(self, path: str) -> None:
         self.path = path
         content = read_json(path)
-        if not isinstance(content, Mapping):
-            got = f'a {type(content).__name__}, not images, annotations and categories'
-            raise ConfigError(f'annotations {path} cannot be used: the file holds {got}.')
         if 'categories' not in content:
-            raise ConfigError(f"annotations {path} lack 'categories'.")
+            raise ConfigError(f"annotations {path} lack 'categories'; {EXPECTED}.")
         lists = {name: content.get(name, []) for name in LISTS}
         for name, entries in lists.items():
             if not isinstance(entries, list):
@@ -70,7 +68,7 @@ class CocoFile:
             for entry in entries:
                 if not isinstance(entry, Mapping) or key not in entry:
                     raise self._lacks(name, key, entry) from None
-            raise self._unusable(name, key, values, lambda value: not _hashable(value)) from None
+            raise self._unusable(name, key, values, _hashable) from None
 
     @cached_property
     def annotation_ids(self) -> list:
@@ -115,7 +113,7 @@ class CocoFile:
         array = _numbers(sizes, 2)
         if array is None:
             wrong = next(entry for entry in self.images.values()
-                         if not _are_numbers([entry['width'], entry['height']]))  # fmt: skip
+                         if not all(map(is_number, (entry['width'], entry['height']))))  # fmt: skip
             raise ConfigError(
                 f'annotations {self.path} cannot be used: width and height must be numbers in '
                 f'the image {reprlib.repr(wrong)}.'
@@ -137,8 +135,8 @@ class CocoFile:
         values = list(map(itemgetter(key), entries))
         found = _numbers(values, length)
         if found is None:
-            wrong = _is_no_number if not length else lambda box: not _is_box(box)
-            raise self._unusable('annotations', key, values, wrong, form, entries)
+            is_right = _is_box if length else is_number
+            raise self._unusable('annotations', key, values, is_right, form, entries)
         array = np.full((len(read), length) if length else len(read), np.nan)
         array[read] = found
         return array
@@ -150,10 +148,10 @@ class CocoFile:
             f'needs {needed}.'
         )
 
-    def _unusable(self, name, key, values, is_wrong, form='a number or text', entries=None):
+    def _unusable(self, name, key, values, is_right, form='a number or text', entries=None):
         kind, needed = _needs(name)
         entries = entries if entries is not None else getattr(self, name, self.image_entries)
-        entry = next(entry for entry, value in zip(entries, values) if is_wrong(value))
+        entry = next(entry for entry, value in zip(entries, values) if not is_right(value))
         return ConfigError(
             f'annotations {self.path} cannot be used: {key!r} must be {form} in the {kind} '
             f'{reprlib.repr(entry)}; each needs {needed}.'
@@ -165,20 +163,29 @@ def _needs(name: str) -> tuple[str, str]:
     return kind, listed_keys(keys)
 
 
-def read_json(path: str) -> object:
-    """Read a JSON file, without the polygons in it."""
+def read_json(path: str) -> dict:
+    """Read a JSON file that holds an object, without the polygons in it."""
     content = Path(path).read_bytes()
     if content.startswith(b'\xef\xbb\xbf'):
         raise ConfigError(
             f'annotations {path} begin with a byte order mark; save the file as UTF-8 without one.'
         )
+    if not re.match(rb'\s*\{', content):  # a table, text of YOLO, an archive, UTF-16, ...
+        raise ConfigError(
+            f'annotations {path} cannot be used: {EXPECTED}, in UTF-8, and the file begins with '
+            f'{reprlib.repr(content[:20])}.'
+        )
     with _garbage_collection_paused():
         try:
-            return json.loads(POLYGONS.sub(b'"segmentation":[]', content))
+            return json.loads(POLYGONS.sub(b'"segmentation":[]', content).decode())
         except ValueError:
             pass  # the place of the damage is that in the whole file
         try:
-            return json.loads(content)
+            return json.loads(content.decode())
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f'annotations {path} are not UTF-8; save them so: {error}.'
+            ) from error
         except ValueError as error:
             raise ConfigError(f'annotations {path} are cut off or damaged: {error}.') from error
 
@@ -212,16 +219,13 @@ def _numbers(values: list, length: int) -> np.ndarray | None:
     return array.astype(float) if array.shape == shape and array.dtype.kind in 'biuf' else None
 
 
-def _are_numbers(values: Sequence) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
-
-
-def _is_no_number(value: object) -> bool:
-    return not isinstance(value, (int, float))
+def is_number(value: object) -> bool:
+    """Return whether an array can hold a value as a number; an int has at most 64 bits there."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and _are_numbers(value)
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def _hashable(value: object) -> bool:

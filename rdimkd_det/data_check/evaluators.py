@@ -16,7 +16,8 @@ SHOWN = 3
 
 def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[Finding]:
     """Yield what pycocotools would stop at, or count wrongly, in the annotations it compares."""
-    selected = np.append([name in classes for name in file.names], False).astype(bool)
+    wanted = set(classes)
+    selected = np.append([name in wanted for name in file.names], False).astype(bool)
     compared = selected[file.category_index] & (file.image_index >= 0)
     entries = [file.annotations[n] for n in compared.nonzero()[0]]
     for key, is_wrong, remedy in NEEDS:
@@ -50,22 +51,22 @@ def _negative(file: CocoFile) -> np.ndarray:
 
 
 def _is_flag(value: object) -> bool:
-    """Return whether pycocotools can convert a value of iscrowd."""
+    """Return whether pycocotools can convert a value of iscrowd, into 8 bits."""
     try:
-        int(value)
-    except (TypeError, ValueError):
+        return 0 <= int(value) < 256
+    except (TypeError, ValueError, OverflowError):
         return False
-    return True
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+def _is_area(value: object) -> bool:
+    """Return whether pycocotools compares an object of this area; it ignores larger ones."""
+    return isinstance(value, (int, float)) and value <= 1e10
 
 
 def _is_id(value: object) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -76,7 +77,7 @@ NEEDS: tuple[tuple[str, Callable[[Mapping], bool], str], ...] = (
         lambda entry: not _is_flag(entry.get('iscrowd')),
         'write iscrowd: 0 in each annotation of a single object, and 1 in those of crowds',
     ),
-    ('area', lambda entry: not _is_number(entry.get('area')), 'write area as a number of pixels'),
+    ('area', lambda entry: not _is_area(entry.get('area')), 'write area as a number of pixels'),
     ('id', lambda entry: not _is_id(entry.get('id')), 'number the annotations from 1'),
 )
 

@@ -28,7 +28,9 @@ def category_names(path: str) -> list | None:
         with open(path, 'rb') as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             start = _start_of_categories(content)
             text = content[start : start + LONGEST].decode(errors='ignore') if start else ''
-        return [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]
+        names = [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]
+        set(names)  # a list, for example, is no name
+        return names
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
