@@ -219,3 +219,12 @@ def test_data__explained_after_the_first_iteration(files, tmp_path):
     with pytest.raises(ConfigError, match='a polygon of two points'), errors_explained(cfg, runner):
         runner.train()
     assert runner.iter > 1
+
+
+def test_interruption__is_none_of_the_config():
+    """mmengine formats a config below a bare ``except``, which raises a SyntaxError at Ctrl-C."""
+    with pytest.raises(KeyboardInterrupt), errors_explained(Config()):
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904
