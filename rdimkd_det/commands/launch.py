@@ -36,10 +36,22 @@ from .optimization import check_optimizer, check_precision, check_schedulers
 from .outputs import check_outputs
 from .top_level import check_loops_whole
 
+# What mmengine reads of the environment first, and what sets it; 'pytorch' is told by torch.
+STARTERS = {
+    'slurm': ('SLURM_PROCID', 'srun, e.g. tools/slurm_train.sh'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', "Open MPI's mpirun"),
+}
+
 
 def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     """Apply the arguments of ``cli.add_common_arguments`` to a config, and check its sections."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    variable, starter = STARTERS.get(args.launcher, (None, None))
+    if variable and variable not in os.environ:
+        raise ConfigError(
+            f'--launcher {args.launcher} is for processes started by {starter}, which sets '
+            f'{variable}; on one device, leave --launcher out.'
+        )
     apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:

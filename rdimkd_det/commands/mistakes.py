@@ -73,6 +73,8 @@ def errors_explained(cfg: Config, runner: Runner | None = None) -> Iterator[None
     except CLEAR:
         raise
     except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # mmengine's bare except hides Ctrl-C
+            raise error.__context__ from None
         line = _of_file(error, cfg)
         if line is None and runner is not None:
             if not (first_pass.not_over or isinstance(error, OF_CONFIGS) or _of_data(error)):

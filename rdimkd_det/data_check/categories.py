@@ -7,8 +7,10 @@ others in the order of the file; so does the evaluator with its own file.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..options import did_you_mean
 from .classes import listed
@@ -28,15 +30,18 @@ class Naming:
     ids: list = field(default_factory=list)
     reader: str = 'data set'  # or 'evaluator'
 
-    @property
+    # Files have thousands of categories (LVIS): nothing here is quadratic.
+    @cached_property
     def missing(self) -> list[str]:
         """The classes that are not categories, in their order."""
-        return [name for name in self.classes if name not in self.categories]
+        known = set(self.categories)
+        return [name for name in self.classes if name not in known]
 
-    @property
+    @cached_property
     def labelled(self) -> tuple[str, ...]:
         """The classes that are categories, in the order of their labels."""
-        return tuple(name for name in self.categories if name in self.classes)
+        wanted = set(self.classes)
+        return tuple(name for name in self.categories if name in wanted)
 
     @property
     def hint(self) -> str:
@@ -80,22 +85,23 @@ def check_names(namings: Sequence[Naming]) -> Iterator[Finding]:
 def _check_doubles(naming: Naming) -> Iterator[Finding]:
     """Yield labels beyond the head, because of names or ids that occur twice."""
     classes, file = naming.classes, naming.path
-    for name in dict.fromkeys(name for name in classes if classes.count(name) > 1):
-        yield Finding(
-            'error', 'Classes', naming.split, file,
-            f'metainfo.classes has {name!r} {classes.count(name)} times',
-            'name each class once', classes.count(name), len(classes), str(name),
-        )  # fmt: skip
+    for name, number in Counter(classes).items():
+        if number > 1:
+            yield Finding(
+                'error', 'Classes', naming.split, file,
+                f'metainfo.classes has {name!r} {number} times',
+                'name each class once', number, len(classes), str(name),
+            )  # fmt: skip
     ids = naming.ids or [None] * len(naming.categories)
-    pairs = [pair for pair in zip(naming.categories, ids) if pair[0] in classes]
-    for name in dict.fromkeys(naming.labelled):
-        same = [key for other, key in pairs if other == name]
-        if len(same) > 1:
-            yield _double_name(naming, name, same)
+    wanted = set(classes)
+    pairs = [pair for pair in zip(naming.categories, ids) if pair[0] in wanted]
+    for name, number in Counter(name for name, _ in pairs).items():
+        if number > 1:
+            yield _double_name(naming, name, [key for other, key in pairs if other == name])
             return
-    for key in dict.fromkeys(key for _, key in pairs if key is not None):
-        names = [name for name, other in pairs if other == key]
-        if len(names) > 1:
+    for key, number in Counter(key for _, key in pairs if key is not None).items():
+        if number > 1:
+            names = [name for name, other in pairs if other == key]
             yield Finding(
                 'error', 'Classes', naming.split, file,
                 f'the categories {" and ".join(map(repr, names))} of {file} have the same id, '
@@ -179,7 +185,8 @@ def check_orders(namings: Sequence[Naming], trained: Naming | None) -> Iterator[
         )  # fmt: skip
     told = set()
     for naming in namings:
-        wanted = tuple(name for name in naming.classes if name in naming.labelled)
+        missing = set(naming.missing)
+        wanted = tuple(name for name in naming.classes if name not in missing)
         of_data = naming.reader == 'data set' and naming not in conflicts
         if not of_data or naming.labelled == wanted or naming.path in told:
             continue

@@ -10,6 +10,7 @@ from functools import cache
 from mmdet.datasets import CocoDataset, XMLDataset
 from mmengine.config import Config
 
+from ..errors import ConfigError
 from ..files.annotations import category_names
 from ..files.configs import annotation_path, leaf_datasets
 from ..options import type_name
@@ -77,8 +78,10 @@ class _Look:
         for key, leaf in _data_sets(self.cfg, self.split).items():
             kind, path = _kind(leaf), annotation_path(leaf)
             classes = classes_of(leaf, self.split)
-            if kind is None or not path or not os.path.isfile(path) or not classes:
-                continue
+            if kind == 'coco' and not leaf.get('ann_file'):
+                raise ConfigError(f'{self.split} data: the {type_name(leaf)} has no ann_file.')
+            if kind is None or not os.path.exists(path or '') or not classes:
+                continue  # of a folder, reading says that it is one
             if kind == 'voc':
                 data, found = load_voc(self.split, leaf, path, classes)
                 of_sets += found
@@ -120,11 +123,26 @@ class _Look:
         of_metrics = [self.by_leaf.get(_key(it)) for it in _leaves(self.cfg, self.split)]
         classes = next((naming.classes for naming in self.namings), None)
         for place, metric in enumerate(metrics):
-            path = metric.get('ann_file') if _is(metric, 'CocoMetric') else None
-            if not isinstance(path, str) or not os.path.isfile(path) or not classes:
+            path = (
+                annotation_path({**metric, 'data_root': None})
+                if _is(metric, 'CocoMetric')
+                else None
+            )
+            if _is(metric, 'CocoMetric') and not path:
+                yield from self._without_file()
+            if not os.path.exists(path or '') or not classes:
                 continue
             sets = list(filter(None, of_metrics[place : place + 1])) if several else self.sets
             yield from self._of_metric(metric, self.read(path), classes, sets)
+
+    def _without_file(self) -> Iterator[Finding]:
+        """Yield that a metric without a file needs the annotations in the samples."""
+        dataset = repr(list(_leaves(self.cfg, self.split)))
+        if 'PackDetInputs' in dataset and "'instances'" not in dataset:
+            yield Finding(
+                'error', 'Evaluator', self.split, '', 'the CocoMetric has no ann_file',
+                f'set {self.split}_evaluator.ann_file to the annotations of the data set',
+            )  # fmt: skip
 
     def _of_metric(
         self, metric: Mapping, file: CocoFile, classes: tuple, sets: list[AnnotatedSet]

@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..files.annotations import LISTS, listed_keys
 
+EXPECTED = 'a COCO file is a JSON object with the lists images, annotations and categories'
 # The polygons are two thirds of COCO's files, and nothing here needs them.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\]\[\d.,\s+\-eE]*\]')
 
@@ -33,11 +34,8 @@ class CocoFile:
     def __init__(self, path: str) -> None:
         self.path = path
         content = read_json(path)
-        if not isinstance(content, Mapping):
-            got = f'a {type(content).__name__}, not images, annotations and categories'
-            raise ConfigError(f'annotations {path} cannot be used: the file holds {got}.')
         if 'categories' not in content:
-            raise ConfigError(f"annotations {path} lack 'categories'.")
+            raise ConfigError(f"annotations {path} lack 'categories'; {EXPECTED}.")
         self.lists = {name: content.get(name, []) for name in LISTS}
         for name, entries in self.lists.items():
             if not isinstance(entries, list):
@@ -141,20 +139,29 @@ class CocoFile:
         )
 
 
-def read_json(path: str) -> object:
-    """Read a JSON file, without the polygons in it."""
+def read_json(path: str) -> dict:
+    """Read a JSON file that holds an object, without the polygons in it."""
     content = Path(path).read_bytes()
     if content.startswith(b'\xef\xbb\xbf'):
         raise ConfigError(
             f'annotations {path} begin with a byte order mark; save the file as UTF-8 without one.'
         )
+    if not re.match(rb'\s*\{', content):  # a table, text of YOLO, an archive, UTF-16, ...
+        raise ConfigError(
+            f'annotations {path} cannot be used: {EXPECTED}, in UTF-8, and the file begins with '
+            f'{reprlib.repr(content[:20])}.'
+        )
     with _garbage_collection_paused():
         try:
-            return json.loads(POLYGONS.sub(b'"segmentation":[]', content))
+            return json.loads(POLYGONS.sub(b'"segmentation":[]', content).decode())
         except ValueError:
             pass  # the place of the damage is that in the whole file
         try:
-            return json.loads(content)
+            return json.loads(content.decode())
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f'annotations {path} are not UTF-8; save them so: {error}.'
+            ) from error
         except ValueError as error:
             raise ConfigError(f'annotations {path} are cut off or damaged: {error}.') from error
 

@@ -17,7 +17,8 @@ from .coco_file import CocoFile
 
 def load_coco(split: str, dataset: Mapping, file: CocoFile, classes: Sequence[str]) -> AnnotatedSet:
     """Return the boxes of a COCO file as a data set of a config loads them."""
-    selected = [name in classes for name in file.names]
+    wanted = set(classes)
+    selected = [name in wanted for name in file.names]
     labels = _labels(file, selected)
     losses = _losses(file, labels)
     # MMDetection keeps an image for any annotation of a class, also for one that it drops.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,11 +14,12 @@ from .findings import Finding, first_double
 
 def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[Finding]:
     """Yield what pycocotools would stop at, or count wrongly, in the annotations it compares."""
-    selected = np.append([name in classes for name in file.names], False).astype(bool)
+    wanted = set(classes)
+    selected = np.append([name in wanted for name in file.names], False).astype(bool)
     compared = selected[file.category_index] & (file.image_index >= 0)
     entries = [file.annotations[n] for n in compared.nonzero()[0]]
-    for key, convert, remedy in NEEDS:
-        wrong = [entry for entry in entries if not _takes(convert, entry.get(key))]
+    for key, is_right, remedy in NEEDS:
+        wrong = [entry for entry in entries if not is_right(entry.get(key))]
         if wrong:
             has = (
                 f'have {key}={wrong[0][key]!r} in what the evaluator reads'
@@ -45,21 +45,33 @@ def check_needs(split: str, file: CocoFile, classes: Sequence[str]) -> Iterator[
         )  # fmt: skip
 
 
-def _takes(convert: Callable, value: object) -> bool:
+def _is_flag(value: object) -> bool:
+    """Return whether pycocotools can convert a value of iscrowd, into 8 bits."""
     try:
-        convert(value)
+        return 0 <= int(value) < 256
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_area(value: object) -> bool:
+    """Return whether pycocotools compares an object of this area; it ignores larger ones."""
+    return isinstance(value, (int, float)) and value <= 1e10
+
+
+def _is_id(value: object) -> bool:
+    try:
+        float(value)
     except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
-# Keys that pycocotools reads, and what accepts their values as it does: numbers as text, too, but
-# not of an area, which it compares.
-NEEDS: tuple[tuple[str, Callable, str], ...] = (
-    ('iscrowd', int, 'write iscrowd: 0 in each annotation of a single object, and 1 in those of '
-                     'crowds'),
-    ('area', math.fabs, 'write area as a number of pixels'),
-    ('id', float, 'number the annotations from 1'),
+# Keys that pycocotools reads, and whether it takes a value: numbers as text, too, but for an area.
+NEEDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ('iscrowd', _is_flag, 'write iscrowd: 0 in each annotation of a single object, and 1 in those '
+                          'of crowds'),
+    ('area', _is_area, 'write area as a number of pixels'),
+    ('id', _is_id, 'number the annotations from 1'),
 )  # fmt: skip
 
 

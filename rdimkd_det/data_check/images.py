@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
+from ..datasets.unlabelled import SUFFIXES
 from ..files.configs import mappings
 from ..options import type_name
 from .annotated_set import AnnotatedSet, data_folder
@@ -49,10 +52,11 @@ def check_files(data: AnnotatedSet, dataset: Mapping) -> Iterator[Finding]:
         if found:
             are = 'are' if len(found) > 1 else 'is'
             what = 'an empty file' if what == 'empty files' and len(found) == 1 else what
+            alike = _named_alike([Path(found[0]).parent], found[0]) if found is missing else None
             yield Finding(
                 severity, 'Images', data.split, data.path,
                 f'{len(found)} of the {of} {are} {what}, e.g. {found[0]}',
-                'put them there, or remove their entries from the annotations',
+                alike or 'put them there, or remove their entries from the annotations',
                 len(found), len(paths), found[0],
             )  # fmt: skip
 
@@ -60,13 +64,14 @@ def check_files(data: AnnotatedSet, dataset: Mapping) -> Iterator[Finding]:
 def check_names(data: AnnotatedSet) -> Iterator[Finding]:
     """Yield files that several entries name: each entry has a part of the boxes only."""
     paths = [data.image_paths[place] for place in data.loaded.nonzero()[0]]
-    doubles = len(paths) - len(set(paths))
+    files = list(map(_file, paths))
+    doubles = len(files) - len(set(files))
     if not doubles:
         return
-    first = first_double(paths)
+    first = paths[files.index(first_double(files))]
     yield Finding(
         'warning', 'Images', data.split, data.path,
-        f'{len(paths)} images of {data.path} are {len(set(paths))} files, e.g. {first} several '
+        f'{len(paths)} images of {data.path} are {len(set(files))} files, e.g. {first} several '
         f'times: the objects of one entry are background in the others',
         'write one entry for each image, with all its annotations', doubles, len(paths), first,
     )  # fmt: skip
@@ -74,9 +79,19 @@ def check_names(data: AnnotatedSet) -> Iterator[Finding]:
 
 def _size(path: str) -> int | None:
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
         return None
+    return None if stat.S_ISDIR(found.st_mode) else found.st_size
+
+
+def _file(path: str) -> object:
+    """Return what two names of one file share: links, or another way through the folders."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return (found.st_dev, found.st_ino) if found.st_ino else path
 
 
 def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:
@@ -87,8 +102,23 @@ def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:
     name = min((os.path.relpath(path, prefix) for prefix in prefixes), key=len)  # with its folders
     if '\\' in name and os.sep == '/':
         return 'write file_name with / in place of \\ in the annotations'
-    folders = islice((Path(it[0]) for it in os.walk(root)), NUM_FOLDERS)
+    folders = [Path(it[0]) for it in islice(os.walk(root), NUM_FOLDERS)]
     found = next((folder for folder in folders if (folder / name).is_file()), None)
-    if found is None:
-        return f'set data_root and data_prefix of {place} to the folder of the images'
-    return f'set data_root and data_prefix of {place} to the folder of the images, {found}'
+    remedy = f'set data_root and data_prefix of {place} to the folder of the images'
+    if found is not None:
+        return f'{remedy}, {found}'
+    alike = _named_alike(folders, name)
+    return f'{alike}, or {remedy}' if alike else remedy
+
+
+def _named_alike(folders: Iterable[Path], path: str) -> str | None:
+    """Return the remedy where a file differs in its ending, its folder, or how it is written."""
+    name = _plain(path)
+    files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
+    images = (file for file in files if file.name.lower().endswith(SUFFIXES))
+    found = next((file for file in images if _plain(file.name) == name and file.is_file()), None)
+    return found and f'write file_name as the file is named there, e.g. {str(found)!r}'
+
+
+def _plain(path: str) -> str:
+    return unicodedata.normalize('NFC', Path(path).stem).casefold()

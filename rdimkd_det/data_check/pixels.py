@@ -132,7 +132,7 @@ def _check_modes(
         place, header = wrong[0]
         number = loaded_channels(header.mode, color)
         yield Finding(
-            'warning', 'Images', data.split, data.path,
+            'error' if number < channels else 'warning', 'Images', data.split, data.path,
             f'{len(wrong)} of {looked} of {data.path} have {number} channels ({header.mode}) as '
             f'color_type={color!r} loads them, and the network takes {channels}, e.g. '
             f'{data.image_paths[place]}',

@@ -30,7 +30,9 @@ def category_names(path: str) -> list | None:
             found = CATEGORIES.search(content, tail) or CATEGORIES.search(content)
             start = found.end() if found else len(content)
             text = content[start : start + LONGEST].decode(errors='ignore')
-        return [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]
+        names = [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]
+        set(names)  # a list, for example, is no name
+        return names
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

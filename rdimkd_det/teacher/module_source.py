@@ -8,6 +8,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -125,11 +126,8 @@ class ModuleSource(Source):
         except ConfigError:
             raise
         except Exception as error:  # the user's callable may raise anything
-            remedy = '; is it on PYTHONPATH?' if isinstance(error, ModuleNotFoundError) else ''
-            if remedy and error.name == 'transformers':
-                remedy = "; pip install 'rdimkd_det[foundation]'"
             raise UnreadableConfigError(
-                f'teacher: {self.name} cannot be made: {explain(error)}{remedy}'
+                f'teacher: {self.name} cannot be made: {explain(error)}{_remedy(error)}'
             ) from error
         if not isinstance(made, nn.Module):
             raise ConfigError(
@@ -198,6 +196,20 @@ class ModuleSource(Source):
     def _own_digest(self) -> str:
         state = self.build().state_dict()
         return digest_of({key: it for key, it in state.items() if isinstance(it, Tensor)})
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ImportError) and error.name == 'transformers':
+        return "; pip install 'rdimkd_det[foundation]'"
+    if isinstance(error, ModuleNotFoundError):
+        return '; is it on PYTHONPATH?'
+    ours = (name for name in signature(ModuleSource).parameters if f"'{name}'" in str(error))
+    if isinstance(error, TypeError) and (name := next(ours, None)):
+        return (
+            f'; {name} is no argument of it but an option of the teacher: write it beside module, '
+            f'or after --teacher-options of tools/distill.py'
+        )
+    return ''
 
 
 def _name(module: object) -> str:

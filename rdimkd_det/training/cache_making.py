@@ -53,7 +53,7 @@ def cache_images(cfg: Config, flip: bool) -> tuple[Dataset, dict]:
     chosen = list(numbers.values())
     if flip:
         chosen += [len(images) + number for number in chosen]
-    digest = hashlib.sha256('\n'.join(numbers).encode()).hexdigest()
+    digest = hashlib.sha256('\n'.join(numbers).encode(errors='surrogatepass')).hexdigest()
     facts = {'images': f'{len(numbers)} (their names: {digest[:8]})', 'path_parts': path_parts}
     return Subset(ConcatDataset(parts), chosen), facts
 

@@ -21,9 +21,15 @@ def test_annotations__that_cannot_be_read_are_named(files, tmp_path, capsys, pla
     whole = (files / 'data/annotations.json').read_text()
     for name, content in (('cut.json', whole[:500]), ('broken.json', whole.replace('"id"', 'id'))):
         (tmp_path / name).write_text(content)
+    (tmp_path / 'wide.json').write_text(whole, encoding='utf-16')
+    (tmp_path / 'table.csv').write_text('filename,class,xmin\n0.png,red,3\n')
+    (tmp_path / 'latin.json').write_text(whole.replace('red', 'rouille foncé'), encoding='latin1')
     for name, expected in (
         ('cut.json', f'annotations {tmp_path}/cut.json are cut off or damaged: Unterminated'),
         ('broken.json', f'annotations {tmp_path}/broken.json are cut off or damaged: Expecting'),
+        ('wide.json', f'annotations {tmp_path}/wide.json cannot be used: a COCO file is a JSON '),
+        ('table.csv', f'annotations {tmp_path}/table.csv cannot be used: a COCO file is a JSON '),
+        ('latin.json', f'annotations {tmp_path}/latin.json are not UTF-8; save them so: '),
         ('', f'{tmp_path}: Is a directory.'),
     ):
         capsys.readouterr()
@@ -35,6 +41,7 @@ def test_annotations__that_cannot_be_read_are_named(files, tmp_path, capsys, pla
         assert stopped.value.code == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith(f'train.py: {expected}')
+        assert not (tmp_path / 'work').exists()
 
 
 NEEDS = 'each needs id, image_id, category_id, bbox ([x, y, width, height]) and area.'
@@ -69,7 +76,16 @@ def without_images_of_size(content):
             first(bbox=[3, 4]),
             "annotations FILE cannot be used: 'bbox' must be [x, y, width, height] in the ",
         ),
-        (lambda content: content.pop('categories'), "annotations FILE lack 'categories'."),
+        (
+            first(bbox=[10**30, 1, 9, 9]),
+            "annotations FILE cannot be used: 'bbox' must be [x, y, width, height] in the ",
+        ),
+        (first(area=-(2**80)), "annotations FILE cannot be used: 'area' must be a number in the "),
+        (
+            lambda content: content['images'][0].update(width=2**64),
+            "annotations FILE cannot be used: 'width' must be a number in the image ",
+        ),
+        (lambda content: content.pop('categories'), "annotations FILE lack 'categories'; a COCO "),
         (
             lambda content: content['images'][0].pop('file_name'),
             "annotations FILE lack 'file_name' in the image {'height': 64, 'id': 0, 'width': 80}; "
@@ -203,3 +219,12 @@ def test_data__explained_after_the_first_iteration(files, tmp_path):
     with pytest.raises(ConfigError, match='a polygon of two points'), errors_explained(cfg, runner):
         runner.train()
     assert runner.iter > 1
+
+
+def test_interruption__is_none_of_the_config():
+    """mmengine formats a config below a bare ``except``, which raises a SyntaxError at Ctrl-C."""
+    with pytest.raises(KeyboardInterrupt), errors_explained(Config()):
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904

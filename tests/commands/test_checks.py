@@ -339,3 +339,6 @@ def test_mistake__launcher_without_torchrun(refused, files, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     line = refused('train.py', files / 'distilled.py', '--launcher', 'pytorch')
     assert 'is for torchrun' in line
+    monkeypatch.delenv('SLURM_PROCID', raising=False)
+    line = refused('train.py', files / 'distilled.py', '--launcher', 'slurm')
+    assert '--launcher slurm is for processes started by srun, e.g. tools/slurm_train.sh' in line

@@ -174,3 +174,8 @@ def test_indices__other_images_do_not_count(data):
     assert (summary.num_images, summary.num_with_objects, summary.num_objects) == (3, 3, 6)
     data.each('train', lambda entry: entry.update(image_id=str(entry['image_id'])))
     assert 'have an image_id that no image has' in data.error('train')
+
+
+def test_file__none_is_named(data):
+    data.cfg.train_dataloader.dataset.ann_file = ''
+    assert data.error('train') == 'train data: the CocoDataset has no ann_file.'

@@ -217,3 +217,13 @@ def test_names__a_list_is_none(data):
     assert "'name' must be a number or text in the category {'id': 0, 'name': ['red']}" in (
         data.error('train')
     )
+
+
+def test_names__thousands_take_no_time(data):
+    """LVIS has 1203; a cube of that number would be minutes."""
+    names = [f'class {n}' for n in range(5000)]
+    entries = [dict(id=n, name=name) for n, name in enumerate(names)]
+    for split in ('train', 'val', 'test'):
+        data.change(split, lambda content: content.update(categories=entries))
+    classes(data, *names, splits=('train', 'val', 'test'))
+    assert {found.severity for found in data.look('train', 'val')} == {'warning'}

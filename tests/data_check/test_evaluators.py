@@ -25,6 +25,7 @@ STOPS = {
     'no iscrowd': (without('iscrowd'), "lack 'iscrowd', which the evaluator needs"),
     'null': (set_to(iscrowd=None), 'have iscrowd=None in what the evaluator reads'),
     'text': (set_to(iscrowd='no'), "have iscrowd='no' in what the evaluator reads"),
+    'infinity': (set_to(iscrowd=float('inf')), 'have iscrowd=inf in what the evaluator reads'),
     'id': (lambda entry: entry.update(id=f'a{entry["id"]}'), "have id='a1' in what"),
 }
 # What ends in an AP of -1, or far below 1, where all is found.
@@ -36,6 +37,7 @@ SILENT = {
     'category_id': (as_text('category_id'), 'category_id is that of no category (category_id is'),
     'crowds': (set_to(iscrowd='0'), "they are all crowds (iscrowd='0')"),
     'area': (set_to(area=-1), 'none can be compared'),
+    'large area': (set_to(area=1e11), 'have area=100000000000.0 in what the evaluator reads'),
     'ids': (set_to(id=7), '23 annotations of {} have the id of another one, e.g. 7'),
 }
 
@@ -79,7 +81,7 @@ def test_needs__that_stop_it(data, case):
     data.each('val', change, where=lambda n: n < 4)
     line = data.error('val')
     assert line.startswith(f'val data: 4 of 24 annotations of {data.path("val")} {expected}'), line
-    with pytest.raises((KeyError, TypeError, ValueError)):
+    with pytest.raises((KeyError, TypeError, ValueError, OverflowError)):
         evaluated(data.path('val'))
 
 
@@ -90,6 +92,16 @@ def test_needs__that_make_it_wrong(data, case):
     found = [it for it in data.look('val') if it.severity == 'error']
     assert any(expected.format(data.path('val')) in it.text for it in found), found
     assert evaluated(data.path('val')) < 0.5
+
+
+def test_needs__a_file_or_the_annotations_in_the_samples(data):
+    data.cfg.val_evaluator.pop('ann_file')
+    assert data.error('val') == (
+        'val data: the CocoMetric has no ann_file; set val_evaluator.ann_file to the annotations '
+        'of the data set.'
+    )
+    data.cfg.val_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'instances')
+    assert data.look('val') == []
 
 
 def test_needs__iscrowd_is_none_of_the_training(data):

@@ -44,6 +44,21 @@ def test_files__one_of_them_is_missing(data):
     assert f'is an empty file, e.g. {path}' in data.error('train')
 
 
+@pytest.mark.parametrize('name', ['3.PNG', '3.jpg', 'train2017/3.png', '3'])
+def test_files__named_otherwise(data, name):
+    data.change('train', lambda content: content['images'][3].update(file_name=name))
+    alike = f"write file_name as the file is named there, e.g. '{data.root}/images/3.png'"
+    assert data.error('train').endswith(f'{alike}.') == (name != 'train2017/3.png')
+    data.change('train', lambda content: content.update(images=content['images'][3:4]))
+    assert f'; {alike}, or set data_root and' in data.error('train')
+
+
+def test_files__a_folder_is_no_image(data):
+    (data.root / 'images/3.png').unlink()
+    (data.root / 'images/3.png').mkdir()
+    assert f'is missing, e.g. {data.root}/images/3.png; put' in data.error('train')
+
+
 def test_files__none_is_there(data):
     for prefix in ('pictures/', '', '/nowhere/'):
         data.cfg.train_dataloader.dataset.data_prefix = dict(img=prefix)
@@ -89,6 +104,9 @@ def test_files__named_by_several_entries(data):
     )
     found = data.only('train')
     assert found.text.startswith(f'12 images of {data.path("train")} are 10 files, e.g. ')
+    (data.root / 'images/11.png').unlink()
+    (data.root / 'images/11.png').symlink_to('10.png')
+    assert f' are 9 files, e.g. {data.root}/images/0.png several' in data.only('train').text
 
 
 @pytest.mark.parametrize('orientation', [1, 3, 6, 8])
@@ -154,6 +172,7 @@ def test_channels__are_those_that_are_loaded(data, mode, channels):
             f"color_type='unchanged' loads them, and the network takes 3, e.g. {path}"
         )
         assert found[0].remedy == "set color_type='color' in LoadImageFromFile"
+        assert found[0].severity == ('error' if channels < 3 else 'warning')  # which cannot load
 
 
 def test_channels__of_a_network_of_one_channel(data):

@@ -314,6 +314,7 @@ def test_inherit__needs_a_checkpoint(files):
         (dict(module=dict(type='toy_teacher.mak'), **INPUT), 'toy_teacher.mak cannot be made: '),
         (dict(module=dict(type='no_such.make'), **INPUT), "named 'no_such'; is it on PYTHONPATH"),
         (entry(depth=3), "toy_teacher.make cannot be made: TypeError: .*'depth'"),
+        (entry(fan_out=True), "'fan_out'; fan_out is no argument of it but an option of the teac"),
         (entry(gives='tokens'), r'Pyramid returns no feature maps .*, but \(1, 24, 1024\), '),
         (dict(entry(), share_weights=True, fuse=False, channels_last=False), 'and toy_teacher'),
     ],
