@@ -30,7 +30,12 @@ def judge_module(part: Distillation, network: nn.Module, report: Report, what: s
     text, source = describe_module(part, network), part.teacher.source
     norms = [it for it in network.modules() if isinstance(it, NORMS)]
     biases = [it.bias for it in norms if getattr(it, 'bias', None) is not None]
-    if source.checkpoint or source.directory or not biases or any(it.any() for it in biases):
+    if (
+        source.checkpoint
+        or directory_of(source.module)
+        or not biases
+        or any(it.any() for it in biases)
+    ):
         report.ok(what, text)
         return
     report.warning(
