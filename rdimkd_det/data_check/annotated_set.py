@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from mmengine.fileio import join_path
@@ -124,6 +127,12 @@ class AnnotatedSet:
     # What is known of a loss beside its number, by its name, as (text, remedy).
     hints: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+    @cached_property
+    def files(self) -> list[tuple[str, os.stat_result | None]]:
+        """list[tuple]: Path and ``stat`` of each image that is kept; None if it is no file."""
+        paths = [self.image_paths[place] for place in self.loaded.nonzero()[0]]
+        return [(path, _stat(path)) for path in paths]
+
     @property
     def objects(self) -> np.ndarray:
         """Return which boxes are objects."""
@@ -176,3 +185,11 @@ class AnnotatedSet:
             objects_by_class=self.objects_by_class,
             median_side=round(float(np.sqrt(np.median(areas))), 1) if len(areas) else 0.0,
         )
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return None if stat.S_ISDIR(found.st_mode) else found

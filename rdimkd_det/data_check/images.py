@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -31,12 +30,11 @@ def loading_step(dataset: Mapping) -> Mapping | None:
 def check_files(data: AnnotatedSet, dataset: Mapping) -> Iterator[Finding]:
     """Yield images that are missing or empty, by one ``stat`` of each that is loaded."""
     step = loading_step(dataset)
-    paths = [data.image_paths[place] for place in data.loaded.nonzero()[0]]
+    paths = [path for path, _ in data.files]
     if step is None or not paths or '://' in paths[0]:
         return
-    sizes = [_size(path) for path in paths]
-    missing = [path for path, size in zip(paths, sizes) if size is None]
-    empty = [path for path, size in zip(paths, sizes) if size == 0]
+    missing = [path for path, found in data.files if found is None]
+    empty = [path for path, found in data.files if found is not None and found.st_size == 0]
     of = f'{len(paths)} images of {data.path}'
     if len(missing) == len(paths):
         yield Finding(
@@ -63,35 +61,18 @@ def check_files(data: AnnotatedSet, dataset: Mapping) -> Iterator[Finding]:
 
 def check_names(data: AnnotatedSet) -> Iterator[Finding]:
     """Yield files that several entries name: each entry has a part of the boxes only."""
-    paths = [data.image_paths[place] for place in data.loaded.nonzero()[0]]
-    files = list(map(_file, paths))
+    # Links, and other ways through the folders, are one file.
+    files = [(it.st_dev, it.st_ino) if it and it.st_ino else path for path, it in data.files]
     doubles = len(files) - len(set(files))
     if not doubles:
         return
-    first = paths[files.index(first_double(files))]
+    first = data.files[files.index(first_double(files))][0]
     yield Finding(
         'warning', 'Images', data.split, data.path,
-        f'{len(paths)} images of {data.path} are {len(set(files))} files, e.g. {first} several '
+        f'{len(files)} images of {data.path} are {len(set(files))} files, e.g. {first} several '
         f'times: the objects of one entry are background in the others',
-        'write one entry for each image, with all its annotations', doubles, len(paths), first,
+        'write one entry for each image, with all its annotations', doubles, len(files), first,
     )  # fmt: skip
-
-
-def _size(path: str) -> int | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return None if stat.S_ISDIR(found.st_mode) else found.st_size
-
-
-def _file(path: str) -> object:
-    """Return what two names of one file share: links, or another way through the folders."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return path
-    return (found.st_dev, found.st_ino) if found.st_ino else path
 
 
 def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:
