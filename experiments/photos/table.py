@@ -24,6 +24,7 @@ GROUPS = {
     **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
+FADING_TIME = 1.27  # the same, where the last third has no teacher
 SHORT, LONG = 24, 72  # epochs
 # The tables of the two rows that the others are compared with.
 EVERYWHERE = ('main', 'dim', 'balance', 'decay', 'controls', 'padding', 'method', 'imagenet')
@@ -185,6 +186,13 @@ def _table(photos: Photos) -> dict[str, Experiment]:
                 'long',
                 changes={**long, **_fading(LONG)},
                 **beside_long,
+            ),
+            plain(
+                'plain_fading_time',
+                'plain student, 30 epochs: equal time',
+                'decay',
+                beside='plain',
+                epochs=round(SHORT * FADING_TIME),
             ),
             distilled('fading', 'RdimKD-P', 'decay', changes=_fading(SHORT)),
             distilled('pkd_fading', 'PKD', 'decay', changes=_fading(SHORT), **pkd),
