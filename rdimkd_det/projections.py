@@ -112,8 +112,7 @@ class Projection(nn.Module):
                 f'{type(self).__name__}: a basis must be (C, d) with C = {self.num_channels}, got '
                 f'{tuple(basis.shape)}.'
             )
-        own = basis.t() @ basis
-        if not torch.allclose(own, torch.eye(len(own)).to(own), atol=1e-3):
+        if not torch.allclose(basis.t() @ basis, torch.eye(basis.shape[1]).to(basis), atol=1e-3):
             raise ConfigError(
                 f'{type(self).__name__}: the columns of a basis must be orthonormal, K^T K = I; '
                 f'torch.linalg.qr(basis).Q makes them so.'
@@ -286,13 +285,8 @@ class AutoencoderProjection(Projection):
         start = torch.linalg.qr(covariance @ draw).Q.contiguous()
         encoder = start.t().clone(memory_format=torch.contiguous_format).requires_grad_()
         decoder = start.requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [encoder, decoder],
-            max_iter=self.max_iters,
-            history_size=20,
-            tolerance_change=1e-14,
-            line_search_fn='strong_wolfe',
-        )
+        precise = dict(history_size=20, tolerance_change=1e-14, line_search_fn='strong_wolfe')
+        optimizer = torch.optim.LBFGS([encoder, decoder], max_iter=self.max_iters, **precise)
 
         def reconstruction_error() -> Tensor:
             optimizer.zero_grad()

@@ -29,6 +29,7 @@ def check_boxes(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
         if any(finding.severity == 'error' for finding in geometry):
             continue
         yield from _check_losses(each, any_object)
+        yield from _check_repeated(each)
     yield from _check_classes(sets)
 
 
@@ -133,6 +134,25 @@ def _check_geometry(data: AnnotatedSet) -> Iterator[Finding]:
         f'{count} of {number} boxes of {data.path} reach beyond their image, e.g. {example}',
         'compare bbox ([x, y, width, height] in pixels) with width and height of the images',
         count, number, example,
+    )  # fmt: skip
+
+
+def _check_repeated(data: AnnotatedSet) -> Iterator[Finding]:
+    """Tell objects that are there several times, as after merging two exports of the same data."""
+    objects = data.objects.nonzero()[0]
+    rows = np.column_stack([data.image_index, data.labels, data.boxes])[objects]
+    order = np.lexsort(rows.T)  # stable: of equal ones the first in the file comes first
+    repeated = order[1:][(rows[order[1:]] == rows[order[:-1]]).all(1)]
+    count, total = len(repeated), len(objects)
+    if count <= FEW * total:
+        return
+    example = data.example(int(objects[repeated.min()]))
+    yield Finding(
+        'warning', 'Boxes', data.split, data.path,
+        f'{count} of {total} objects of {data.path} repeat another one: the same image, class and '
+        f'box, e.g. {example}',
+        'keep one annotation of each; each copy counts as an object of its own in losses and AP',
+        count, total, example,
     )  # fmt: skip
 
 

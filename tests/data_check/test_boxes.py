@@ -101,7 +101,8 @@ def test_losses__several_reasons_are_counted_each(data):
 def test_losses__a_few_of_many_are_not_worth_a_word(data):
     def many(content):
         entry = content['annotations'][0]
-        content['annotations'] += [dict(entry, id=100 + n) for n in range(2000)]
+        more = [dict(entry, id=100 + n, bbox=[1, 2, 3 + n / 100, 4]) for n in range(2000)]
+        content['annotations'] += more
         content['annotations'][3]['area'] = 0
 
     data.change('train', many)
@@ -179,3 +180,20 @@ def test_indices__other_images_do_not_count(data):
 def test_file__none_is_named(data):
     data.cfg.train_dataloader.dataset.ann_file = ''
     assert data.error('train') == 'train data: the CocoDataset has no ann_file.'
+
+
+def test_repeated__exports_merged_twice(data):
+    def merge(content):
+        entries = content['annotations']
+        copies = [{**entry, 'id': entry['id'] + 100} for entry in entries[:6]]
+        near = [{**entries[7], 'id': 200, 'category_id': 1 + entries[7]['category_id'] % 3}]
+        near += [{**entries[8], 'id': 201, 'bbox': [1, *entries[8]['bbox'][1:]]}]
+        content['annotations'] = copies[::-1] + entries + near
+
+    data.change('val', merge)
+    found = data.only('val')
+    assert found.severity == 'warning' and (found.count, found.total) == (6, 32)
+    assert found.text.startswith(
+        f'6 of 32 objects of {data.path("val")} repeat another one: the same image, class and box, '
+        f'e.g. annotation id=0, '
+    )
