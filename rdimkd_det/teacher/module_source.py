@@ -15,6 +15,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import ConfigError
 from ..features import OUTPUT, TOKENS
@@ -104,10 +105,17 @@ class ModuleSource(Source):
         if self._made is None:
             is_built = isinstance(self.module, nn.Module)
             made = copy.deepcopy(self.module) if is_built else self._call()
+            if any(map(is_lazy, made.parameters())):
+                raise ConfigError(
+                    f'teacher: {self.name} has parameters whose shape is known after the first '
+                    f'image only; call it once, torch.zeros(1, 3, 64, 64), before it is given.'
+                )
             if not self._built:
                 self._tokens.read_patch_size(made)
                 self._recorded = known_input(made) if self.mean is None else None
                 self._built = True
+            if isinstance(made, torch.jit.ScriptModule):
+                made = nn.Sequential(made)  # TorchScript takes no hooks
             setattr(made, TOKENS, self._tokens)
             self._made = made.cpu()
         return self._made

@@ -256,6 +256,18 @@ def test_tools__preflight_train_test_export(files, capsys, monkeypatch):
     MODELS.build(fcos()).load_state_dict(load(exported)['state_dict'])
 
 
+def test_torchscript__a_file_teaches(files, toy):
+    module, path = toy.Pyramid().eval(), str(files / 'teacher.pt')
+    torch.jit.trace(module, torch.zeros(1, 3, 64, 64)).save(path)
+    script = dict(module=dict(type='torch.jit.load', f=path), **INPUT)
+    images = torch.randn(2, 3, 64, 96)
+    found = Teacher(ModuleSource(**script), [OUTPUT])(images)[OUTPUT]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, module(images)))
+    config = config_of(files, 'script', script, max_epochs=1)
+    train(config)
+    assert trained_losses(config.work_dir)[-1]['loss_rdimkd_neck_s8'] > 0
+
+
 def test_several_teachers__a_detector_and_a_module(files):
     detector = {name: str(files / f'teacher/teacher.{kind}')
                 for name, kind in (('config', 'py'), ('checkpoint', 'pth'))}  # fmt: skip
@@ -400,6 +412,8 @@ def test_module__that_takes_more_than_images_or_one_size_only():
 
     with pytest.raises(ConfigError, match='does not take images of 96x128 pixels: AssertionError'):
         losses_with(OfStrideEight(before=of_256))
+    with pytest.raises(ConfigError, match='OfStrideEight has parameters whose shape is known after'):
+        losses_with(OfStrideEight(convolution=nn.LazyConv2d(24, 8, 8)))
 
 
 def test_module__whose_batch_norm_cannot_be_folded():
