@@ -14,6 +14,8 @@ from mmengine.utils import is_abs
 
 from .findings import SetSummary
 
+Files = list[tuple[str, 'os.stat_result | None']]  # path and `stat` of each; None if it is no file
+
 
 def data_folder(dataset: Mapping, key: str) -> str:
     """Return one of a data set's prefixes, below its root; building it judges what is none."""
@@ -128,8 +130,8 @@ class AnnotatedSet:
     hints: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
-    def files(self) -> list[tuple[str, os.stat_result | None]]:
-        """list[tuple]: Path and ``stat`` of each image that is kept; None if it is no file."""
+    def files(self) -> Files:
+        """Files: The images that are kept."""
         paths = [self.image_paths[place] for place in self.loaded.nonzero()[0]]
         return [(path, _stat(path)) for path in paths]
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..files.annotations import category_names
 from ..files.configs import annotation_path, leaf_datasets
 from ..options import type_name
-from .annotated_set import AnnotatedSet
+from .annotated_set import AnnotatedSet, Files
 from .boxes import check_boxes
 from .categories import Naming, check_names, check_orders
 from .classes import classes_of, dataset_type
@@ -22,7 +22,7 @@ from .coco_file import CocoFile
 from .coco_loading import load_coco
 from .evaluators import check_ids, check_images, check_needs
 from .findings import DataReport, Finding
-from .images import check_files
+from .images import check_files, check_overlap
 from .images import check_names as check_file_names
 from .pixels import check_headers
 from .voc import load_voc
@@ -37,19 +37,26 @@ def look_at(cfg: Config, splits: Sequence[str], thorough: bool = False) -> DataR
         cfg (Config): The config of the run.
         splits (Sequence[str]): Those that it reads, any of 'train', 'val' and 'test'. Of the others
             only the order of the categories is compared, without reading the annotations.
-        thorough (bool): Read the headers of all images, not of a sample. Defaults to False.
+        thorough (bool): Read the headers of all images, not of a sample, and look for copies of
+            the training's images. Defaults to False.
 
     Raises:
         ConfigError: An annotation file is damaged or lacks something that loading needs.
     """
     report = DataReport()
     namings = []
+    train_files: dict[str, Files] = {}
     for split in SPLITS:
         if split in splits:
             look = _Look(cfg, split, thorough)
             report.findings += look.findings()
             report.sets += [data.summary() for data in look.sets]
             namings += look.namings
+            for data in look.sets:
+                if split == 'train':
+                    train_files.setdefault(data.path, []).extend(data.files)
+                else:
+                    report.findings += check_overlap(train_files, data, thorough)
         else:
             namings += _unread_namings(cfg, split)
     trained = next((naming for naming in namings if naming.split == 'train'), None)

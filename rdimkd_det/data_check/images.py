@@ -1,7 +1,8 @@
-"""Image files of a data set: whether they are there."""
+"""Image files of a data set: whether they are there, and which are there twice."""
 
 from __future__ import annotations
 
+import filecmp
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from ..datasets.unlabelled import SUFFIXES
 from ..files.configs import mappings
 from ..options import type_name
-from .annotated_set import AnnotatedSet, data_folder
+from .annotated_set import AnnotatedSet, Files, data_folder
 from .findings import Finding, first_double
 
 # How many folders of a data set's root are looked through for a missing image.
@@ -61,8 +62,7 @@ def check_files(data: AnnotatedSet, dataset: Mapping) -> Iterator[Finding]:
 
 def check_names(data: AnnotatedSet) -> Iterator[Finding]:
     """Yield files that several entries name: each entry has a part of the boxes only."""
-    # Links, and other ways through the folders, are one file.
-    files = [(it.st_dev, it.st_ino) if it and it.st_ino else path for path, it in data.files]
+    files = [_file_id(*it) for it in data.files]
     doubles = len(files) - len(set(files))
     if not doubles:
         return
@@ -73,6 +73,57 @@ def check_names(data: AnnotatedSet) -> Iterator[Finding]:
         f'times: the objects of one entry are background in the others',
         'write one entry for each image, with all its annotations', doubles, len(files), first,
     )  # fmt: skip
+
+
+def check_overlap(
+    train_files: Mapping[str, Files], data: AnnotatedSet, thorough: bool
+) -> Iterator[Finding]:
+    """Yield the images of an evaluation that are trained on; copies of them only if ``thorough``.
+
+    ``train_files`` are the images of each annotation file of the training.
+    """
+    if data.path in train_files:
+        return  # who evaluates on the same annotations means to
+    files = [it for each in train_files.values() for it in each]
+    known = {_file_id(*it): it[0] for it in files}
+    pairs = ((path, known.get(_file_id(path, found))) for path, found in data.files)
+    same = {path: other for path, other in pairs if other}
+    if thorough:
+        same |= dict(_copies(files, data.files))
+    if same:
+        first, other = next(iter(same.items()))
+        yield Finding(
+            'warning', 'Images', data.split, data.path,
+            f'{len(same)} of {len(data.files)} images of {data.path} are trained on, e.g. {first}'
+            f'{f", which is a copy of {other}" * (first != other)}: AP shows what was memorised',
+            'let each image be in one of the files only', len(same), len(data.files), first,
+        )  # fmt: skip
+
+
+def _file_id(path: str, found: os.stat_result | None) -> tuple[int, int] | str:
+    """Return the same for all links to a file, and all ways through the folders to it."""
+    return (found.st_dev, found.st_ino) if found and found.st_ino else path
+
+
+def _copies(trained: Files, tested: Files) -> Iterator[tuple[str, str]]:
+    """Yield the tested files whose content a trained file has, with the trained one."""
+    sizes = ({found.st_size for _, found in files if found} for files in (trained, tested))
+    both = set.intersection(*sizes) - {0}
+    known = {_excerpt(*it): it[0] for it in trained if it[1] and it[1].st_size in both}
+    for path, found in tested:
+        other = known.get(_excerpt(path, found)) if found and found.st_size in both else None
+        if other and filecmp.cmp(path, other, shallow=False):
+            yield path, other
+
+
+def _excerpt(path: str, found: os.stat_result) -> tuple[int, bytes] | str:
+    """Return a file's size and bytes of its middle, where images differ; all need not be read."""
+    try:
+        with open(path, 'rb') as file:
+            file.seek(found.st_size // 2)
+            return found.st_size, file.read(4096)
+    except OSError:
+        return path  # `check_headers` tells it
 
 
 def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ def test_images__of_equal_ids_and_other_names(data):
         'test', lambda content: [it.update(file_name=f'b{it["id"]}') for it in content['images']]
     )
     line = data.error('val')
-    assert f"id 0 is 0.png in {data.path('val')} and b0 in the evaluator's" in line
+    assert f"id 0 is unseen_0.png in {data.path('val')} and b0 in the evaluator's" in line
 
 
 def test_images__ids_as_text(data):
@@ -172,11 +173,13 @@ def test_images__of_a_part_of_the_data_set(data):
 def test_images__of_concatenated_data_sets(data):
     """One file for the evaluator of two data sets must have the images of both."""
     both = copy.deepcopy(data.cfg.val_dataloader.dataset)
+    whole = data.root / 'both.json'
+    shutil.copy(data.path('val'), whole)
     data.change('val', of_images(*range(6)))
     data.change('test', of_images(*range(6, 12)))
     parts = [both, dict(both, ann_file='test.json')]
     data.cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
-    data.cfg.val_evaluator.ann_file = str(data.root / 'annotations.json')
+    data.cfg.val_evaluator.ann_file = str(whole)
     assert data.look('val') == []
 
 

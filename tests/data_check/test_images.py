@@ -39,6 +39,7 @@ def test_files__one_of_them_is_missing(data):
         f'train data: 1 of the 12 images of {data.path("train")} is missing, e.g. {path}; put '
         f'them there, or remove their entries from the annotations.'
     )
+    (data.root / 'images/unseen_3.png').unlink()
     assert data.error('val').startswith('val data: 1 of the 12 images of')
     path.write_bytes(b'')
     assert f'is an empty file, e.g. {path}' in data.error('train')
@@ -107,6 +108,23 @@ def test_files__named_by_several_entries(data):
     (data.root / 'images/11.png').unlink()
     (data.root / 'images/11.png').symlink_to('10.png')
     assert f' are 9 files, e.g. {data.root}/images/0.png several' in data.only('train').text
+
+
+def test_overlap__images_of_training_and_evaluation(data):
+    images, val = data.root / 'images', data.path('val')
+    shutil.copy(images / '3.png', images / 'unseen_7.png')
+    assert data.only().text == (
+        f'1 of 12 images of {val} are trained on, e.g. {images}/unseen_7.png, which is a copy of '
+        f'{images}/3.png: AP shows what was memorised'
+    )
+    assert data.look(thorough=False) == []
+    (images / 'unseen_8.png').unlink()
+    (images / 'unseen_8.png').symlink_to('5.png')
+    data.change('val', lambda content: content['images'][2].update(file_name='2.png'))
+    assert data.only().text.startswith(f'3 of 12 images of {val} are trained on, e.g. {images}/2.p')
+    assert data.only(thorough=False).text.startswith('2 of 12 images')
+    data.cfg.val_dataloader.dataset = data.cfg.train_dataloader.dataset  # on purpose
+    assert not [it for it in data.look() if 'trained on' in it.text]
 
 
 @pytest.mark.parametrize('orientation', [1, 3, 6, 8])

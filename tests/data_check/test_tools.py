@@ -89,7 +89,8 @@ def test_test__another_order(data, tools):
 
 def test_preflight__tells_all_errors(data, tools, tmp_path):
     lose(data)
-    (data.root / 'images/3.png').unlink()
+    for name in ('3.png', 'unseen_3.png'):
+        (data.root / 'images' / name).unlink()
     json_file = tmp_path / 'report.json'
     status, _, out = tools('preflight.py', 'distilled', '--json', json_file)
     assert status == 1

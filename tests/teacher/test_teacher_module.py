@@ -412,7 +412,7 @@ def test_module__that_takes_more_than_images_or_one_size_only():
 
     with pytest.raises(ConfigError, match='does not take images of 96x128 pixels: AssertionError'):
         losses_with(OfStrideEight(before=of_256))
-    with pytest.raises(ConfigError, match='OfStrideEight has parameters whose shape is known after'):
+    with pytest.raises(ConfigError, match='has parameters whose shape is known after the first'):
         losses_with(OfStrideEight(convolution=nn.LazyConv2d(24, 8, 8)))
 
 
