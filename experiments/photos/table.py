@@ -17,6 +17,7 @@ GROUPS = {
     'decay': 'A weight that fades over epochs 12 to 16 of 24',
     'controls': 'Controls: teachers that know nothing, or see the wrong input',
     'padding': 'Padding in the losses, statistics and calibration',
+    'batch': 'Batches of 2 images, as those have whose images are large',
     'method': 'The basis, the statistics, and where to compare',
     'gfl': 'A student of another family: GFL R18 of half the width, 128 channels',
     'faster_rcnn': 'A two-stage student: Faster R-CNN R18 of half the width, 128 channels',
@@ -135,6 +136,9 @@ def _table(photos: Photos) -> dict[str, Experiment]:
     half_pixels = dict(plain='pixels_plain', rival=None)
     shrunk = {**halves.TESTED_AT_HALF, 'model.teacher.image_scale': 2}
     pkd = dict(projection='IdentityProjection')
+    # Adam's learning rate goes with the square root of the batch.
+    two = {'train_dataloader.batch_size': 2, 'optim_wrapper.optimizer.lr': 1e-3}
+    two_images = dict(changes=two, plain='batch2_plain', rival=None)
     unlabelled = distilled(
         'labels_unlabelled',
         "RdimKD-P, the other half's images without labels",
@@ -240,6 +244,15 @@ def _table(photos: Photos) -> dict[str, Experiment]:
             distilled('backbone', 'at the backbone', 'method', taps=('backbone',)),
             distilled('both_taps', 'at backbone and neck', 'method', taps=('backbone', 'neck')),
             distilled('following', 'share 10, followed', 'balance', type='FollowingLoss'),
+            plain('batch2_plain', 'plain student', 'batch', changes=two),
+            distilled('batch2_rdimkd_p', 'RdimKD-P', 'batch', **two_images),
+            distilled(
+                'batch2_image_statistics',
+                'statistics of each image',
+                'batch',
+                type='ImageStatisticsLoss',
+                **two_images,
+            ),
             plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
             other('gfl', 'rdimkd_p', 'RdimKD-P'),
             *(other('gfl', f'd{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
