@@ -19,19 +19,21 @@ class Data:
     def __init__(self, folder: Path) -> None:
         self.root = write_data(folder / 'data', num_images=12)
         self.cfg = run_config(self.root, folder / 'work', fcos())
+        content = json.loads((self.root / 'annotations.json').read_text())
         for split in ('train', 'val', 'test'):
-            (self.root / f'{split}.json').write_text((self.root / 'annotations.json').read_text())
+            if split == 'val':
+                self.copy_images(content)
+            Path(self.path(split)).write_text(json.dumps(content))
             loader = Config(self.cfg[f'{split}_dataloader'].to_dict())._cfg_dict
             loader.dataset.ann_file = f'{split}.json'
             self.cfg[f'{split}_dataloader'] = loader
             if split != 'train':
-                self.change(split, self.copy_images)
                 self.cfg[f'{split}_evaluator'] = dict(
                     type='CocoMetric', ann_file=self.path(split), metric='bbox'
                 )
 
     def copy_images(self, content: dict) -> None:
-        """Name other images than the training's: the same with another first pixel."""
+        """Name other images than the training's: copies of these with another first pixel."""
         for entry in content['images']:
             image = cv2.imread(str(self.root / 'images' / entry['file_name']))
             image[0, 0] = 255

@@ -25,7 +25,7 @@ GROUPS = {
     **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
-FADING_TIME = 1.27  # the same, where the last third has no teacher
+FADING_TIME = 1 + (EQUAL_TIME - 1) * 2 / 3  # the same, where the last third has no teacher
 SHORT, LONG = 24, 72  # epochs
 # The tables of the two rows that the others are compared with.
 EVERYWHERE = ('main', 'dim', 'balance', 'decay', 'controls', 'padding', 'method', 'imagenet')

