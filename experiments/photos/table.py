@@ -25,6 +25,7 @@ GROUPS = {
     **pretrained.GROUPS,
 }
 EQUAL_TIME = 1.4  # a distilled step over a plain one, docs/performance.md
+GFL_EQUAL_TIME = 1.08  # the same for GFL's student, larger than its teacher: by the rows' seconds
 FADING_TIME = 1 + (EQUAL_TIME - 1) * 2 / 3  # the same, where the last third has no teacher
 SHORT, LONG = 24, 72  # epochs
 # The tables of the two rows that the others are compared with.
@@ -136,6 +137,8 @@ def _table(photos: Photos) -> dict[str, Experiment]:
     half_pixels = dict(plain='pixels_plain', rival=None)
     shrunk = {**halves.TESTED_AT_HALF, 'model.teacher.image_scale': 2}
     pkd = dict(projection='IdentityProjection')
+    l2 = dict(pkd, normalize=None)
+    cosine = dict(projection=None, type='CosineLoss')
     # Adam's learning rate goes with the square root of the batch.
     two = {'train_dataloader.batch_size': 2, 'optim_wrapper.optimizer.lr': 1e-3}
     two_images = dict(changes=two, plain='batch2_plain', rival=None)
@@ -164,8 +167,12 @@ def _table(photos: Photos) -> dict[str, Experiment]:
             distilled('pkd', 'PKD', 'main', **pkd),
             distilled('pkd_share1', 'PKD, share 1', 'main', auto_share=1.0, **pkd),
             distilled('pkd_share100', 'PKD, share 100', 'main', auto_share=100.0, **pkd),
-            distilled('l2', 'naive L2', 'main', projection='IdentityProjection', normalize=None),
-            distilled('cosine', 'cosine', 'main', projection=None, type='CosineLoss'),
+            distilled('l2', 'naive L2', 'main', **l2),
+            distilled('l2_share1', 'naive L2, share 1', 'main', auto_share=1.0, **l2),
+            distilled('l2_share100', 'naive L2, share 100', 'main', auto_share=100.0, **l2),
+            distilled('cosine', 'cosine', 'main', **cosine),
+            distilled('cosine_share1', 'cosine, share 1', 'main', auto_share=1.0, **cosine),
+            distilled('cosine_share100', 'cosine, share 100', 'main', auto_share=100.0, **cosine),
             plain('plain_long', 'plain student, 72 epochs', 'long', epochs=LONG),
             plain(
                 'plain_long_equal_time',
@@ -259,6 +266,22 @@ def _table(photos: Photos) -> dict[str, Experiment]:
             *(
                 other('gfl', f'share{share}', f'share {share}', auto_share=float(share))
                 for share in (1, 100)
+            ),
+            plain(
+                'gfl_plain_long',
+                'plain student, 78 epochs: equal time',
+                'gfl',
+                student='gfl_r18',
+                epochs=round(LONG * GFL_EQUAL_TIME),
+            ),
+            distilled(
+                'gfl_rdimkd_p_long',
+                'RdimKD-P, 72 epochs',
+                'gfl',
+                student='gfl_r18',
+                changes=long,
+                plain='gfl_plain_long',
+                rival=None,
             ),
             plain('faster_rcnn_plain', 'plain student', 'faster_rcnn', student='faster_rcnn_r18'),
             other('faster_rcnn', 'rdimkd_p', 'RdimKD-P'),
