@@ -262,6 +262,12 @@ def _table(photos: Photos) -> dict[str, Experiment]:
             ),
             plain('gfl_plain', 'plain student', 'gfl', student='gfl_r18'),
             other('gfl', 'rdimkd_p', 'RdimKD-P'),
+            other(
+                'gfl',
+                'fading',
+                'RdimKD-P, its weight fades over epochs 12 to 16',
+                changes=_fading(SHORT),
+            ),
             *(other('gfl', f'd{dim}', f'd = {dim}', dim=dim) for dim in (8, 32, 64)),
             *(
                 other('gfl', f'share{share}', f'share {share}', auto_share=float(share))
