@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds in which another SIGTERM is the same request: Slurm sends one to all processes of a job,
+# whereupon torchrun sends its own.
+SAME_REQUEST = 10
 
 
 class StopRequest:
@@ -18,6 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._same_until = 0.0
         self._earlier: dict[int, object] = {}
         self._training: CodeType | None = None
 
@@ -48,7 +53,7 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def reset_in_child(self) -> None:
-        """In a forked process, restore the SIGTERM handler and leave Ctrl-C to the parent."""
+        """In a forked process, restore the SIGTERM handler and ignore Ctrl-C."""
         self._give_back(signal.SIGTERM)
         # A terminal sends Ctrl-C to all of its processes. A data loader worker must survive it,
         # since the parent waits for its batch before stopping. Not SIG_IGN, which would outlive an
@@ -57,11 +62,14 @@ class StopRequest:
         self._earlier = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.stop_listening()
-        if self._training not in (None, *(it.f_code for it in _stack(frame))):
-            signal.raise_signal(number)  # an exception has already ended the training
+        if number == signal.SIGTERM and time.monotonic() < self._same_until:
             return
-        self.signal = number
+        training = self._training in (None, *(it.f_code for it in _stack(frame)))
+        if self.signal is not None or not training:  # an exception has already ended it
+            self.stop_listening()
+            signal.raise_signal(number)
+            return
+        self.signal, self._same_until = number, time.monotonic() + SAME_REQUEST
         os.write(2, b'stopping after this iteration, with a checkpoint; once more stops at once\n')
 
 
@@ -85,10 +93,11 @@ _mask = threading.local()
 
 @cache
 def _follow_forks() -> None:
-    """Make SIGTERM end processes that are forked during training, as it does by default.
+    """Make processes that are forked during training end on SIGTERM only if it is their parent's.
 
     They inherit the handlers: a forked process would record the request and continue, while its
-    parent (``multiprocessing.Pool``, which some metrics use) waits for it to end.
+    parent (``multiprocessing.Pool``, which some metrics use) waits for it to end. Slurm, torchrun
+    and ``timeout`` send SIGTERM to them too, but the last iterations need the workers' batches.
     """
     if hasattr(os, 'register_at_fork'):  # not on Windows, where nothing is forked
         os.register_at_fork(
@@ -111,4 +120,16 @@ def _leave_signals_to_parent() -> None:
     request = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)
     if isinstance(request, StopRequest):
         request.reset_in_child()
+        if hasattr(signal, 'sigwaitinfo'):  # not on macOS, where any SIGTERM ends them
+            _mask.earlier |= {signal.SIGTERM}
+            threading.Thread(target=_end_for, args=[os.getppid()], daemon=True).start()
     _let_signals_come()
+
+
+def _end_for(parent: int) -> None:
+    """End the process by a SIGTERM of its parent, or of any process once that is gone."""
+    sender = None
+    while sender != parent and os.getppid() == parent:
+        sender = signal.sigwaitinfo([signal.SIGTERM]).si_pid
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.raise_signal(signal.SIGTERM)

@@ -17,7 +17,7 @@ from processes import run_distributed
 from runs import REPOSITORY, assert_equal, fcos, load
 
 from rdimkd_det.training.guard import guard, latest_checkpoint
-from rdimkd_det.training.guard.signals import StopRequest
+from rdimkd_det.training.guard.signals import SAME_REQUEST, StopRequest
 
 
 def test_signal__after_a_training_that_failed_is_not_kept(config):
@@ -83,7 +83,8 @@ def test_signal__to_one_of_two_processes_stops_both(config, tmp_path):
 
 @pytest.mark.slow
 def test_signal__command_line(config):
-    run = config()
+    """To all processes of a job, and twice: so do Slurm and torchrun."""
+    run = config(num_workers=2)
     run.train_cfg.max_epochs = 100
     run.dump(Path(run.work_dir).parent / 'config.py')
     process = subprocess.Popen(
@@ -93,11 +94,13 @@ def test_signal__command_line(config):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not list(Path(run.work_dir).glob('iter_*.pth')) and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.terminate()
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     last = errors.strip().splitlines()[-1]
@@ -113,6 +116,18 @@ def listening():
     request.listen()
     yield request
     request.stop_listening()
+
+
+def test_signal__again(listening, monkeypatch):
+    """Another SIGTERM soon after is the same request; Ctrl-C once more, or a later one, is not."""
+    seen = []
+    listening._earlier = dict.fromkeys(listening._earlier, lambda number, _: seen.append(number))
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert listening.signal == signal.SIGTERM and not seen
+    monkeypatch.setattr(time, 'monotonic', lambda now=time.monotonic: now() + SAME_REQUEST)
+    signal.raise_signal(signal.SIGTERM)
+    assert seen == [signal.SIGTERM]
 
 
 def forked(count):
@@ -144,6 +159,17 @@ def test_signal__mask_of_a_fork_is_the_earlier_one(listening):
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+
+
+def test_signal__sigterm_of_another_process_is_left_to_the_parent(listening):
+    """Slurm and torchrun send it to data loader workers too, even to those that just begin."""
+    for child in forked(20):
+        subprocess.run(['kill', str(child.pid)], check=True)
+        child.join(0.1)
+        assert child.is_alive()
+        child.terminate()
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM
 
 
 def test_signal__ctrl_c_is_left_to_the_parent(listening):
