@@ -117,9 +117,10 @@ def without_scope(node):
 @pytest.mark.parametrize(('student', 'teacher'), [(R18, R50), (RTMDET_S, RTMDET_L)])
 def test_save_config__gives_the_same_training(student, teacher, tmp_path, capsys):
     path = tmp_path / 'configs/mine.py'
-    call_tool('distill.py', student, teacher, 't.pth', '--dim', 32, '--save-config', path)
+    call_tool('distill.py', student, teacher, 't.pth', '--dim', 32, '--fade', '--save-config', path)
     assert f'wrote {path}' in capsys.readouterr().out
-    written, expected = Config.fromfile(path), distill_config(student, teacher, 't.pth', dim=32)
+    written = Config.fromfile(path)
+    expected = distill_config(student, teacher, 't.pth', dim=32, hook=dict(schedule='fade'))
     expected.model.losses.neck.loss_weight = 'auto'
     for key in ('model', 'custom_hooks', 'custom_imports', 'optim_wrapper', 'train_dataloader'):
         assert without_scope(written[key]) == without_scope(expected[key]), key

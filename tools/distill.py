@@ -57,6 +57,12 @@ def parse_args() -> argparse.Namespace:
         '--tap', nargs='+', default=['neck'], help="modules to match. Defaults to 'neck'"
     )
     parser.add_argument(
+        '--fade',
+        action='store_true',
+        help='let the weight fall to 0 from half to two thirds of the training; its last third '
+        'needs no teacher',
+    )
+    parser.add_argument(
         '--teacher-scale',
         type=int,
         default=1,
@@ -131,6 +137,8 @@ def check_images(args: argparse.Namespace) -> None:
             '--per-batch: with --labels none all images of a batch are without labels; set '
             'train_dataloader.batch_size instead.'
         )
+    if args.fade and args.labels == 'none':
+        raise ConfigError('--fade: with --labels none the last third would have no loss at all.')
     if args.per_batch is not None and args.per_batch < 1:
         raise ConfigError(f'--per-batch must be 1 or more, got {args.per_batch}.')
     if args.unlabelled is not None and not Path(args.unlabelled).is_dir():
@@ -171,6 +179,7 @@ def main() -> None:
         projection=args.projection,
         dim=args.dim,
         tap=args.tap,
+        hook={'schedule': 'fade'} if args.fade else None,
         loss_weight=args.loss_weight,
         **options,
     )

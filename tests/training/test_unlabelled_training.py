@@ -101,6 +101,7 @@ def test_save_config__gives_the_same_training(files, distil, tmp_path):
         (['--per-batch', 2], '--per-batch needs --unlabelled DIR'),
         (['--unlabelled', '{}', '--per-batch', 0], '--per-batch must be 1 or more, got 0.'),
         (['--unlabelled', '{}', '--labels', 'none', '--per-batch', 1], '--per-batch: with --lab'),
+        (['--unlabelled', '{}', '--labels', 'none', '--fade'], '--fade: with --labels none'),
         (['--unlabelled', '{}/none'], '--unlabelled {}/none is no folder; give a folder of'),
         (['--unlabelled', '{}'], 'UnlabelledImages: {} has no image, also not in the folders in'),
         (['--unlabelled', '{}/bad'], 'UnlabelledImages: 1 of 7 files in {}/bad cannot be read'),
