@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import (
     all_gather_object,
     all_reduce,
+    barrier,
     get_comm_device,
     get_rank,
     get_world_size,
@@ -174,6 +175,8 @@ class TrainingGuard(Hook):
         path = Path(runner.work_dir, INTERRUPTED)
         if is_main_process():
             write_text(Path(runner.work_dir, LAST_CHECKPOINT), str(path))
+        # srun and torchrun kill all processes once one has ended, while rank 0 may still write.
+        barrier()
         self._stop_training(f'written to {path}')
 
     def _stop_training(self, saved: str) -> None:
