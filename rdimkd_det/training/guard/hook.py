@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 
 from ...distiller import RdimKDDistiller
 from ...errors import TrainingInterruptedError
-from ...files.atomic import write_text
+from ...files.atomic import remove_leftovers, write_text
 from .changes import warn_of_changes
 from .resume_point import ResumePoint
 from .saving import INTERRUPTED, LAST_CHECKPOINT, LateRemoval, write_checkpoints_whole
@@ -89,6 +89,8 @@ class TrainingGuard(Hook):
     def before_train(self, runner: Runner) -> None:
         """Set up saving and signals, and restore the position of a resumed run."""
         write_checkpoints_whole()
+        if is_main_process():
+            remove_leftovers(Path(runner.work_dir), '*.pth')
         self._point = ResumePoint(runner)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):

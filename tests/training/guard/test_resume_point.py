@@ -47,6 +47,7 @@ def test_killed__resumes_to_the_bit(config, num_workers, persistent):
         assert status == -signal.SIGKILL
     assert in_child(lambda: start(killed, resume=True)) == 0
     assert_equal(final(whole), final(killed))
+    assert not list(Path(killed.work_dir).glob('.*'))  # half a checkpoint of the second kill
 
 
 def test_killed__twice_before_each_worker_has_given_a_batch(config):
