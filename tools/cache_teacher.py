@@ -25,6 +25,7 @@ from rdimkd_det.commands.hook_options import distill_hooks
 from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.distiller import RdimKDDistiller, distilled_student
 from rdimkd_det.distiller.distillation import Distillation
+from rdimkd_det.files.atomic import remove_leftovers
 from rdimkd_det.files.configs import teacher_entries, without_cache
 from rdimkd_det.host.registry import enter_scope
 from rdimkd_det.progress import counting_bar, with_progress
@@ -162,7 +163,7 @@ def make(
     cache = TeacherCache(directory)
     use_bases(part, cache)
     if is_main_process():
-        cache.remove_leftovers()
+        remove_leftovers(directory)
         print(f'{directory}: {check_room(cache)}.')
     barrier()  # the free space is measured before any process writes a shard
     loading = {'batch_size': 1, 'num_workers': 0, **cfg.train_dataloader}  # PyTorch's defaults

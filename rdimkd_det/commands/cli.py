@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import select
 import signal
 import sys
 import warnings
@@ -47,6 +48,8 @@ def run(main: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()  # what Python itself would find too late for the handlers below
     except BrokenPipeError:
+        if not _nobody_reads():  # another pipe, e.g. to the process of a logging service
+            raise
         # Without a word, as other commands end: who read the output, e.g. ``head``, has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
@@ -65,6 +68,13 @@ def run(main: Callable[[], None]) -> None:
     leave_process_group()  # only here, where all processes end together
     if interrupted is not None:
         exit_with(*interrupted)
+
+
+def _nobody_reads() -> bool:
+    """Return whether the output is a pipe whose other end is closed."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # 0: errors only
+    return bool(output.poll(0))
 
 
 def leave_process_group() -> None:

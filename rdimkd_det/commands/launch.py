@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_distributed
+from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -28,6 +28,7 @@ from ..training.guard import (
     latest_checkpoint,
     noted_checkpoint,
     raise_when_log_fails,
+    seed_of,
 )
 from .checks import check_checkpoint, check_data, check_model, check_sections, check_work_dir
 from .cli import apply_options
@@ -150,9 +151,12 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
 def _resume(cfg: Config, checkpoint: str | None) -> list[str]:
     """Make a run resume if --resume is given; return the damaged checkpoints that were skipped.
 
-    If 'auto' finds no checkpoint, the run starts as the config says.
+    If 'auto', which ``resume=True`` in a config means too, finds no checkpoint, the run starts as
+    the config says.
     """
     damaged = []
+    if checkpoint is None and cfg.get('resume') and not cfg.get('load_from'):
+        checkpoint = 'auto'
     if checkpoint == 'auto':
         checkpoint, damaged = latest_checkpoint(cfg.work_dir)
         # If the noted checkpoint cannot be resumed, the checks say why.
@@ -171,13 +175,31 @@ def run_training(runner: Runner, report: Report | None, damaged: Sequence[str]) 
     raise_when_log_fails(runner.logger)
     if report is not None:
         report.log(runner.logger)
-    start = [runner._resume, runner._load_from]
+    found = runner._load_from if runner._resume else None
+    start = [runner._resume, runner._load_from, _seed_to_keep(runner)]
     broadcast_object_list(start)  # of rank 0, in case a shared disk lags behind on other ranks
-    runner._resume, runner._load_from = start
+    runner._resume, runner._load_from, seed = start
+    if found and not runner._resume:
+        raise ConfigError(
+            f'--resume finds {found} here, but the process of rank 0 finds no checkpoint in '
+            f'{runner.work_dir}; give all machines the same files, or start without --resume.'
+        )
+    if seed is not None:
+        # mmengine (0.10.7, OneDL 0.10.12) does it only after building the training data loader.
+        reseed = getattr(runner, 'set_randomness', None) or runner.strategy._set_randomness
+        reseed(**{**runner._randomness_cfg, 'seed': seed})
     for newer in damaged:
         runner.logger.warning('%s is truncated or damaged; continuing from %s', newer, start[1])
     guard(runner)
     runner.train()
+
+
+def _seed_to_keep(runner: Runner) -> int | None:
+    """Return the seed that a resumed run takes from its checkpoint, since its config has none."""
+    chosen = runner._randomness_cfg.get('seed') is not None
+    if chosen or not (runner._resume and runner._load_from and is_main_process()):
+        return None
+    return seed_of(runner._load_from)
 
 
 def report_before_training(cfg: Config, model: nn.Module, data: DataReport) -> Report | None:

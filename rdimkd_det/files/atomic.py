@@ -38,6 +38,13 @@ def written_whole(path: Path, mode: str = 'wb') -> Iterator[IO]:
             temporary.unlink()
 
 
+def remove_leftovers(directory: Path, pattern: str = '*') -> None:
+    """Remove what killed processes left of the files that they were writing."""
+    for path in directory.glob(f'.{pattern}.*.part'):
+        with suppress(OSError):
+            path.unlink()
+
+
 @contextmanager
 def write_errors_explained(path: Path, option: str) -> Iterator[None]:
     """Create the folder of an output file, and turn an ``OSError`` into one line.

@@ -1,6 +1,8 @@
 """Trainings and tests by command line."""
 
+import logging
 import pickle
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,6 +12,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from runs import call_tool, fcos, hidden, load, run_tool, trained_losses
 
+from rdimkd_det import ConfigError
+from rdimkd_det.commands import launch
 from rdimkd_det.teacher.acceleration import accelerate
 
 
@@ -112,6 +116,19 @@ def test_train__resume_with_nothing_there_is_a_first_start(files, tmp_path):
     call_tool('train.py', files / 'plain.py', *work_dir, '--resume', '--cfg-options', *options)
     weights = load(tmp_path / 'run/epoch_1.pth')['state_dict']
     assert weights['bbox_head.conv_cls.weight'].eq(0.25).all()
+
+
+def test_train__resume_where_rank_0_has_no_checkpoint(monkeypatch):
+    """On machines without a common disk, of which another one is the first this time."""
+
+    def of_rank_0(start):
+        start[:] = [False, None, None]
+
+    monkeypatch.setattr(launch, 'broadcast_object_list', of_rank_0)
+    options = dict(work_dir='run', logger=logging.getLogger(), _randomness_cfg={'seed': 0})
+    runner = SimpleNamespace(_resume=True, _load_from='run/epoch_1.pth', **options)
+    with pytest.raises(ConfigError, match=r'finds run/epoch_1.pth here, .* rank 0 finds no check'):
+        launch.run_training(runner, report=None, damaged=[])
 
 
 def test_train__auto_scale_lr_needs_base_batch_size(refused, files):

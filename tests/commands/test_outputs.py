@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_lines import one_line
-from runs import REPOSITORY, call_tool
+from runs import REPOSITORY, call_tool, run_tool
 
 from rdimkd_det.commands.cli import check_out_file
 
@@ -56,6 +56,14 @@ def test_output__that_nobody_reads_any_more_ends_without_a_word(tmp_path):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b'')
+
+
+def test_output__is_read_while_another_pipe_is_broken(tmp_path):
+    """Such as the one to the process of a logging service: no reason to end without a word."""
+    lines = 'from rdimkd_det.commands.cli import run\ndef fail(): raise BrokenPipeError\nrun(fail)'
+    (tmp_path / 'fail.py').write_text(lines)
+    done = run_tool(tmp_path / 'fail.py')
+    assert done.returncode == 1 and done.stderr.endswith('BrokenPipeError\n')
 
 
 def test_file__json_is_a_directory(refused, files, tmp_path):

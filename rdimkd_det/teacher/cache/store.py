@@ -117,11 +117,6 @@ class TeacherCache:
         """Return the numbers of the shards that are missing or incomplete."""
         return [number for number in range(self.num_shards) if not self._read_index(number)]
 
-    def remove_leftovers(self) -> None:
-        """Remove the temporary files of processes that were killed."""
-        for path in self.directory.glob('.*.part'):
-            path.unlink(missing_ok=True)
-
     def write_shard(self, number: int, entries: Mapping[str, tuple]) -> None:
         """Write a shard, whole or not at all; see ``shards.write_shard``."""
         with _writing(self.directory):

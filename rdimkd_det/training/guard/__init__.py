@@ -3,7 +3,7 @@
 from .failures import failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
 from .nonfinite import StepSkipper, defer_checks, describe_last_finite
-from .saving import latest_checkpoint, latest_or_none, noted_checkpoint
+from .saving import latest_checkpoint, latest_or_none, noted_checkpoint, seed_of
 
 __all__ = [
     'StepSkipper',
@@ -16,4 +16,5 @@ __all__ = [
     'latest_or_none',
     'noted_checkpoint',
     'raise_when_log_fails',
+    'seed_of',
 ]

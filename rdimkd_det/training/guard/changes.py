@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from mmengine.runner import Runner
 
 # Entries of a scheduler's state that move with the training, or change no value.
-MOVING = {'last_step', '_global_step', '_last_value', 'verbose'}
+OF_PLATEAU = {'best', 'num_bad_epochs', 'cooldown_counter'}  # ReduceOnPlateauLR
+MOVING = {'last_step', '_global_step', '_last_value', 'verbose', *OF_PLATEAU}
 # Differences that a message lists.
 LISTED = 4
 # Difference of the distillation's factor that is no rounding.

@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import (
     all_gather_object,
     all_reduce,
+    barrier,
     get_comm_device,
     get_rank,
     get_world_size,
@@ -21,7 +22,7 @@ from mmengine.runner import Runner
 
 from ...distiller import RdimKDDistiller
 from ...errors import TrainingInterruptedError
-from ...files.atomic import write_text
+from ...files.atomic import remove_leftovers, write_text
 from .changes import warn_of_changes
 from .resume_point import ResumePoint
 from .saving import INTERRUPTED, LAST_CHECKPOINT, LateRemoval, write_checkpoints_whole
@@ -88,6 +89,8 @@ class TrainingGuard(Hook):
     def before_train(self, runner: Runner) -> None:
         """Set up saving and signals, and restore the position of a resumed run."""
         write_checkpoints_whole()
+        if is_main_process():
+            remove_leftovers(Path(runner.work_dir), '*.pth')
         self._point = ResumePoint(runner)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
@@ -174,6 +177,8 @@ class TrainingGuard(Hook):
         path = Path(runner.work_dir, INTERRUPTED)
         if is_main_process():
             write_text(Path(runner.work_dir, LAST_CHECKPOINT), str(path))
+        # srun and torchrun kill all processes once one has ended, while rank 0 may still write.
+        barrier()
         self._stop_training(f'written to {path}')
 
     def _stop_training(self, saved: str) -> None:

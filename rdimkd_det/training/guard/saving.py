@@ -117,9 +117,14 @@ def _accepted(path: Path, accept: Callable[[Mapping], bool]) -> bool:
     return isinstance(checkpoint, Mapping) and accept(checkpoint)
 
 
-def _read(path: Path) -> object:
+def _read(path: str | Path) -> object:
     mapped = zipfile.is_zipfile(path)  # then only the tensors that are used are read
     return read_checkpoint_safely(str(path), who='model', mapped=mapped)
+
+
+def seed_of(path: str) -> int | None:
+    """Return the random seed of the training that wrote a checkpoint."""
+    return _read(path)['meta'].get('seed')
 
 
 def describe_last_good(work_dir: str | Path) -> str:

@@ -51,6 +51,16 @@ def test_same_config__says_nothing(resumed):
     assert resumed() == []
 
 
+def test_plateau__what_it_has_seen_is_no_change(folder, tmp_path):
+    plateau = dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP', rule='greater')
+    options = {'param_scheduler': [plateau], 'train_cfg.val_interval': 1}
+    whole = config(folder, tmp_path / 'run', **options)
+    train(whole)
+    train(config(folder, tmp_path / 'run', **options, resume=True))
+    logs = ''.join(path.read_text() for path in (tmp_path / 'run').glob('*/*.log'))
+    assert 'goes on with' not in logs and 'nothing is left to train' in logs
+
+
 def test_longer__of_a_constant_weight_and_the_same_schedule_says_nothing(folder, tmp_path):
     whole = config(folder, tmp_path / 'run', schedule=None)
     train(whole)

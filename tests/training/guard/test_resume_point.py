@@ -20,7 +20,7 @@ from interruptions import (
     in_child,
     start,
 )
-from mmdet.registry import LOOPS
+from mmdet.registry import HOOKS, LOOPS
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 from processes import run_distributed
@@ -47,6 +47,7 @@ def test_killed__resumes_to_the_bit(config, num_workers, persistent):
         assert status == -signal.SIGKILL
     assert in_child(lambda: start(killed, resume=True)) == 0
     assert_equal(final(whole), final(killed))
+    assert not list(Path(killed.work_dir).glob('.*'))  # half a checkpoint of the second kill
 
 
 def test_killed__twice_before_each_worker_has_given_a_batch(config):
@@ -143,6 +144,33 @@ class OwnLoop(IterBasedTrainLoop):
             self.run_iter(next(self.batches))
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
+
+
+@HOOKS.register_module()
+class Images(Hook):
+    """Records the images that are trained on."""
+
+    seen = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.seen.extend(sample.img_id for sample in data_batch['data_samples'])
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_resume__without_a_seed_keeps_the_order_of_the_images(config, num_workers):
+    """mmengine draws a seed, and restores it once the data loader is built."""
+    run = config(**{'randomness.seed': None}, num_workers=num_workers)
+    run.custom_hooks.append(dict(type='Images'))
+    run.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+    if num_workers:
+        run.train_cfg = dict(type='IterBasedTrainLoop', max_iters=BATCHES)
+        run.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    run.dump(Path(run.work_dir).parent / 'config.py')
+    Images.seen.clear()
+    with pytest.raises(Stop):
+        start(run, StopAfter(2))
+    call_tool('train.py', Path(run.work_dir).parent / 'config.py', '--resume')
+    assert sorted(Images.seen) == list(range(8))
 
 
 def test_resume__in_a_loop_of_another_kind(config):

@@ -12,11 +12,13 @@ import pytest
 import torch
 from interruptions import start
 from mmdet.registry import HOOKS
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from runs import call_tool
 
 import rdimkd_det.files.atomic
 from rdimkd_det import ConfigError
+from rdimkd_det.commands.launch import _resume
 from rdimkd_det.training.guard import latest_checkpoint
 from rdimkd_det.training.guard.saving import is_intact
 
@@ -66,6 +68,13 @@ def test_checkpoint__of_a_moved_work_directory(tmp_path):
     assert newest(tmp_path / 'new') == tmp_path / 'new' / 'iter_3.pth'
     (tmp_path / 'new' / 'iter_3.pth').unlink()
     assert newest(tmp_path / 'new') == tmp_path / 'new' / 'iter_2.pth'
+
+
+def test_checkpoint__of_a_moved_work_directory_by_a_config_with_resume(tmp_path):
+    write_checkpoints(tmp_path, 1, noted='old/iter_1.pth')
+    cfg = Config(dict(resume=True, load_from=None, work_dir=str(tmp_path)))
+    _resume(cfg, checkpoint=None)
+    assert cfg.load_from == str(tmp_path / 'iter_1.pth')
 
 
 def test_checkpoint__of_a_copied_work_directory_is_its_own(tmp_path):

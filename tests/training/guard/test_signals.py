@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from processes import run_distributed
 from runs import REPOSITORY, assert_equal, fcos, load
 
+import rdimkd_det.files.atomic
 from rdimkd_det.training.guard import guard, latest_checkpoint
 from rdimkd_det.training.guard.signals import SAME_REQUEST, StopRequest
 
@@ -74,10 +75,15 @@ def test_signal__to_one_of_two_processes_stops_both(config, tmp_path):
                     os.kill(os.getpid(), signal.SIGTERM)
 
         os.environ['LOCAL_RANK'] = str(rank)
+        if rank == 0:
+            replace = os.replace
+            rdimkd_det.files.atomic.os.replace = lambda *paths: time.sleep(1) or replace(*paths)
         with pytest.raises(KeyboardInterrupt, match='stopped at iteration 10'):
             start(run, Send())
+        # The first process that ends may end the others.
+        return (Path(run.work_dir) / 'last_checkpoint').exists()
 
-    run_distributed(train_until_signal, tmp_path)
+    assert run_distributed(train_until_signal, tmp_path) == [True, True]
     assert load(Path(run.work_dir) / 'interrupted.pth')['meta']['iter'] == 10
 
 
