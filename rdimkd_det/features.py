@@ -245,7 +245,7 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
     return (
         f'{name} returns no feature maps (N, C, H, W), but {", ".join(given) or "nothing"}; let it '
         f'return maps (timm: features_only=True), or name a module inside of it: '
-        f"teacher_module='...' in its loss."
+        f"teacher_module='...' in its loss, or --teacher-tap of tools/distill.py."
     )
 
 
