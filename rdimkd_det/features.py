@@ -83,13 +83,16 @@ def _record(
 
 
 def tensors_of(output: object) -> list[Tensor]:
-    """Return the tensors in a module's output, or in its ``feature_maps``."""
+    """Return the tensors in a module's output, in its ``feature_maps``, or in lists in it."""
     output = getattr(output, 'feature_maps', output)
     if isinstance(output, Tensor):
         output = [output]
     elif isinstance(output, Mapping):
         output = output.values()
-    return [it for it in output if isinstance(it, Tensor)] if isinstance(output, Iterable) else []
+    parts = [*output] if isinstance(output, Iterable) else []
+    found = [it for it in parts if isinstance(it, Tensor)]
+    # RT-DETR of transformers has a list of maps in its encoder's output, and DETR pairs with masks.
+    return found or [m for it in parts if isinstance(it, (list, tuple)) for m in tensors_of(it)]
 
 
 def find_module(network: nn.Module, tap: str, what: str = 'tap') -> nn.Module:
@@ -130,7 +133,8 @@ def probe_levels(network: nn.Module, taps: Sequence[str]) -> dict[str, list[Leve
             if maps.shape[2] != maps.shape[3]:
                 raise ConfigError(
                     f"tap '{tap}': of a square image, {_name(network)} gives a map of shape "
-                    f'{tuple(maps.shape)}, which is not (N, C, H, W); permute maps (N, H, W, C).'
+                    f'{tuple(maps.shape)}, which is not (N, C, H, W); permute maps (N, H, W, C), '
+                    f'or tap a module before those that make anything else.'
                 )
     return {
         tap: [
@@ -227,9 +231,11 @@ def _name(network: nn.Module) -> str:
 def _without_maps(network: nn.Module, tap: str, size: int) -> str:
     name = _name(network)
     if tap != OUTPUT:
+        is_detector = hasattr(network, 'extract_feat')
+        others = "'neck' or 'backbone'" if is_detector else 'another module inside of it'
         return (
             f"tap '{tap}' gives no feature maps (N, C, H, W) when {name} extracts features; tap "
-            f"'neck' or 'backbone'."
+            f'{others}.'
         )
     output = network(torch.zeros(1, image_channels(network), size, size, device=device_of(network)))
     parts = output.values() if isinstance(output, Mapping) else output
@@ -239,7 +245,7 @@ def _without_maps(network: nn.Module, tap: str, size: int) -> str:
     return (
         f'{name} returns no feature maps (N, C, H, W), but {", ".join(given) or "nothing"}; let it '
         f'return maps (timm: features_only=True), or name a module inside of it: '
-        f"teacher_module='...' in its loss."
+        f"teacher_module='...' in its loss, or --teacher-tap of tools/distill.py."
     )
 
 

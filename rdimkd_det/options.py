@@ -125,12 +125,14 @@ def explain(error: Exception) -> str:
     # An OSError's first argument is a number; a KeyError's text would be quoted.
     text = str(error if isinstance(error, OSError) or not error.args else error.args[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
-    # A data loader's worker sends its traceback as the text of an exception.
-    line = lines[-1] if lines[0].startswith('Caught ') else lines[0]
+    # A data loader's worker and TorchScript send a traceback as the text of an exception.
+    sent = lines[0].startswith(('Caught ', 'The following operation failed in the TorchScript'))
+    line = lines[-1] if sent else lines[0]
     if len(line) < 20 and error.__traceback__ is not None:  # "AssertionError", "KeyError: 'img'"
         place = traceback.extract_tb(error.__traceback__)[-1]
         line = f'{line} in {Path(place.filename).name}, line {place.lineno}: {place.line}'
-    line = f'{type(error).__name__}: {line.strip()}'
+    name = type(error).__name__
+    line = f'{name}: {line.strip().removeprefix(f"{name}: ")}'
     unknown = re.search(r'(.*\b(\w+) is not in the \S+ registry)', line)
     if unknown:
         registries = [r for r in vars(mmdet.registry).values() if isinstance(r, Registry)]

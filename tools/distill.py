@@ -63,6 +63,12 @@ def parse_args() -> argparse.Namespace:
         'needs no teacher',
     )
     parser.add_argument(
+        '--teacher-tap',
+        metavar='MODULE',
+        help="module of the teacher to match, e.g. 'encoder'. Defaults to the student's, or to "
+        'the output of a --teacher-module',
+    )
+    parser.add_argument(
         '--teacher-scale',
         type=int,
         default=1,
@@ -172,6 +178,8 @@ def main() -> None:
     options = {}
     if args.normalize:
         options['normalize'] = None if args.normalize == 'none' else args.normalize
+    if args.teacher_tap:
+        options['teacher_module'] = args.teacher_tap
     cfg = distill_config(
         args.config,
         teacher_of(args),

@@ -117,7 +117,7 @@ class ModuleSource(Source):
             if isinstance(made, torch.jit.ScriptModule):
                 made = nn.Sequential(made)  # TorchScript takes no hooks
             setattr(made, TOKENS, self._tokens)
-            self._made = made.cpu()
+            self._made = made.cpu().float()  # files in half precision are loaded as such
         return self._made
 
     def _call(self) -> nn.Module:

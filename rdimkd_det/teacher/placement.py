@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 from math import lcm
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..channels import image_channels
 from ..errors import ConfigError
@@ -23,10 +23,12 @@ from ..features import (
 )
 from .fan_out import Resizing, choose_scale, in_student_pixels, plan_levels, planned_levels
 from .source import Source
-from .strides import measured_strides
+from .strides import check_alike, measured_strides
 
 # Of a scale, as a fraction: 0.3333 is a third.
 LARGEST_DENOMINATOR = 1000
+# Positions by which a map may be larger or smaller than its image; layers round, or do not pad.
+LARGEST_GAP = 2
 
 
 class Placement:
@@ -86,6 +88,29 @@ class Placement:
             for tap, levels in self._placed.items()
         }
 
+    def check_positions(
+        self, outputs: Mapping[str, Sequence[Tensor]], image: Sequence[int]
+    ) -> None:
+        """Check that the maps of an image cover it, as their strides tell.
+
+        Those of a module that resizes its images itself do not: of torchvision's detectors, or of
+        one that resizes to what a vision transformer takes.
+        """
+        for tap, levels in self._measured[0].items():
+            wanted = {step.level.index for step in self.plans.get(tap, ())} or {
+                level.index for level in self._placed[tap] if level.stride in self.student_strides
+            }
+            for level, maps in zip(levels, outputs[tap]):
+                covered = [number * level.stride for number in maps.shape[2:]]
+                apart = max(abs(a - b) for a, b in zip(covered, image))
+                if level.index in wanted and apart > LARGEST_GAP * level.stride:
+                    raise ConfigError(
+                        f'teacher: {self.source.name} makes {"x".join(map(str, maps.shape[2:]))} '
+                        f'positions of an image of {"x".join(map(str, image))} pixels, which do '
+                        f'not lie on it with the stride of {level.stride} that a square image of '
+                        f'{level.image} has: it resizes images itself; take the module behind that.'
+                    )
+
     @cached_property
     def _placed(self) -> dict[str, list[Level]]:
         """dict[str, list[Level]]: The network's own levels, in the student's pixels."""
@@ -114,6 +139,7 @@ class Placement:
     def _look_at(self, network: nn.Module, divisor: int) -> tuple[dict[str, list[Level]], int, int]:
         levels = probe_levels(network.eval(), self.taps)
         if self.source.model is None:
+            check_alike(network, levels)
             levels = measured_strides(network, levels)
         first = levels[self.taps[0]]
         divisor = size_divisor(network, divisor, first)

@@ -59,11 +59,12 @@ def load_pretrained(make: Callable, options: Mapping) -> nn.Module:
         raise ConfigError(
             f'teacher: {name} lacks {len(random)} of the {len(own)} tensors of '
             f'{type(module).__name__} ({", ".join(random[:3])}{", ..." if random[3:] else ""}), '
-            f'which would be random; give the directory of this very model.'
+            f'which would be random; give the directory of this very model'
+            f'{", and add_pooling_layer=False" * all("pooler" in key for key in random)}.'
         )
     if missing:
         print_log(f'RdimKD: {name} lacks {", ".join(missing)}, which start neutral', 'current')
-    return module.float()  # files in half precision are loaded as such
+    return module
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from ..features import PROBE_SIZES, Level, maps_of_blank
 
 # Images that differ by it have maps that differ by whole positions, however sides are rounded.
 STEP = PROBE_SIZES[0]
+# Of maps of one image, relative to their largest value: rounding is below, randomness above.
+LARGEST_CHANGE = 1e-2
 
 
 @torch.no_grad()
@@ -30,10 +32,31 @@ def measured_strides(
         maps, larger = (maps_of_blank(network, [*levels], [it]) for it in (size, size + STEP))
     except ConfigError:  # it takes one size only
         return levels
+    if all(a.shape == b.shape for tap in levels for a, b in zip(maps[tap], larger[tap])):
+        raise ConfigError(
+            f'teacher: {type(network).__name__} makes maps of one size of images of {size} and of '
+            f'{size + STEP} pixels: it resizes images itself, which detectors of torchvision do; '
+            f'take the module behind that, e.g. its backbone alone.'
+        )
     return {
         tap: [_measured(network, *it) for it in zip(of_tap, maps[tap], larger[tap])]
         for tap, of_tap in levels.items()
     }
+
+
+@torch.no_grad()
+def check_alike(network: nn.Module, levels: Mapping[str, list[Level]]) -> None:
+    """Check that a network makes the same maps of an image each time."""
+    size = next(iter(levels.values()))[0].image
+    once, again = (maps_of_blank(network, [*levels], [size]) for _ in range(2))
+    for tap in levels:
+        for one, other in zip(once[tap], again[tap]):
+            if (one - other).abs().max() > LARGEST_CHANGE * one.abs().max():
+                raise ConfigError(
+                    f'teacher: {type(network).__name__} makes other maps of the same image each '
+                    f'time: it draws random numbers in eval mode, as masked autoencoders do and '
+                    f'dropout without training=self.training; let it draw none.'
+                )
 
 
 def _measured(network: nn.Module, level: Level, maps: Tensor, larger: Tensor) -> Level:

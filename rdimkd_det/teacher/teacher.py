@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,9 @@ from .acceleration import Acceleration, accelerate, lower_precision, training_dt
 from .fan_out import resize_levels
 from .placement import Placement
 from .source import Source, identity
+
+# In the message of a RuntimeError from an operator that got a tensor of an unexpected size.
+OF_SIZE = re.compile(r'\b(sizes?|shapes?)\b', re.IGNORECASE)
 
 
 class Teacher:
@@ -170,8 +174,10 @@ class Teacher:
             version = None if inputs.is_inference() else inputs._version
             try:
                 self._network(inputs)
-            except (AssertionError, ValueError) as error:
-                if self.source.model is not None:
+            except (AssertionError, RuntimeError, ValueError) as error:
+                # Memory runs out with a RuntimeError, too.
+                of_size = not isinstance(error, RuntimeError) or OF_SIZE.search(explain(error))
+                if self.source.model is not None or not of_size:
                     raise
                 size = 'x'.join(map(str, inputs.shape[2:]))
                 raise ConfigError(
@@ -179,6 +185,8 @@ class Teacher:
                     f'{explain(error)}; if its size is fixed, make it take any (timm: '
                     f'dynamic_img_size=True or strict_img_size=False), or resize all images to it.'
                 ) from error
+            if self.source.model is None:
+                self.placement.check_positions(outputs, inputs.shape[2:])
             for tap, plan in self.placement.plans.items():
                 outputs[tap] = resize_levels(outputs[tap], plan)
         if version is not None and inputs._version != version:

@@ -76,7 +76,8 @@ class Tokens:
                 return laid_out.permute(0, 3, 1, 2)
         raise ConfigError(
             f'teacher: {length} tokens of an image of {self._image[0]}x{self._image[1]} pixels are '
-            f'not its patches of {patch}x{patch} and {prefix} more, as on a square image.'
+            f'not its patches of {patch}x{patch} and {prefix} more, as on a square image; where '
+            f"they are none, but queries, name a module before them: teacher_module='encoder'."
         )
 
     def _layout(self, tap: str, index: int, length: int) -> tuple[int, int] | None:

@@ -149,6 +149,14 @@ def test_weights__that_are_missing_are_no_random_ones(directories, tmp_path, cap
         ConfigError, match=r'lacks 1 of the \d+ tensors of DINOv3ViTBackbone \(.*up_'
     ):
         teacher_of(pretrained(tmp_path / 'd'))
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    vit = transformers.ViTModel(transformers.ViTConfig(**small), add_pooling_layer=False)
+    vit.save_pretrained(tmp_path / 'vit')  # as DINO's ViT is published
+    entry = pretrained(tmp_path / 'vit', MODEL, mean=MEAN, std=STD)
+    with pytest.raises(ConfigError, match=r'pooler.* very model, and add_pooling_layer=False\.$'):
+        teacher_of(entry)
+    entry['module']['add_pooling_layer'] = False
+    assert [level.stride for level in teacher_of(entry).probe()[OUTPUT]] == [16]
 
 
 def write_pickles(folder, directories):

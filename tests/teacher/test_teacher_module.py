@@ -12,6 +12,7 @@ import torch
 from cached_runs import make_cache
 from detectors import random_batch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from runs import assert_equal, call_tool, distilled, fcos, load, run_config, train, trained_losses
 from safetensors.torch import save_file
 from torch import nn
@@ -57,6 +58,7 @@ GIVES = {
     'dict': lambda maps: {f'p{number}': one for number, one in enumerate(maps)},
     'object': lambda maps: types.SimpleNamespace(feature_maps=tuple(maps)),
     'map': lambda maps: maps[1],
+    'lists': lambda maps: {'last': [(one, one[:, 0] > 0) for one in maps], 'others': None},
     'tokens': lambda maps: [one.flatten(2) for one in maps],
 }
 
@@ -102,7 +104,7 @@ def source(**options) -> ModuleSource:
 # The module
 
 
-@pytest.mark.parametrize('gives', ['list', 'tuple', 'dict', 'object', 'map'])
+@pytest.mark.parametrize('gives', ['list', 'tuple', 'dict', 'object', 'map', 'lists'])
 def test_output__kinds(toy, gives):
     teacher = Teacher(source(gives=gives), [OUTPUT])
     levels = teacher.probe()[OUTPUT]
@@ -134,6 +136,16 @@ def test_inner_tap__of_teacher_module():
     assert [level.stride for level in teacher.probe()['stages.1']] == [16]
     with pytest.raises(ConfigError, match=r"'stages.1' is tapped, and compile=True hides"):
         Teacher(source(), ['stages.1'], Acceleration(compile=True))
+
+
+def test_inner_tap__from_the_command_line(tmp_path):
+    plain, path = tmp_path / 'plain.py', tmp_path / 'distilled.py'
+    run_config(tmp_path, tmp_path, fcos()).dump(plain)
+    module = ('--teacher-module', 'toy_teacher.make', '--teacher-args', 'gives=tokens')
+    statistics = [f'{name}={values}'.replace(' ', '') for name, values in INPUT.items()]
+    options = ('--teacher-options', *statistics, '--teacher-tap', 'stages.1')
+    call_tool('distill.py', plain, *module, *options, '--save-config', path)
+    assert Config.fromfile(path).model.losses.neck.teacher_module == 'stages.1'
 
 
 def test_compile__the_whole_module():
@@ -263,6 +275,13 @@ def test_torchscript__a_file_teaches(files, toy):
     images = torch.randn(2, 3, 64, 96)
     found = Teacher(ModuleSource(**script), [OUTPUT])(images)[OUTPUT]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, module(images)))
+    torch.jit.script(nn.Conv2d(3, 24, 8, 8).half()).save(path)
+    assert Teacher(ModuleSource(**script), [OUTPUT])(images)[OUTPUT][0].dtype == torch.float32
+    fixed = nn.Sequential(nn.Conv2d(3, 24, 8, 8), nn.Flatten(2), nn.Unflatten(2, (32, 32)))
+    torch.jit.script(fixed).save(path)
+    with pytest.raises(ConfigError, match='of 64x96 pixels: RuntimeError: unflatten: Provided'):
+        Teacher(ModuleSource(**script), [OUTPUT])(images)
+    torch.jit.trace(module, torch.zeros(1, 3, 64, 64)).save(path)
     config = config_of(files, 'script', script, max_epochs=1)
     train(config)
     assert trained_losses(config.work_dir)[-1]['loss_rdimkd_neck_s8'] > 0
@@ -414,6 +433,36 @@ def test_module__that_takes_more_than_images_or_one_size_only():
         losses_with(OfStrideEight(before=of_256))
     with pytest.raises(ConfigError, match='has parameters whose shape is known after the first'):
         losses_with(OfStrideEight(convolution=nn.LazyConv2d(24, 8, 8)))
+
+
+def test_module__that_resizes_images_itself_or_draws_random_numbers():
+    """Its maps lie on the image in another place, or tell something else each time."""
+
+    def to(size):
+        return lambda images: nn.functional.interpolate(images, (size, size))
+
+    with pytest.raises(ConfigError, match='makes maps of one size of images of 256 and of 512'):
+        losses_with(OfStrideEight(before=to(800)))
+    with pytest.raises(ConfigError, match='32x32 positions of an image of 96x128 pixels'):
+        losses_with(OfStrideEight(before=to(256)))
+    with pytest.raises(ConfigError, match='OfStrideEight makes other maps of the same image each'):
+        losses_with(OfStrideEight(after=nn.functional.dropout))
+
+
+def test_module__that_keeps_traces_of_an_image_it_fails_at():
+    """As transformers' Swin keeps the window of one that is too small for its own."""
+
+    class Windows(OfStrideEight):
+        window = wanted = 12
+
+        def forward(self, images):
+            maps = super().forward(images)
+            self.window = min(self.window, *maps.shape[2:])
+            if self.window < self.wanted:
+                raise RuntimeError('The size of tensor a must match the size of tensor b')
+            return maps
+
+    assert losses_with(Windows())['loss_rdimkd_neck_s8'] > 0
 
 
 def test_module__whose_batch_norm_cannot_be_folded():
