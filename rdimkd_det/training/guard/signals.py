@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FrameType
 
+from torch.utils.data import get_worker_info
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds in which another SIGTERM is the same request: Slurm sends one to all processes of a job,
 # whereupon torchrun sends its own.
@@ -131,5 +133,7 @@ def _end_for(parent: int) -> None:
     sender = None
     while sender != parent and os.getppid() == parent:
         sender = signal.sigwaitinfo([signal.SIGTERM]).si_pid
+    if get_worker_info() is not None:
+        os._exit(0)  # as PyTorch's own handler does; any other status is an error in the parent
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     signal.raise_signal(signal.SIGTERM)
