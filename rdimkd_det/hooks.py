@@ -183,8 +183,7 @@ class DistillHook(Hook):
 
     def _apply_schedule(self, runner: Runner, distill: Distillation) -> float:
         factor = self.factor_at(runner, runner.iter)
-        for part in distill.per_teacher:
-            part.set_factor(factor)
+        distill.set_factor(factor)
         return factor
 
     def factor_at(self, runner: Runner, iteration: int) -> float:

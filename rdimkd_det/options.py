@@ -8,7 +8,7 @@ import re
 import reprlib
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,6 +34,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     others = [entry for entry in known if entry != name]
     nearest = get_close_matches(str(name), others, n=1, cutoff=0.7)
     return f"; did you mean '{nearest[0]}'?" if nearest else ''
+
+
+def listed(names: Sequence, limit: int = 3) -> str:
+    """Return the first names as text, with '...' if there are more."""
+    return ', '.join(map(str, names[:limit])) + (', ...' if len(names) > limit else '')
 
 
 def check_options(

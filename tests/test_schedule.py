@@ -58,7 +58,7 @@ def test_apply_schedule__an_epoch_is_a_pass_over_the_data_in_several_processes(m
     assert len(loader) == 8
     runner = SimpleNamespace(train_loop=None, train_dataloader=loader, max_iters=100)
     factors = []
-    distill = SimpleNamespace(per_teacher=[SimpleNamespace(set_factor=factors.append)])
+    distill = SimpleNamespace(set_factor=factors.append)
     hook = DistillHook(schedule=dict(warmup=4))
     for runner.iter in (2, 8, 16):
         hook._apply_schedule(runner, distill)

@@ -1,7 +1,6 @@
 """Check a distilled config before training: teacher, input, classes, weight and time."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli, launch
 from rdimkd_det.commands.checks import check_data, check_work_dir
 from rdimkd_det.commands.mistakes import errors_explained
-from rdimkd_det.files.atomic import write_text
+from rdimkd_det.files.atomic import write_json
 from rdimkd_det.files.configs import annotation_path, leaf_datasets
 from rdimkd_det.preflight import preflight
 
@@ -70,7 +69,7 @@ def main() -> None:
         report = preflight(cfg, model, data, args.samples, args.eval_teacher)
     report.print(Console())
     if args.json is not None:
-        write_text(args.json, json.dumps(report.as_dict(), indent=1) + '\n')
+        write_json(args.json, report.as_dict())
     sys.exit(0 if report.passed else 1)
 
 

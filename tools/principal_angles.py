@@ -87,16 +87,14 @@ def follow(
 
     ``key`` is the entry of a checkpoint's 'meta' that counts: 'epoch' or 'iter'.
     """
-    students = [
-        (name, path, read_checkpoint_safely(path, 'student'))
-        for name, paths in checkpoints.items()
-        for path in paths
-    ]
-    weights = {path: weights_in(content, path, 'student') for _, path, content in students}
+    students, weights = [], {}
+    for name, path in ((name, path) for name, paths in checkpoints.items() for path in paths):
+        content = read_checkpoint_safely(path, 'student')
+        weights[path] = weights_in(content, path, 'student')
+        students.append((name, path, (content.get('meta') or {}).get(key) or 0))
     measured = measure(model, weights, batches)
     curves: dict[str, Curves] = {}
-    for name, path, content in students:
-        step = (content.get('meta') or {}).get(key) or 0
+    for name, path, step in students:
         for level, (covariance, num_channels) in measured[path].items():
             angle = float(principal_angles(covariance.compute(), num_channels, dim).mean())
             curves.setdefault(name, {}).setdefault(level, []).append((step, angle))

@@ -39,7 +39,7 @@ def main() -> None:
             "--show and --show-dir need default_hooks.visualization=dict(type='"
             "DetVisualizationHook') in the config."
         )
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False
     _, data = launch.check_before_run(cfg, training=False)
     # Imported after the checks, because importing all of mmdet takes seconds.
     from mmdet.engine.hooks.utils import trigger_visualization_hook

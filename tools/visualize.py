@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from rdimkd_det import ConfigError
 from rdimkd_det.commands import cli
 from rdimkd_det.commands.checks import check_model
+from rdimkd_det.commands.mistakes import errors_explained
 from rdimkd_det.datasets.scaling import enlarged
 from rdimkd_det.distiller.inference import trained_detector, trained_student
 from rdimkd_det.files.configs import without_cache
@@ -52,8 +53,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.read_config_file(args.config)
-    viewer = build_viewer(cfg, args)
-    views = [viewer(path) for path in with_progress(args.images, 'looking at images')]
+    with errors_explained(cfg):
+        viewer = build_viewer(cfg, args)
+        views = [viewer(path) for path in with_progress(args.images, 'looking at images')]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_pictures(views, args.out)
     print(f'wrote {args.out}')

@@ -35,7 +35,7 @@ class OptionsAction(DictAction):
                 )
             try:
                 super().__call__(parser, namespace, [given], option_string)
-            except (AssertionError, ValueError, IndexError) as error:
+            except (AssertionError, ValueError, IndexError, RecursionError) as error:
                 raise ConfigError(
                     f'{option_string} {given}: {error}; write lists as KEY="[a,b]".'
                 ) from error

@@ -17,13 +17,12 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..data_check.classes import listed
 from ..data_check.coco_file import read_json
 from ..errors import ConfigError, TrainingStoppedError, named_file
 from ..files.annotations import LISTS, listed_keys
 from ..files.configs import annotation_path, mappings
 from ..host.patches import name_unreadable_images
-from ..options import explain
+from ..options import explain, listed
 
 # What else an evaluator reads of an annotation.
 EVALUATED = 'iscrowd'

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..options import listed
 from .annotated_set import BY_NAME, LOSSES, AnnotatedSet, Loss
-from .classes import listed
 from .findings import Finding
 
 # Share of boxes that may be lost, or there twice, without a word: COCO's own files have a few.

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..options import did_you_mean
-from .classes import listed
+from ..options import did_you_mean, listed
 from .findings import Finding
 
 SHOWN = 10

@@ -130,12 +130,10 @@ class _Look:
         of_metrics = [self.by_leaf.get(_key(it)) for it in _leaves(self.cfg, self.split)]
         classes = next((naming.classes for naming in self.namings), None)
         for place, metric in enumerate(metrics):
-            path = (
-                annotation_path({**metric, 'data_root': None})
-                if _is(metric, 'CocoMetric')
-                else None
-            )
-            if _is(metric, 'CocoMetric') and not path:
+            if not _is(metric, 'CocoMetric'):
+                continue
+            path = annotation_path({**metric, 'data_root': None})
+            if not path:
                 yield from self._without_file()
             if not os.path.exists(path or '') or not classes:
                 continue
@@ -223,4 +221,5 @@ def network_channels(cfg: Config) -> int | None:
     mean = preprocessor.get('mean')
     if isinstance(mean, Sequence) and len(mean) == 3:
         return 3
-    return model['backbone'].get('in_channels', 3)
+    backbone = model['backbone']
+    return backbone.get('in_channels', backbone.get('input_channels', 3))  # MMYOLO's name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmdet.registry import DATASETS
@@ -47,8 +47,3 @@ def check_class_names(split: str, dataset: Mapping) -> None:
             f'{split} data: metainfo.classes must be a tuple or list of names, got {names!r}; '
             f'write ({names!r},), with a comma.'
         )
-
-
-def listed(names: Sequence, limit: int = 3) -> str:
-    """Return the first names as text, with '...' if there are more."""
-    return ', '.join(map(str, names[:limit])) + (', ...' if len(names) > limit else '')

@@ -11,8 +11,8 @@ import numpy as np
 from mmengine.fileio import list_from_file
 
 from ..errors import ConfigError
+from ..options import listed
 from .annotated_set import BY_NAME, AnnotatedSet, data_folder, kept_images
-from .classes import listed
 from .findings import Finding
 
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')

@@ -88,11 +88,13 @@ def check_images(dataset: Mapping) -> None:
 def check_mixing(cfg: Config) -> None:
     """Check that epochs end, and that images without labels meet a student that knows of them."""
     loader = cfg.train_dataloader
+    batch_sampler = loader.get('batch_sampler')
     if type_name(loader.get('sampler') or {}) in ENDLESS_SAMPLERS and not (
-        counts_iterations(cfg) or loader.get('batch_sampler')
+        counts_iterations(cfg)
+        or (batch_sampler and not type_name(batch_sampler).endswith('AspectRatioBatchSampler'))
     ):
         raise ConfigError(
-            f'train_dataloader.sampler: {type_name(loader.sampler)} never ends an epoch; add '
+            f'train_dataloader.sampler: {type_name(loader.sampler)} never ends an epoch; set '
             f"batch_sampler=dict(type='LabelledEpochs') to train_dataloader, or train with "
             f'train_cfg=dict(type="IterBasedTrainLoop", max_iters=...).'
         )

@@ -90,11 +90,6 @@ class Distillation(OneOrMoreTeachers, nn.Module):
             indices = [teacher.index for _, teacher in self.level_pairs[tap]]
             self.teacher.provide_bases(self.teacher_taps[tap], indices, loss)
 
-    def set_factor(self, factor: float) -> None:
-        """Set the schedule's factor on every loss weight."""
-        for loss in self.losses.values():
-            loss.factor = factor
-
     def full_name(self, tap: str) -> str:
         """Return a tap's name, prefixed with the teacher's name where there are several."""
         return f'{self.name}_{tap}'.strip('_')

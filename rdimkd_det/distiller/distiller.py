@@ -272,7 +272,6 @@ class _WithoutTeacher(nn.Module):
     """Replaces a ``Distillation`` whose teacher config cannot be read, so that testing works."""
 
     has_weight = active = True
-    measures_balance = False
 
     def __init__(self, error: ConfigError) -> None:
         super().__init__()

@@ -10,7 +10,12 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from ..errors import ConfigError
-from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
+from ..files.checkpoints import (
+    dataset_meta_of,
+    load_checkpoint_safely,
+    read_checkpoint_safely,
+    weights_in,
+)
 from ..files.strict_loading import load_strictly
 from ..host.patches import patch_detectors
 from .distiller import RdimKDDistiller, distilled_student
@@ -55,5 +60,5 @@ def trained_student(model: Mapping, checkpoint: str, who: str) -> RdimKDDistille
             f'student; give one that the distilled training wrote.'
         )
     student.distill.restore(content['distill'], f'{who}: checkpoint {checkpoint}')
-    student.dataset_meta = content.get('meta', {}).get('dataset_meta', {})
+    student.dataset_meta = dataset_meta_of(content.get('meta') or {})
     return student.eval()

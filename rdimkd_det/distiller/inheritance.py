@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..features import find_module
 from ..files.checkpoints import load_checkpoint_safely
+from ..options import listed
 
 
 def weights_to_inherit(checkpoint: str | None) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def matching_weights(
         if differing:
             raise ConfigError(
                 f"inherit '{path}': {len(differing)} of {len(own)} tensors cannot be copied "
-                f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}); '
+                f'({listed(differing)}); '
                 f'name the parts of it that agree.'
             )
         found[path] = own

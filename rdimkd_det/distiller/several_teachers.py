@@ -33,6 +33,11 @@ class OneOrMoreTeachers:
         """bool: Whether a loss still measures its weight 'auto'."""
         return any(loss.measures_balance for loss in self.all_losses())
 
+    def set_factor(self, factor: float) -> None:
+        """Set the schedule's factor on every loss weight."""
+        for loss in self.all_losses():
+            loss.factor = factor
+
     def zero_losses(self) -> dict[str, Tensor]:
         """Return :meth:`FeatureLoss.zero_losses` of all losses."""
         return {

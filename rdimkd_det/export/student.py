@@ -21,7 +21,7 @@ from ..channels import image_channels
 from ..distiller.inference import student_config
 from ..errors import ConfigError
 from ..files.atomic import write_errors_explained, written_whole
-from ..files.checkpoints import local_path, read_checkpoint_safely, weights_in
+from ..files.checkpoints import dataset_meta_of, local_path, read_checkpoint_safely, weights_in
 from ..files.configs import hand_in_preprocessor, mappings, read_config
 from ..files.strict_loading import load_strictly
 from ..host.patches import patch_detectors
@@ -80,7 +80,8 @@ def read_student(checkpoint: str, config: Config | None = None) -> Student:
         ) from error
     kept = {
         'cfg': student.pretty_text,
-        **{key: meta.get(key) for key in ('dataset_meta', 'epoch', 'iter', 'mmengine_version')},
+        'dataset_meta': dataset_meta_of(meta),
+        **{key: meta.get(key) for key in ('epoch', 'iter', 'mmengine_version')},
         'metrics': metrics,
         'distillation': distillation,
         'mmdet_version': mmdet_version,

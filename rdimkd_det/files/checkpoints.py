@@ -69,6 +69,17 @@ def weights_in(checkpoint: object, path: str, who: str) -> Mapping[str, torch.Te
     return weights
 
 
+def dataset_meta_of(meta: Mapping) -> Mapping:
+    """Return the metainfo of the data set in the ``meta`` of a checkpoint; {} if it has none.
+
+    mmdet (3.3.0, OneDL 3.5.1) writes a list for a ConcatDataset of parts that differ: its first
+    counts.
+    """
+    found = meta.get('dataset_meta')
+    first = next(iter(found), None) if isinstance(found, (list, tuple)) else found
+    return first if isinstance(first, Mapping) else {}
+
+
 def _held(content: object) -> str:
     """Return the end of a message: what a file holds, and how to save the weights among it."""
     if not isinstance(content, Mapping):

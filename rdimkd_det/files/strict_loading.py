@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..options import listed
 
 
 def load_strictly(
@@ -105,6 +106,5 @@ def _load(
     return not missing and not any(key.split('.')[0] in parts for key in set(unexpected) - integers)
 
 
-def _some(what: str, names: Sequence[str], limit: int = 3) -> str:
-    listed = ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
-    return f'{len(names)} {what}' + (f' ({listed})' if names else '')
+def _some(what: str, names: Sequence[str]) -> str:
+    return f'{len(names)} {what}' + (f' ({listed(names)})' if names else '')

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import Config
 from torch import nn
 
-from ..data_check.classes import classes_of, listed, names_in
+from ..data_check.classes import classes_of, names_in
 from ..errors import ConfigError
-from ..files.checkpoints import read_checkpoint_safely
+from ..files.checkpoints import dataset_meta_of, read_checkpoint_safely
 from ..files.configs import leaf_datasets, read_config
+from ..options import listed
 from ..teacher import Source
 
 
@@ -34,7 +35,7 @@ def teacher_classes(source: Source) -> tuple[str, ...] | None:
     content = read_checkpoint_safely(source.checkpoint, who='teacher')
     meta = content.get('meta') if isinstance(content, Mapping) else None
     if isinstance(meta, Mapping):
-        classes = names_in(meta.get('dataset_meta') or {}) or names_in(meta)
+        classes = names_in(dataset_meta_of(meta)) or names_in(meta)
         if classes:
             return classes
     try:

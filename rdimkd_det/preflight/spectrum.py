@@ -78,7 +78,7 @@ def _spectra(part: Distillation, preprocessor: nn.Module, batches: Sequence[dict
     }
 
 
-def num_directions(covariance: Tensor, share: float = SHARE) -> int:
-    """Return how many principal directions hold a share of the variance."""
+def num_directions(covariance: Tensor) -> int:
+    """Return how many principal directions hold most of the variance."""
     values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
-    return int((values.cumsum(0) < share * values.sum()).sum()) + 1
+    return int((values.cumsum(0) < SHARE * values.sum()).sum()) + 1

@@ -9,13 +9,13 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..data_check.classes import listed
 from ..distiller import RdimKDDistiller, distilled_student
 from ..distiller.distillation import Distillation
 from ..features import Level
 from ..files.checkpoints import load_checkpoint_safely
 from ..files.strict_loading import prefix_hint
 from ..losses import FeatureLoss
+from ..options import listed
 from ..projections import Projection
 from .classes import data_classes, label_map, num_classes, teacher_classes
 from .input_formats import InputFormat

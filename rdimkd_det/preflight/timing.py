@@ -42,7 +42,7 @@ def measure_time(
     # In turns, so that a slowdown of the machine affects both.
     for batch in with_progress(list(islice(cycle(batches), rounds)), 'time'):
         for factor in seconds:
-            _set_factor(model, factor)
+            model.distill.set_factor(factor)
             step = partial(model.train_step, deepcopy(batch), optimizer)
             seconds[factor].append(elapsed(step, device) / 1000)
     memory = {factor: _memory(model, factor, batches, optimizer) for factor in seconds}
@@ -78,17 +78,12 @@ def _seconds_of_modules(model: RdimKDDistiller, batches: Sequence[dict]) -> dict
     return seconds
 
 
-def _set_factor(model: RdimKDDistiller, factor: float) -> None:
-    for part in model.distill.per_teacher:
-        part.set_factor(factor)
-
-
 def _memory(
     model: RdimKDDistiller, factor: float, batches: Sequence[dict], optimizer: OptimWrapper
 ) -> int:
     """Return the peak memory of a step in bytes; on a CPU, of what it adds to the memory held."""
     device = next(model.parameters()).device
-    _set_factor(model, factor)
+    model.distill.set_factor(factor)
     held = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
     if held and not factor:  # a plain training has no teacher in memory
         held -= sum(part.teacher.num_bytes for part in model.distill.per_teacher)

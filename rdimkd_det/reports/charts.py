@@ -99,12 +99,12 @@ def draw_chart(name: str, draw: Callable[[Axes], None]) -> str:
                   r'\1\2', svg, count=1)  # fmt: skip
 
 
-def check_picture(path: Path, option: str = '--out') -> None:
-    """Check that a figure can be saved in a file, before the work that it shows."""
+def check_picture(path: Path) -> None:
+    """Check that a figure can be saved in the file --out, before the work that it shows."""
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in formats:
-        raise ConfigError(f'{option} must be a picture (.{", .".join(formats)}), got {path}.')
-    check_out_file(path, option)
+        raise ConfigError(f'--out must be a picture (.{", .".join(formats)}), got {path}.')
+    check_out_file(path, '--out')
 
 
 def save_figure(figure: Figure, path: Path) -> None:

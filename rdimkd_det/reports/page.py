@@ -22,7 +22,6 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 3rem; background: 
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.5rem 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
-h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 0.3rem; }
 p { margin: 0.4rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: 0.88rem; }
 /* A shadow at an edge behind which there is more: the page's colour moves along and covers it. */

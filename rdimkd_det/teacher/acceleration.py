@@ -134,7 +134,7 @@ def _maps_of_noise(
             network(image)
     except ConfigError:  # a missing tap
         raise
-    except (AttributeError, KeyError, TypeError, *SIZE_ERRORS):
+    except SIZE_ERRORS:
         return None
     return [maps for tap in taps for maps in outputs[tap]]
 

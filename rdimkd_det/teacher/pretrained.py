@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files.configs import UnreadableConfigError
+from ..options import listed
 
 NAME = 'pretrained_model_name_or_path'
 
@@ -58,7 +59,7 @@ def load_pretrained(make: Callable, options: Mapping) -> nn.Module:
     if random:
         raise ConfigError(
             f'teacher: {name} lacks {len(random)} of the {len(own)} tensors of '
-            f'{type(module).__name__} ({", ".join(random[:3])}{", ..." if random[3:] else ""}), '
+            f'{type(module).__name__} ({listed(random)}), '
             f'which would be random; give the directory of this very model'
             f'{", and add_pooling_layer=False" * all("pooler" in key for key in random)}.'
         )

@@ -42,6 +42,7 @@ def test_options__spaces_inside_of_a_value_are_kept(typed, value):
         (['train_cfg.max_epochs', '2'], "takes KEY=VALUE, without spaces around '='"),
         (['train_cfg.max_epochs =2'], "got 'train_cfg.max_epochs =2'; lists as"),
         (['=2'], "got '=2'"),
+        (['a=a],['], 'a=a],[: maximum recursion depth exceeded'),
         (['a=[1,2'], 'a=[1,2: Imbalanced brackets exist in [1,2; write lists as'),
     ],
 )

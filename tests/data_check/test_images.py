@@ -193,10 +193,12 @@ def test_channels__are_those_that_are_loaded(data, mode, channels):
         assert found[0].severity == ('error' if channels < 3 else 'warning')  # which cannot load
 
 
-def test_channels__of_a_network_of_one_channel(data):
+@pytest.mark.parametrize('name', ['in_channels', 'input_channels'])
+def test_channels__of_a_network_of_one_channel(data, name):
+    """MMYOLO's backbones have another name for it."""
     model = data.cfg.model
     model.data_preprocessor.update(mean=[100.0], std=[50.0], bgr_to_rgb=False)
-    model.backbone.in_channels = 1
+    model.backbone[name] = 1
     loading(data, color_type='grayscale')
     assert data.look('train') == []
     loading(data, color_type='color')

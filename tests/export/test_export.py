@@ -202,6 +202,14 @@ def test_export__mmdet_takes_it(work_dir, tmp_path):
     )
 
 
+def test_export__is_tested_with_the_config_of_a_resumed_training(work_dir, tmp_path):
+    path, _ = write_student(read_student(str(work_dir / 'epoch_2.pth')), str(tmp_path / 's.pth'))
+    config = Config.fromfile(config_of(work_dir))
+    config.resume = True
+    config.dump(tmp_path / 'resumed.py')
+    call_tool('test.py', tmp_path / 'resumed.py', path, '--work-dir', tmp_path / 'test')
+
+
 def test_export__of_a_plain_training(tmp_path, capsys):
     path = write_checkpoint(tmp_path / 'plain.pth', Config(dict(model=fcos())).pretty_text)
     export(capsys, path, '--out', tmp_path / 'student.pth')

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from rdimkd_det import ConfigError
 from rdimkd_det.files.atomic import sha256_of
 from rdimkd_det.files.checkpoints import (
+    dataset_meta_of,
     digest_of,
     digest_of_file,
     hub_path,
@@ -196,3 +197,11 @@ def test_digest__is_of_the_learned_tensors_in_use(tmp_path):
     assert of_backbone == digest_of(headless) != expected
     assert digest_of({**weights, 'head.bias': torch.zeros(2)}) != expected
     assert digest_of_file(str(tmp_path / 'missing.pth')) is None
+
+
+def test_dataset_meta__of_one_data_set_of_several_and_of_none():
+    cats, dogs = dict(classes=('cat',)), dict(classes=('dog',))
+    assert dataset_meta_of(dict(dataset_meta=cats)) == cats
+    assert dataset_meta_of(dict(dataset_meta=[dogs, cats])) == dogs
+    for nothing in ({}, dict(dataset_meta=None), dict(dataset_meta=[]), dict(dataset_meta='cat')):
+        assert dataset_meta_of(nothing) == {}

@@ -219,6 +219,19 @@ class TestVisualizeTool:
         assert 'has neither test_dataloader nor val_dataloader' in capsys.readouterr().err
 
     @pytest.mark.slow
+    def test_visualize__misspelled_transform(self, trained, tmp_path, capsys):
+        config, *seen = arguments(trained, trained / 'data' / 'images' / '0.png')
+        cfg = Config.fromfile(config)
+        cfg.test_dataloader.dataset.pipeline[1].type = 'Resiz'
+        cfg.dump(tmp_path / 'misspelled.py')
+        with pytest.raises(SystemExit, match='2'):
+            call_tool(
+                'visualize.py', tmp_path / 'misspelled.py', *seen, '--out', tmp_path / 'f.png'
+            )
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and 'Resiz' in error
+
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         'change, message',
         [

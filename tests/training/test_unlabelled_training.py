@@ -133,14 +133,15 @@ def test_mistake__samples_that_cannot_say_it(files, tmp_path):
         check_mixing(cfg)
 
 
-def test_mistake__epochs_that_never_end(files, tmp_path, capsys):
+@pytest.mark.parametrize('batch_sampler', [None, dict(type='mmdet.AspectRatioBatchSampler')])
+def test_mistake__epochs_that_never_end(files, tmp_path, capsys, batch_sampler):
     config, path = mixed_config(files, tmp_path / 'run'), tmp_path / 'config.py'
-    config.train_dataloader.batch_sampler = None
+    config.train_dataloader.batch_sampler = batch_sampler
     config.dump(path)
     with pytest.raises(SystemExit, match='2'):
         call_tool('train.py', path)
     line = one_line('train.py', capsys.readouterr().err)
-    assert 'MultiSourceSampler never ends an epoch; add batch_sampler=dict(' in line
+    assert 'MultiSourceSampler never ends an epoch; set batch_sampler=dict(' in line
 
 
 # Resumed

@@ -25,7 +25,7 @@ META_KEYS = ('img_id', 'img_path', 'img_shape', 'flip')
 IRRELEVANT_OPTIONS = ('backend_args', 'file_client_args', '_scope_')
 
 
-def entry_key(metainfo: Mapping, parts: int = 1) -> str:
+def entry_key(metainfo: Mapping, parts: int) -> str:
     """Return the cache key of an image, e.g. '139:000000000139.jpg', or with '+flip' at its end.
 
     It has the last ``parts`` parts of the path. The directory is left out where it is not needed to

@@ -45,7 +45,7 @@ def _of_schedulers(runner: Runner, checkpoint: Mapping) -> Iterable[str]:
         return
     for state, scheduler in zip(kept, own):
         name, of_config = type(scheduler).__name__, scheduler.state_dict()
-        for key in state.keys() & of_config.keys() - MOVING:
+        for key in sorted(state.keys() & of_config.keys() - MOVING):
             if _plain(state[key]) != _plain(of_config[key]):
                 yield _difference(f'{name}.{key.strip("_")}', state[key], of_config[key])
     if len(kept) != len(own):
@@ -59,7 +59,7 @@ def _of_optimizer(runner: Runner, checkpoint: Mapping) -> Iterable[str]:
         return
     named = {'params'}
     for state, group in zip(kept['param_groups'], own):
-        for key in state.keys() & group.keys() - named:
+        for key in sorted(state.keys() & group.keys() - named):
             # What is scheduled, by mmengine or by a hook of MMYOLO's, moves from where it began.
             before, now = (it.get(f'initial_{key}', it[key]) for it in (state, group))
             if not key.startswith('initial_') and _plain(before) != _plain(now):

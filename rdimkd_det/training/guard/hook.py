@@ -96,7 +96,7 @@ class TrainingGuard(Hook):
             if isinstance(hook, CheckpointHook):
                 save = hook._save_checkpoint_with_step
                 hook._save_checkpoint_with_step = partial(self._save, hook, save)
-                hook.file_backend = LateRemoval(hook.file_backend)
+                hook.file_backend = LateRemoval(hook)
         if self._resumed:
             same = self._has_same_processes
             self._point.restore(self._resumed[get_rank() if same else 0], same)
@@ -154,7 +154,11 @@ class TrainingGuard(Hook):
             self._stop_training('the last checkpoint is of this iteration')
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """End the training if a signal asked for it."""
+        """Remove outdated best checkpoints, and end the training if a signal asked for it."""
+        for hook in runner.hooks:
+            backend = getattr(hook, 'file_backend', None)
+            if isinstance(backend, LateRemoval):
+                backend.flush()
         if self._point and self._stop.listening:
             self._point.end_validation()
             if self._asked:

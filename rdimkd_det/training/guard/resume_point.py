@@ -57,7 +57,7 @@ class ResumePoint:
         augments = getattr(preprocessor, 'batch_augments', None) or ()
         return [augment for augment in augments if hasattr(augment, '_input_size')]
 
-    def restore(self, state: dict, same_processes: bool = True) -> None:
+    def restore(self, state: dict, same_processes: bool) -> None:
         """Restore a state, of this version or an earlier one, so that the run continues from it.
 
         A validation that was due there and may have been cut off is run again: mmengine (0.10.7,

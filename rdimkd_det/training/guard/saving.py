@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends.base import BaseStorageBackend
-from mmengine.hooks import checkpoint_hook
+from mmengine.hooks import CheckpointHook, checkpoint_hook
 
 from ...errors import ConfigError, TrainingStoppedError
 from ...files.atomic import write_bytes, written_whole
@@ -53,8 +53,9 @@ class LateRemoval:
     with ``max_keep_ckpts=1`` a full disk or a kill in between leaves none at all.
     """
 
-    def __init__(self, backend: BaseStorageBackend) -> None:
-        self._backend = backend
+    def __init__(self, hook: CheckpointHook) -> None:
+        self._hook = hook
+        self._backend: BaseStorageBackend = hook.file_backend
         self._outdated: list[str] = []
 
     def __getattr__(self, name: str) -> object:
@@ -65,10 +66,15 @@ class LateRemoval:
         self._outdated.append(str(filepath))
 
     def flush(self) -> None:
-        """Remove the marked files; called once the new checkpoint is written."""
+        """Remove the marked files; called once the new checkpoint is written.
+
+        An iteration-based training may have written it to the name of an outdated one.
+        """
+        bests = getattr(self._hook, 'best_ckpt_path_dict', {}).values()
+        written = {self._hook.last_ckpt, getattr(self._hook, 'best_ckpt_path', None), *bests}
         while self._outdated:
             path = self._outdated.pop()
-            if self._backend.isfile(path):
+            if path not in written and self._backend.isfile(path):
                 self._backend.remove(path)
 
 

@@ -83,6 +83,10 @@ def test_other_optimizer_options(resumed):
     assert 'optimizer.momentum 0.9 (this config has 0.5)' in line
     (line,) = resumed(**{'optim_wrapper.optimizer.lr': 0.02})
     assert 'base_values 0.01 (this config has 0.02)' in line
+    options = {'weight_decay': 0.5, 'lr': 0.02, 'nesterov': True, 'dampening': 0, 'momentum': 0.5}
+    (line,) = resumed(**{f'optim_wrapper.optimizer.{key}': it for key, it in options.items()})
+    order = [line.index(f'optimizer.{key}') for key in ('lr', 'momentum', 'nesterov')]
+    assert order == sorted(order) and 'optimizer.weight_decay' not in line  # the fifth
 
 
 def test_longer__the_factor_jumps(resumed):

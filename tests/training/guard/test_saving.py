@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from interruptions import start
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -191,3 +192,30 @@ def test_checkpoint__outdated_ones_are_removed(config):
     start(run)
     names = sorted(path.name for path in Path(run.work_dir).glob('*.pth'))
     assert names == ['iter_11.pth', 'iter_12.pth']
+
+
+@pytest.mark.parametrize(
+    ('loop', 'left'),
+    [
+        ('epochs', ['best_coco_bbox_mAP_epoch_2.pth']),
+        ('iterations', ['best_coco_bbox_mAP_epoch_0.pth', 'epoch_1.pth']),
+    ],
+)
+def test_checkpoint__the_best_one_alone_is_left(config, monkeypatch, loop, left):
+    """In an iteration-based training all bests have one name, which mmengine removes and rewrites.
+
+    That of epochs writes no other checkpoint.
+    """
+    scores = iter((0.1, 0.3, 0.2))
+    monkeypatch.setattr(CocoMetric, 'compute_metrics', lambda *_: {'bbox_mAP': next(scores)})
+    run = config(**{'train_cfg.val_interval': 1})
+    by_iteration = loop == 'iterations'
+    run.default_hooks.checkpoint = dict(
+        type='CheckpointHook', interval=-1, save_best='coco/bbox_mAP', save_last=by_iteration
+    )
+    if by_iteration:
+        run.train_cfg = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=2)
+        run.train_dataloader.sampler = dict(type='InfiniteSampler')
+    start(run)
+    assert next(scores, None) is None
+    assert sorted(path.name for path in Path(run.work_dir).glob('*.pth')) == left
