@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.annotations import category_names
-from ..files.configs import annotation_path, leaf_datasets
+from ..files.configs import annotation_path, leaves_of
 from ..options import type_name
 from .annotated_set import AnnotatedSet, Files
 from .boxes import check_boxes
@@ -127,7 +127,7 @@ class _Look:
         metrics = evaluator['metrics'] if whole else evaluator
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
         # With several data sets each metric is of one; some may be of a kind that is not looked at.
-        of_metrics = [self.by_leaf.get(_key(it)) for it in _leaves(self.cfg, self.split)]
+        of_metrics = [self.by_leaf.get(_key(it)) for it in leaves_of(self.cfg, self.split)]
         classes = next((naming.classes for naming in self.namings), None)
         for place, metric in enumerate(metrics):
             if not _is(metric, 'CocoMetric'):
@@ -142,7 +142,7 @@ class _Look:
 
     def _without_file(self) -> Iterator[Finding]:
         """Yield that a metric without a file needs the annotations in the samples."""
-        dataset = repr(list(_leaves(self.cfg, self.split)))
+        dataset = repr(list(leaves_of(self.cfg, self.split)))
         if 'PackDetInputs' in dataset and "'instances'" not in dataset:
             yield Finding(
                 'error', 'Evaluator', self.split, '', 'the CocoMetric has no ann_file',
@@ -166,13 +166,9 @@ class _Look:
             yield from check_images(self.split, sets, file, format_only)
 
 
-def _leaves(cfg: Config, split: str) -> Iterator[Mapping]:
-    return leaf_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'))
-
-
 def _data_sets(cfg: Config, split: str) -> dict[str, Mapping]:
     """Return each data set of a split once, whatever pipelines it has in a concatenation."""
-    return {_key(leaf): leaf for leaf in _leaves(cfg, split)}
+    return {_key(leaf): leaf for leaf in leaves_of(cfg, split)}
 
 
 def _key(leaf: Mapping) -> str:

@@ -7,7 +7,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 
 from ..errors import ConfigError
-from ..files.configs import leaf_datasets
+from ..files.configs import leaves_of
 from ..options import explained, type_name
 
 # They neither scale nor change an image, or only where it is read.
@@ -24,8 +24,7 @@ def input_recipe(config: Config) -> dict:
     Raises:
         ConfigError: There is no test pipeline, or it has other steps.
     """
-    dataset = (config.get('test_dataloader') or {}).get('dataset')
-    pipeline = next(leaf_datasets(dataset), {}).get('pipeline')
+    pipeline = next(leaves_of(config, 'test'), {}).get('pipeline')
     if not pipeline:
         raise ConfigError(
             '--end-to-end: the config has no test_dataloader, whose pipeline says how to resize an '

@@ -143,6 +143,11 @@ def leaf_datasets(dataset: object) -> Iterator[Mapping]:
         yield from leaf_datasets(each)
 
 
+def leaves_of(cfg: Config, split: str) -> Iterator[Mapping]:
+    """Yield :func:`leaf_datasets` of a config's 'train', 'val' or 'test' data, if it has any."""
+    return leaf_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'))
+
+
 def annotation_path(entry: Mapping) -> str | None:
     """Return the annotation file of a dataset or a metric, with its root; None if it has none."""
     file = entry.get('ann_file')

@@ -10,7 +10,7 @@ from torch import nn
 from ..data_check.classes import classes_of, names_in
 from ..errors import ConfigError
 from ..files.checkpoints import dataset_meta_of, read_checkpoint_safely
-from ..files.configs import leaf_datasets, read_config
+from ..files.configs import leaves_of, read_config
 from ..options import listed
 from ..teacher import Source
 
@@ -21,8 +21,7 @@ def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, 
     Of the splits, any of 'train', 'val' and 'test', the first with class names counts.
     """
     for split in splits:
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        classes = classes_of(next(leaf_datasets(dataset), {}), split)
+        classes = classes_of(next(leaves_of(cfg, split), {}), split)
         if classes:
             return classes
     return None

@@ -19,7 +19,7 @@ from torch import nn
 from ..bridge import InputBridge
 from ..datasets.scaling import enlarged
 from ..distiller.distillation import Distillation
-from ..files.configs import UnreadableConfigError, leaf_datasets, mappings, read_config
+from ..files.configs import UnreadableConfigError, leaf_datasets, leaves_of, mappings, read_config
 from ..progress import with_progress
 from .input_formats import InputFormat
 from .report import Report
@@ -194,8 +194,7 @@ def teacher_pipeline(config: str | dict) -> list | None:
     except UnreadableConfigError:
         return None
     for split in ('val', 'test'):
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        for leaf in leaf_datasets(dataset):
+        for leaf in leaves_of(cfg, split):
             return deepcopy(leaf.get('pipeline'))
     return None
 
