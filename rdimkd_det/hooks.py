@@ -99,6 +99,7 @@ class DistillHook(Hook):
         self._skipper: StepSkipper | None = None
         self._facts: dict[str, str] = {}
         self._resumed = False
+        self._shift = 0  # iterations to add, where a resumed training's epochs had another length
         # Here, before any data loader starts workers, which inherit it.
         name_unreadable_images()
 
@@ -152,6 +153,8 @@ class DistillHook(Hook):
         """Set the schedule's factor for this iteration; free the teachers once it stays 0."""
         if self._skipper is not None:
             self._skipper.start_step()
+        if self._follows_epochs(runner):
+            self._shift = runner.epoch * len(runner.train_dataloader) + batch_idx - runner.iter
         distill = distilled_student(runner.model).distill
         if self.every_n_train_iters(runner, self.monitor_interval):
             for part in distill.per_teacher:
@@ -189,10 +192,14 @@ class DistillHook(Hook):
     def factor_at(self, runner: Runner, iteration: int) -> float:
         """Return the schedule's factor after a number of iterations."""
         unit = self._unit(runner)
-        return self.schedule.factor(iteration / unit, runner.max_iters / unit)
+        return self.schedule.factor((iteration + self._shift) / unit, runner.max_iters / unit)
 
     def _time(self, runner: Runner) -> float:
-        return runner.iter / self._unit(runner)
+        return (runner.iter + self._shift) / self._unit(runner)
+
+    def _follows_epochs(self, runner: Runner) -> bool:
+        by_epoch = self.schedule.by_epoch or self.schedule.relative
+        return by_epoch and isinstance(runner.train_loop, EpochBasedTrainLoop)
 
     def _unit(self, runner: Runner) -> float:
         """Return the number of iterations in the schedule's unit of time."""
@@ -232,6 +239,8 @@ class DistillHook(Hook):
             return
         self._resumed = True
         share_metainfo(runner.train_dataloader.dataset)  # mmengine compares it with a checkpoint's
+        if self._follows_epochs(runner):
+            self._shift = _shift_after(checkpoint, len(runner.train_dataloader))
         if 'distill' not in checkpoint:
             runner.logger.warning(
                 'RdimKD: the checkpoint holds no distillation state; the projections are fitted '
@@ -241,6 +250,18 @@ class DistillHook(Hook):
         distill = distilled_student(runner.model).distill
         check_same_distillation(checkpoint.get('meta', {}), training_facts(distill))
         distill.restore(checkpoint['distill'], 'DistillHook: the checkpoint')
+
+
+def _shift_after(checkpoint: dict, length: int) -> int:
+    """Return by how many iterations a checkpoint of a training with epochs of a length lags.
+
+    If its own epochs had another length, the guard begins the current one anew.
+    """
+    meta, state = checkpoint['meta'], next(iter(checkpoint.get('resume', ())), {})
+    done, earlier = state.get('batches', 0), state.get('epoch_length', length)
+    if earlier != length:
+        done = length if done == earlier else 0
+    return meta['epoch'] * length + done - meta['iter']
 
 
 def _update_averaged_models(runner: Runner, distill: Distillation) -> None:

@@ -89,7 +89,7 @@ class Projection(nn.Module):
         Raises:
             FloatingPointError: The covariance holds NaN or infinity.
         """
-        covariance = covariance.double()
+        covariance = covariance.cpu().double()
         if not covariance.isfinite().all():
             raise FloatingPointError(
                 f"{type(self).__name__}: the teacher's feature maps of the calibration images hold "
@@ -97,12 +97,15 @@ class Projection(nn.Module):
             )
         if self.needs_fit:
             self.set_basis(self.learn_basis(covariance))
-        basis = self.basis.to(covariance)
+        basis = self.basis.cpu().double()
         total = covariance.trace().clamp(min=torch.finfo(covariance.dtype).tiny)
         self.variance_kept.copy_((basis * (covariance @ basis)).sum() / total)
 
     def learn_basis(self, covariance: Tensor) -> Tensor:
-        """Compute the basis (C, d) from the channel covariance (C, C), float64."""
+        """Compute the basis (C, d) from the channel covariance (C, C), float64.
+
+        Both are on the CPU, so that the basis does not depend on the device.
+        """
         raise NotImplementedError
 
     def set_basis(self, basis: Tensor) -> None:
@@ -229,8 +232,7 @@ class PCAProjection(Projection):
         self.dim = dim
 
     def learn_basis(self, covariance: Tensor) -> Tensor:
-        # On the CPU, so that the basis does not depend on the device.
-        values, vectors = torch.linalg.eigh(covariance.cpu())
+        values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         dim = self.dim
         if isinstance(dim, float):
@@ -275,9 +277,8 @@ class AutoencoderProjection(Projection):
 
     @torch.enable_grad()
     def learn_basis(self, covariance: Tensor) -> Tensor:
-        # On the CPU, where a seed gives the same numbers on every machine.
         tiny = torch.finfo(covariance.dtype).tiny  # a level that never varies has trace 0
-        covariance = (covariance / covariance.trace().clamp(min=tiny)).cpu()
+        covariance = covariance / covariance.trace().clamp(min=tiny)
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.randn(self.num_channels, self.dim, generator=generator, dtype=torch.float64)
         # Start inside the range of the covariance: components of the encoder along directions

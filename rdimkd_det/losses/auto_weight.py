@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest import mock
 
 import torch
 from mmengine.dist import all_reduce
@@ -19,6 +21,13 @@ from .feature_loss import FeatureLoss
 # Loss scale: without it, most gradients of a mean over large maps underflow in half precision.
 SCALE = 4096
 PLAUSIBLE = (1e-4, 1e4)  # the task's gradient over the distillation's
+# Modules that name torch's checkpoint: its own, and two that import the function (mmengine 0.10.7,
+# mmdet 3.3.0, and OneDL's).
+CHECKPOINTS = {
+    'torch.utils.checkpoint',
+    'mmengine.runner.activation_checkpointing',
+    'mmdet.models.necks.hrfpn',
+}
 
 
 def has_objects(data_samples: Sequence) -> bool:
@@ -69,17 +78,16 @@ def gradient_balance(task: Tensor, distance: Tensor, maps: Sequence[Tensor]) -> 
 
 @contextmanager
 def differentiable_checkpoints() -> Iterator[None]:
-    """Make gradients through modules with ``with_cp=True`` that run in the block measurable.
+    """Make gradients through checkpointed modules that run in the block measurable.
 
-    mmdet's modules use torch's default, the reentrant checkpoint, which refuses
-    ``torch.autograd.grad``.
+    mmdet's modules (``with_cp=True``) and mmengine's ``activation_checkpointing`` use torch's
+    default, the reentrant checkpoint, which refuses ``torch.autograd.grad``.
     """
-    reentrant = checkpoint.checkpoint
-    checkpoint.checkpoint = partial(reentrant, use_reentrant=False)
-    try:
+    function = partial(checkpoint.checkpoint, use_reentrant=False)
+    with ExitStack() as patches:
+        for name in CHECKPOINTS & sys.modules.keys():
+            patches.enter_context(mock.patch.object(sys.modules[name], 'checkpoint', function))
         yield
-    finally:
-        checkpoint.checkpoint = reentrant
 
 
 def squared_gradient(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:

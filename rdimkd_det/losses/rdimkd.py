@@ -172,7 +172,9 @@ class RdimKDLoss(FeatureLoss):
             current = torch.stack([it[4].mean() for it in merge_ranks(spreads)]).to(running)
             running = torch.where(running.isnan(), current, running.lerp(current, self.momentum))
             self.teacher_variance[levels] = running
-        return [it / scale for it, scale in zip(distances, running + functional.ABSOLUTE_EPS)]
+        # A teacher that does not vary teaches nothing, as with 'standardize'.
+        scales = running.masked_fill(running <= functional.ABSOLUTE_EPS, math.inf)
+        return [it / (scale + functional.ABSOLUTE_EPS) for it, scale in zip(distances, scales)]
 
     def _coordinates(
         self,

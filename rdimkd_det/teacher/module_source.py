@@ -127,7 +127,7 @@ class ModuleSource(Source):
         try:
             make = make if callable(make) else pkgutil.resolve_name(make)
             with preserved_random_state():
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)  # not the seeds that GPUs start with
                 made = (
                     load_pretrained(make, options) if is_from_pretrained(make) else make(**options)
                 )

@@ -21,15 +21,16 @@ class ChannelCovariance:
     """Covariance (C, C) of channels, accumulated in float64 over batches and ranks."""
 
     def __init__(self, num_channels: int, device: torch.device) -> None:
-        options = {'dtype': torch.float64, 'device': device}
+        # Apple's GPUs have no float64.
+        options = {'dtype': torch.float64, 'device': 'cpu' if device.type == 'mps' else device}
         self.count = torch.zeros((), **options)
         self.sum = torch.zeros(num_channels, **options)
         self.square = torch.zeros(num_channels, num_channels, **options)
 
     def update(self, feats: Tensor, positions: Tensor | None = None) -> None:
         """Add a feature map (N, C, H, W), or some of its positions."""
-        vectors = select_positions(feats.detach().flatten(2), positions).double()  # (N, C, L)
-        vectors = vectors.transpose(0, 1).flatten(1)
+        vectors = select_positions(feats.detach().flatten(2), positions)  # (N, C, L)
+        vectors = vectors.transpose(0, 1).flatten(1).to(self.sum.device).double()
         self.count += vectors.shape[1]
         self.sum += vectors.sum(1)
         self.square += vectors @ vectors.t()

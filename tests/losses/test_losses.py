@@ -257,6 +257,18 @@ def test_teacher_scale__literal_running_average():
     assert loss.teacher_variance.tolist() == [7.0]
 
 
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (2, 1, 4, 4)])
+def test_teacher_scale__a_teacher_that_does_not_vary_teaches_nothing(shape):
+    identity = {'type': 'IdentityProjection'}
+    loss = build(1, 1, num_levels=1, projection=identity, normalize='teacher')
+    student = torch.ones(shape, requires_grad=True)
+    (value,) = loss([student], [torch.zeros(shape)]).values()
+    value.backward()
+    assert value == 0 and not student.grad.any()
+    (value,) = loss([student], [torch.full(shape, math.nan)]).values()
+    assert value.isnan()  # and is told
+
+
 def test_teacher_scale__student_of_zeros_misses_everything():
     loss = build(normalize='teacher', projection={'type': 'IdentityProjection'})
     teacher = [maps - maps.mean((0, 2, 3), keepdim=True) for maps in pyramid(6)]

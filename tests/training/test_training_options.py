@@ -18,6 +18,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from runs import (
     assert_equal,
     call_tool,
@@ -213,16 +214,19 @@ def test_activation_checkpointing__that_cuts_the_gradient_is_refused(config, tap
         run(config(tap=tap, activation_checkpointing=modules))
 
 
+@pytest.mark.parametrize('how', ['with_cp', 'activation_checkpointing'])
 @pytest.mark.parametrize('tap', ['backbone', 'backbone.layer2'])
-def test_with_cp__auto_weight_before_what_is_checkpointed(teacher, tap):
+def test_auto_weight__before_what_is_checkpointed(teacher, tap, how):
     """The task's gradient comes through blocks whose checkpoints know `backward()` alone."""
     weights = []
-    for with_cp in (False, True):
+    for checkpointed in (False, True):
         torch.manual_seed(0)
         student = fcos()
-        student.backbone.with_cp = with_cp
+        student.backbone.with_cp = checkpointed and how == 'with_cp'
         loss = dict(projection=RANDOM, loss_weight='auto')
         model = MODELS.build(distilled(student, teacher, tap, **loss)).train()
+        if checkpointed and how == 'activation_checkpointing':
+            turn_on_activation_checkpointing(model, 'backbone.layer3')
         data = model.data_preprocessor(random_batch(num_classes=3), training=True)
         model.parse_losses(model(**data, mode='loss'))[0].backward()
         (loss,) = model.distill.losses.values()

@@ -72,6 +72,12 @@ class DataPosition:
             start = self._round if num_batches else self._first_round()
         return {'num_workers': self.num_workers, 'restarted': self._restarted, **start}
 
+    def remember(self, state: dict) -> None:
+        """Take over a state that may be saved once more before a pass of the loader restores it."""
+        self._restarted = state.get('restarted', False)
+        if state['num_workers'] == self.num_workers and state['states']:
+            self._latest = list(state['states'])
+
     def restore(self, state: dict, num_batches: int, at_position: Callable[[], None]) -> int:
         """Make the loader's next pass continue from a position, where it calls ``at_position``.
 

@@ -86,6 +86,8 @@ class ResumePoint:
         set_random_state(now)
         if between_epochs and not state['validated'] and self._validation_is_due():
             self._runner.logger.info('RdimKD: validating again, as it may have been cut off')
+            if self._by_epoch:
+                self._data.remember(state['data'])  # save_best may save after it
             self._runner.val_loop.run()
             now = random_state()
         restore = partial(set_random_state, now)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from runs import distilled, fcos, run_config, train, write_data, write_teacher
 
+from rdimkd_det import DistillHook
+
 STEPS = dict(type='MultiStepLR', milestones=[1, 2], end=2, gamma=0.1)
 FADING = dict(decay='linear')
 
@@ -94,6 +96,23 @@ def test_longer__the_factor_jumps(resumed):
     assert "the distillation's factor was 0.5 and continues at 0.75" in line
     assert '(max_epochs was 2, is 4, max_iters was 4, is 8)' in line
     assert 'load_from' not in line  # the distillation follows this config
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 8])
+def test_other_length_of_an_epoch__the_schedule_goes_on_where_it_was(
+    resumed, monkeypatch, batch_size
+):
+    """An epoch had 2 iterations; a batch of 8, or twice the GPUs, leaves one."""
+    factors, apply = [], DistillHook._apply_schedule
+
+    def record(self, runner, distill):
+        factors.append(apply(self, runner, distill))
+        return factors[-1]
+
+    monkeypatch.setattr(DistillHook, '_apply_schedule', record)
+    assert resumed(**{'train_dataloader.batch_size': batch_size}) == []
+    each = 8 // batch_size  # the second half of a decay over two epochs; first, before training
+    assert factors == pytest.approx([0.5, *(0.5 - 0.5 * it / each for it in range(each))])
 
 
 def test_other_schedule_of_the_distillation(resumed):

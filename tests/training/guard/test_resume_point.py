@@ -25,8 +25,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 from processes import run_distributed
 from runs import assert_equal, call_tool, distilled, fcos, load
+from torch.utils.data import DataLoader
 
+from rdimkd_det.random_state import random_state
 from rdimkd_det.training.guard import latest_checkpoint
+from rdimkd_det.training.guard.data_position import DataPosition
 
 LOADERS = [
     pytest.param(0, False, id='in_process'),
@@ -265,6 +268,16 @@ def test_resume__after_a_best_checkpoint_validates_no_second_time(config):
     watch = Watch()
     start(run, watch, resume=True)
     assert watch.validations == 2
+
+
+def test_position__that_is_saved_once_more_before_it_is_restored():
+    """A validation that is run again may be the best, whose checkpoint is then written anew."""
+    position = DataPosition(DataLoader(range(8), 2, num_workers=2, persistent_workers=True))
+    states = [random_state(), random_state()]
+    position.remember({'num_workers': 2, 'restarted': True, 'batches': 0, 'states': states})
+    found = position.state(0)
+    assert found['restarted'] and found['batches'] == 0
+    assert [*map(id, found['states'])] == [*map(id, states)]
 
 
 @pytest.mark.parametrize('edit, num_images', [(list, 4), (list, 1), (as_earlier_versions_wrote, 2)])
