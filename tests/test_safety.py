@@ -17,6 +17,7 @@ import pytest
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from runs import (
     REPOSITORY,
     call_tool,
@@ -252,6 +253,15 @@ def test_data_file__pickle_with_data(tmp_path):
             (found,) = DataPickleHandler().load_from_fileobj(file)
         assert (found['bboxes'] == content[0]['bboxes']).all()
         assert found['names'] == ('a', {'b'}) and found['n'] == 1
+
+
+def test_data_file__pickle_of_proposals(tmp_path):
+    """As mmdet's DumpProposals writes it for Fast R-CNN."""
+    path, proposals = tmp_path / 'proposals.pkl', InstanceData(bboxes=torch.eye(4).numpy())
+    path.write_bytes(pickle.dumps({'a.jpg': proposals}))
+    with path.open('rb') as file:
+        found = DataPickleHandler().load_from_fileobj(file)
+    assert (found['a.jpg'].bboxes == proposals.bboxes).all()
 
 
 @pytest.mark.parametrize('function', ['builtins.getattr', 'builtins.eval', 'operator.attrgetter'])

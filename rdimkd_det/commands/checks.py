@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.runner import find_latest_checkpoint
-from torch import nn
+from torch import distributed, nn
 
 from ..data_check import DataReport, look_at
 from ..data_check.classes import check_class_names
@@ -21,8 +23,8 @@ from ..distiller.distiller import RdimKDDistiller, distilled_student, sharding_m
 from ..distiller.inheritance import matching_weights, weights_to_inherit
 from ..errors import ConfigError, counted_from
 from ..files.atomic import try_writing
-from ..files.checkpoints import load_checkpoint_safely, read_checkpoint_safely, weights_in
-from ..files.configs import annotation_path, leaf_datasets, mappings
+from ..files.checkpoints import read_checkpoint_safely, weights_in
+from ..files.configs import annotation_path, leaf_datasets, mappings, reads_local_files
 from ..files.strict_loading import load_strictly
 from ..host.registry import enter_scope
 from ..options import check_options, explained, is_whole_number, type_name
@@ -65,7 +67,7 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
     if distilled:
         check_options('model', model, RdimKDDistiller)
         check_strategy(cfg)
-    with explained(f'config {cfg.filename}: the model cannot be built'):
+    with explained(f'config {cfg.filename}: the model cannot be built'), _process_group(cfg):
         built = MODELS.build(deepcopy(model))
     if training:
         check_hooks(cfg, distilled)
@@ -73,6 +75,22 @@ def check_model(cfg: Config, training: bool) -> nn.Module:
         if distilled:
             _check_teachers(cfg, built)
     return built
+
+
+@contextmanager
+def _process_group(cfg: Config) -> Iterator[None]:
+    """Lend a distributed run's model the group that mmcv's SyncBatchNorm asks for when it is built.
+
+    The Runner starts the run's own only afterwards.
+    """
+    if cfg.get('launcher', 'none') == 'none' or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def _check_teachers(cfg: Config, model: nn.Module) -> None:
@@ -87,7 +105,7 @@ def _check_teachers(cfg: Config, model: nn.Module) -> None:
 
 def check_sections(cfg: Config) -> None:
     """Enter the scope of a config, and check its sections' types, keys and data loaders."""
-    if not isinstance(cfg.get('default_scope', 'mmdet'), str):
+    if not isinstance(cfg.get('default_scope'), (str, type(None))):
         raise ConfigError(f"default_scope must be a name like 'mmdet', got {cfg.default_scope!r}.")
     enter_scope(cfg)
     check_top_level(cfg)
@@ -100,7 +118,8 @@ def check_sections(cfg: Config) -> None:
         raise ConfigError(f'custom_hooks must be a list of dicts, got {got}.')
     for name in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(name, 1)
-        if not is_whole_number(length, least=1):
+        whole = isinstance(length, float) and length.is_integer()  # 9e4: mmengine takes it
+        if not is_whole_number(int(length) if whole else length, least=1):
             raise ConfigError(
                 f'train_cfg.{name} must be a whole number of 1 or more, got {length!r}.'
             )
@@ -125,14 +144,16 @@ def check_hooks(cfg: Config, distilled: bool) -> None:
 
 def check_pretrained(model: nn.Module) -> None:
     """Check the checkpoints that a model's ``init_cfg`` entries load."""
-    paths = {
-        path
-        for name, module in model.named_modules()
+    unpacked_by = {
+        path: type(module).init_weights
+        for module in model.modules()
         for entry in mappings(getattr(module, 'init_cfg', None))
         if isinstance(path := entry.get('checkpoint'), str)
     }
-    for path in sorted(paths):
-        load_checkpoint_safely(path, who='init_cfg')
+    for path, init_weights in sorted(unpacked_by.items()):
+        content = read_checkpoint_safely(path, who='init_cfg')
+        if init_weights is BaseModule.init_weights:  # Swin's and others take more than a state_dict
+            weights_in(content, path, who='init_cfg')
 
 
 def check_data(cfg: Config, splits: Sequence[str], thorough: bool = False) -> DataReport:
@@ -172,7 +193,7 @@ def check_data(cfg: Config, splits: Sequence[str], thorough: bool = False) -> Da
 
 def _check_annotations(split: str, dataset: Mapping) -> None:
     path = annotation_path(dataset)
-    if path is None:
+    if path is None or not reads_local_files(dataset):
         return
     root = dataset.get('data_root') or ''
     if not isinstance(root, str):

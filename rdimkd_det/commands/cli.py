@@ -33,6 +33,7 @@ def run(main: Callable[[], None]) -> None:
     # Only data is unpickled in this process: OneDL's mmengine (0.10.12) would fall back to unsafe
     # loading of a checkpoint that holds anything else.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch refuses both
     read_data_files_safely()
     # mmengine 0.10.7 imports pkg_resources for each `mmdet::` base, with the same warning.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')

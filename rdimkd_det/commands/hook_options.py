@@ -37,10 +37,14 @@ def hook_types() -> list[str]:
 
 def distill_hooks(cfg: Config) -> list[DistillHook]:
     """Build the ``DistillHook`` entries of a config."""
+    kinds = [
+        (hook, check_type(hook, 'custom_hooks', HOOKS, hook_types()))
+        for hook in cfg.get('custom_hooks') or ()
+    ]
     return [
         HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
-        for hook in cfg.get('custom_hooks') or ()
-        if issubclass(check_type(hook, 'custom_hooks', HOOKS, hook_types()), DistillHook)
+        for hook, kind in kinds
+        if isinstance(kind, type) and issubclass(kind, DistillHook)
     ]
 
 

@@ -94,6 +94,9 @@ LOSSES = (
         intended=True,
     ),
     Loss(
+        'difficult', 'are marked difficult', 'mark objects to learn as difficult=0', intended=True
+    ),
+    Loss(
         'small box',
         'have a side below filter_cfg.bbox_min_size, and count as crowds',
         'lower filter_cfg.bbox_min_size of the data set',

@@ -38,7 +38,7 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
     objects = int(data.objects.sum())
     trains = data.split == 'train'
     if not total:
-        if trains:
+        if trains and not (any_object and data.loaded.any()):  # else they are to hold no objects
             yield Finding(
                 'warning' if any_object else 'error', 'Boxes', data.split, data.path,
                 f'no annotation in {data.path}',
@@ -52,7 +52,8 @@ def _check_losses(data: AnnotatedSet, any_object: bool) -> Iterator[Finding]:
         yield _told(severity, data, lost, text, wrong or lost)
         return
     few = sum(lost[n] for n in wrong) <= FEW * total
-    many = [n for n in lost if n not in ('other class', *wrong) and lost[n] > MANY * total]
+    usual = ('other class', 'difficult')
+    many = [n for n in lost if n not in (*usual, *wrong) and lost[n] > MANY * total]
     told = [*([] if few else wrong), *many]
     if told:
         shown = {name: lost[name] for name in told}

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 from ..files.annotations import category_names
-from ..files.configs import annotation_path, leaves_of
+from ..files.configs import annotation_path, leaves_of, reads_local_files
 from ..options import type_name
 from .annotated_set import AnnotatedSet, Files
 from .boxes import check_boxes
@@ -60,7 +60,9 @@ def look_at(cfg: Config, splits: Sequence[str], thorough: bool = False) -> DataR
         else:
             namings += _unread_namings(cfg, split)
     trained = next((naming for naming in namings if naming.split == 'train'), None)
-    orders = check_orders(namings, trained)
+    # Of a detector that is asked for classes by name, labels have no meaning of their own.
+    prompts = any(it.get('return_classes') for split in SPLITS for it in leaves_of(cfg, split))
+    orders = [] if prompts else check_orders(namings, trained)
     for finding in dict.fromkeys(orders):
         if finding.split in splits:
             report.findings.append(finding)
@@ -87,7 +89,8 @@ class _Look:
             classes = classes_of(leaf, self.split)
             if kind == 'coco' and not leaf.get('ann_file'):
                 raise ConfigError(f'{self.split} data: the {type_name(leaf)} has no ann_file.')
-            if kind is None or not os.path.exists(path or '') or not classes:
+            local = reads_local_files(leaf) and os.path.exists(path or '')
+            if kind is None or not local or not classes:
                 continue  # of a folder, reading says that it is one
             if kind == 'voc':
                 data, found = load_voc(self.split, leaf, path, classes)
@@ -128,17 +131,17 @@ class _Look:
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
         # With several data sets each metric is of one; some may be of a kind that is not looked at.
         of_metrics = [self.by_leaf.get(_key(it)) for it in leaves_of(self.cfg, self.split)]
-        classes = next((naming.classes for naming in self.namings), None)
+        first = next((naming.classes for naming in self.namings), None)
         for place, metric in enumerate(metrics):
             if not _is(metric, 'CocoMetric'):
                 continue
             path = annotation_path({**metric, 'data_root': None})
             if not path:
                 yield from self._without_file()
-            if not os.path.exists(path or '') or not classes:
-                continue
             sets = list(filter(None, of_metrics[place : place + 1])) if several else self.sets
-            yield from self._of_metric(metric, self.read(path), classes, sets)
+            classes = sets[0].classes if several and sets else first
+            if os.path.exists(path or '') and classes:
+                yield from self._of_metric(metric, self.read(path), classes, sets)
 
     def _without_file(self) -> Iterator[Finding]:
         """Yield that a metric without a file needs the annotations in the samples."""

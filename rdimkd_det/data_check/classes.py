@@ -13,17 +13,23 @@ from ..host.registry import find_type
 from ..options import explained
 
 
-def classes_of(dataset: Mapping, split: str) -> tuple[str, ...] | None:
-    """Return the class names of a dataset without wrappers; None if it has none."""
+def classes_of(dataset: Mapping, split: str, things: bool = False) -> tuple[str, ...] | None:
+    """Return the class names of a dataset without wrappers; None if it has none.
+
+    With ``things``, a panoptic data set's classes that have boxes.
+    """
     kind = dataset_type(dataset)
     if not hasattr(kind, '_load_metainfo'):
         return None
     metainfo = copy.deepcopy(dataset.get('metainfo'))
     if isinstance(metainfo, Mapping):  # mmengine would try to open other strings as files
-        metainfo = {key: metainfo[key] for key in ('classes', 'CLASSES') if key in metainfo}
+        known = ('classes', 'CLASSES', 'thing_classes')
+        metainfo = {key: metainfo[key] for key in known if key in metainfo}
     # The Runner would refuse such a dataset, too.
     with explained(f'{split}_dataloader.dataset: its classes cannot be read'):
-        return names_in(kind._load_metainfo(metainfo))
+        loaded = kind._load_metainfo(metainfo)
+    of_things = {'classes': loaded.get('thing_classes')} if things else {}
+    return names_in(of_things) or names_in(loaded)
 
 
 def dataset_type(dataset: Mapping) -> type | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -158,7 +159,7 @@ def check_images(
         return
     others = [
         key for key, name in names.items()
-        if str(file.images[key].get('file_name', name)).rsplit('/', 1)[-1] != name
+        if Path(str(file.images[key].get('file_name', name))).stem != Path(name).stem
     ]  # fmt: skip
     if others:
         key = others[0]

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..datasets.unlabelled import SUFFIXES
-from ..files.configs import mappings
+from ..files.configs import mappings, reads_local_files
 from ..options import type_name
 from .annotated_set import AnnotatedSet, Files, data_folder
 from .findings import Finding, first_double
@@ -23,8 +23,7 @@ def loading_step(dataset: Mapping) -> Mapping | None:
     """Return the step of a pipeline that reads images from local files, or None."""
     for step in mappings(dataset.get('pipeline') or ()):
         if type_name(step).rpartition('.')[2] == 'LoadImageFromFile':
-            backend = step.get('backend_args') or step.get('file_client_args') or {}
-            return step if backend.get('backend', 'local') in ('local', 'disk') else None
+            return step if reads_local_files(step) else None
     return None
 
 

@@ -8,8 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from mmdet.registry import TRANSFORMS
 from PIL import Image
 
+from ..files.configs import mappings
+from ..host.registry import find_type
+from ..host.versions import FITTING
+from ..options import PACKAGES
 from .annotated_set import AnnotatedSet
 from .findings import Finding
 from .images import loading_step
@@ -67,7 +72,13 @@ def check_headers(
         f'{len(found)} images looked at')  # fmt: skip
     color = str(step.get('color_type', 'color'))
     yield from _check_sizes(data, found, color, looked)
-    yield from _check_modes(data, found, color, looked, channels)
+    own = any(_is_own(it) for it in mappings(dataset['pipeline']) if 'type' in it)
+    yield from _check_modes(data, found, color, looked, channels, own)
+
+
+def _is_own(step: Mapping) -> bool:
+    kind = find_type(step, TRANSFORMS)
+    return getattr(kind, '__module__', '').partition('.')[0] not in (*PACKAGES, *FITTING)
 
 
 def _check_sizes(data: AnnotatedSet, found: list, color: str, looked: str) -> Iterator[Finding]:
@@ -110,7 +121,7 @@ def _check_sizes(data: AnnotatedSet, found: list, color: str, looked: str) -> It
 
 
 def _check_modes(
-    data: AnnotatedSet, found: list, color: str, looked: str, channels: int | None
+    data: AnnotatedSet, found: list, color: str, looked: str, channels: int | None, own: bool
 ) -> Iterator[Finding]:
     deep = [place for place, header in found if header.mode.startswith('I')]
     if deep and color != 'unchanged':
@@ -122,7 +133,7 @@ def _check_modes(
             "color_type='unchanged' and mean and std to match",
             len(deep), len(found), data.image_paths[deep[0]],
         )  # fmt: skip
-    if channels is None:
+    if channels is None or own:  # a transform of the user's own may add channels, or drop some
         return
     wrong = [
         (place, header) for place, header in found

@@ -57,7 +57,7 @@ def load_voc(
     image_index = np.array(places, np.int64)
     array_of_sizes = np.array(sizes, float).reshape(-1, 2)
     losses = np.where(labels < 0, BY_NAME['other class'], 0)
-    losses[(losses == 0) & np.array(crowds, bool)] = BY_NAME['crowd']
+    losses[(losses == 0) & np.array(crowds, bool)] = BY_NAME['difficult']
     array_of_boxes = np.array(boxes, float).reshape(-1, 4)
     filters = dataset.get('filter_cfg') or {}
     small = array_of_boxes[:, 2:].min(1, initial=np.inf) < (filters.get('bbox_min_size') or 0)

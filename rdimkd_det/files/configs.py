@@ -13,11 +13,12 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
-from mmengine.registry import DefaultScope
+from mmengine.registry import LOOPS, DefaultScope
+from mmengine.runner import IterBasedTrainLoop
 
 from ..errors import ConfigError
 from ..host.patches import own_config
-from ..host.registry import import_package
+from ..host.registry import find_type, import_package
 from ..host.versions import FITTING, check_package
 from ..options import SCOPE, type_name
 
@@ -154,6 +155,12 @@ def annotation_path(entry: Mapping) -> str | None:
     return os.path.join(str(entry.get('data_root') or ''), file) if isinstance(file, str) else None
 
 
+def reads_local_files(entry: Mapping) -> bool:
+    """Return whether a data set or a transform reads its files from the local disk."""
+    backend = entry.get('backend_args') or entry.get('file_client_args') or {}
+    return backend.get('backend', 'local') in ('local', 'disk')
+
+
 def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
     """Return the entries of ``model.teacher`` as (name, entry).
 
@@ -168,7 +175,9 @@ def teacher_entries(teacher: object) -> list[tuple[str, Mapping]]:
 def counts_iterations(config: Config) -> bool:
     """Return whether a training run counts iterations instead of epochs."""
     loop = config.get('train_cfg') or {}
-    return type_name(loop) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
+    kind = find_type(loop, LOOPS) if loop.get('type') else None
+    iterations = isinstance(kind, type) and issubclass(kind, IterBasedTrainLoop)
+    return iterations or loop.get('by_epoch') is False
 
 
 def without_cache(cfg: Config) -> Config:

@@ -15,6 +15,8 @@ ALLOWED = {
     *(('__builtin__', name) for name in BUILTINS),  # their module in Python 2's protocols
     ('_codecs', 'encode'),  # for bytes in those protocols
     ('collections', 'OrderedDict'),
+    # Of DumpProposals, which Fast R-CNN reads; unpickling sets its attributes alone.
+    ('mmengine.structures.instance_data', 'InstanceData'),
     ('numpy', 'ndarray'),
     ('numpy', 'dtype'),
     *((f'numpy.{core}.multiarray', '_reconstruct') for core in ('core', '_core')),

@@ -15,13 +15,16 @@ from ..options import listed
 from ..teacher import Source
 
 
-def data_classes(cfg: Config, splits: Sequence[str] = ('train',)) -> tuple[str, ...] | None:
+def data_classes(
+    cfg: Config, splits: Sequence[str] = ('train',), things: bool = False
+) -> tuple[str, ...] | None:
     """Return the class names of a config's dataset, without reading its annotations, or None.
 
-    Of the splits, any of 'train', 'val' and 'test', the first with class names counts.
+    Of the splits, any of 'train', 'val' and 'test', the first with class names counts. With
+    ``things``, only those with boxes, of a panoptic data set.
     """
     for split in splits:
-        classes = classes_of(next(leaves_of(cfg, split), {}), split)
+        classes = classes_of(next(leaves_of(cfg, split), {}), split, things)
         if classes:
             return classes
     return None
@@ -55,7 +58,8 @@ def check_room_for_classes(cfg: Config, model: nn.Module) -> None:
     A head takes the label after its last class for background, so that such a training ends well
     on a CPU with a detector that misses whole classes, and on a GPU in an assertion of CUDA.
     """
-    classes, distilled = data_classes(cfg) or (), hasattr(model, 'distill')
+    distilled = hasattr(model, 'distill')
+    classes = data_classes(cfg, things=True) or ()
     if distilled and not model.distill.labels:
         return
     for path, number in num_classes(model).items():
@@ -77,4 +81,5 @@ def num_classes(model: nn.Module) -> dict[str, int]:
         and 'head' in name
         and not name.startswith('distill.')
         and not name.endswith(('rpn_head', 'semantic_head'))
+        and 'RPNHead' not in type(module).__name__  # of a detector of proposals alone
     }

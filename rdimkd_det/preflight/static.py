@@ -29,7 +29,7 @@ def check_static(cfg: Config, model: nn.Module, report: Report) -> None:
     """Report on a distilled model's weights, classes, input and levels."""
     model = distilled_student(model)
     data = data_classes(cfg)
-    check_student_classes(model, data, report)
+    check_student_classes(model, data, data_classes(cfg, things=True), report)
     if cfg.get('load_from') and not cfg.get('resume'):
         check_load_from(cfg.load_from, model, report)
     parts = model.distill.per_teacher
@@ -98,7 +98,12 @@ def untrained_parts(state: Mapping[str, Tensor]) -> list[str]:
     return [part for part, is_trained in trained.items() if not is_trained]
 
 
-def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report: Report) -> None:
+def check_student_classes(
+    model: nn.Module,
+    data: tuple[str, ...] | None,
+    things: tuple[str, ...] | None,
+    report: Report,
+) -> None:
     """Report on the number of classes of the student's heads."""
     if not model.distill.labels:
         report.ok('Classes', 'not needed: the training is without labels')
@@ -111,7 +116,8 @@ def check_student_classes(model: nn.Module, data: tuple[str, ...] | None, report
         )
         return
     heads = num_classes(model)
-    wrong = {path: number for path, number in heads.items() if number != len(data)}
+    fitting = {len(data), len(things or data)}
+    wrong = {path: number for path, number in heads.items() if number not in fitting}
     for path, number in wrong.items():
         report.error(
             'Classes',

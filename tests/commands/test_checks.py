@@ -6,12 +6,22 @@ import pytest
 import torch
 from command_lines import one_line, plain_weights
 from detectors import small_config
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.hub import get_config
+from mmengine.model import BaseModule
 from runs import call_tool, load, run_tool, write_teacher
 
-from rdimkd_det import RdimKDDistiller
-from rdimkd_det.commands.checks import check_model
+from rdimkd_det import ConfigError, RdimKDDistiller
+from rdimkd_det.commands.checks import (
+    check_data,
+    check_model,
+    check_pretrained,
+    check_sections,
+)
+from rdimkd_det.commands.hook_options import distill_hooks
+from rdimkd_det.preflight.classes import check_room_for_classes
 
 
 @pytest.mark.smoke
@@ -342,3 +352,76 @@ def test_mistake__launcher_without_torchrun(refused, files, monkeypatch):
     monkeypatch.delenv('SLURM_PROCID', raising=False)
     line = refused('train.py', files / 'distilled.py', '--launcher', 'slurm')
     assert '--launcher slurm is for processes started by srun, e.g. tools/slurm_train.sh' in line
+
+
+# What is no mistake
+
+
+class OwnLayout(BaseModule):
+    """Unpacks its checkpoint itself, as mmdet's Swin does with the published weights."""
+
+    def init_weights(self):
+        raise NotImplementedError
+
+
+def test_check_pretrained__weights_in_the_layout_of_their_backbone(tmp_path):
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth'))
+    torch.save({'model': {'patch_embed.weight': torch.zeros(2)}}, init_cfg['checkpoint'])
+    check_pretrained(OwnLayout(init_cfg))
+    with pytest.raises(ConfigError, match='holds no state_dict'):
+        check_pretrained(BaseModule(init_cfg))
+
+
+def test_check_sections__scope_and_length_as_mmengine_takes_them():
+    cfg = dict(default_scope=None, train_cfg=dict(type='IterBasedTrainLoop', max_iters=9e4))
+    check_sections(Config(cfg))
+    cfg['train_cfg']['max_iters'] = 2.5
+    with pytest.raises(ConfigError, match=r'max_iters must be a whole number of 1 .* got 2\.5'):
+        check_sections(Config(cfg))
+
+
+@pytest.fixture
+def cfg(files):
+    return Config.fromfile(files / 'distilled.py')
+
+
+def test_check_data__annotations_that_are_read_elsewhere(cfg):
+    cfg.train_dataloader.dataset.ann_file = 'on_a_server.json'
+    cfg.train_dataloader.dataset.backend_args = dict(backend='petrel')
+    assert check_data(cfg, ['train']).findings == []
+    cfg.train_dataloader.dataset.backend_args = dict(backend='local')
+    with pytest.raises(ConfigError, match=r'on_a_server\.json does not exist'):
+        check_data(cfg, ['train'])
+
+
+def test_check_model__batch_norm_that_asks_for_a_process_group(cfg):
+    """mmcv's SyncBatchNorm does when it is built; the Runner starts the group later."""
+    cfg.model.student.backbone.norm_cfg = dict(type='MMSyncBN')
+    with pytest.raises(ConfigError, match='the model cannot be built'):
+        check_model(cfg, training=False)
+    cfg.launcher = 'pytorch'
+    check_model(cfg, training=False)
+    assert not torch.distributed.is_initialized()
+
+
+@HOOKS.register_module()
+def make_hook(**options):
+    return Hook()
+
+
+def test_distill_hooks__beside_one_that_a_function_makes(cfg):
+    cfg.custom_hooks.append(dict(type='make_hook'))
+    assert len(distill_hooks(cfg)) == 1
+
+
+@pytest.mark.parametrize(
+    'name', ['rpn/rpn_r50_fpn_1x_coco.py', 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py']
+)
+def test_check_room_for_classes__of_proposals_and_of_things_alone(name):
+    """RPN has one class for all, and boxes are of 80 of 133 panoptic classes."""
+    cfg, small = get_config(f'mmdet::{name}'), small_config(name)
+    check_room_for_classes(cfg, MODELS.build(small.model))
+    if 'panoptic' in name:
+        small.model.roi_head.bbox_head.num_classes = 79
+        with pytest.raises(ConfigError, match='fewer than the 80 of the data set'):
+            check_room_for_classes(cfg, MODELS.build(small.model))

@@ -158,6 +158,17 @@ def test_images__of_equal_ids_and_other_names(data):
     assert f"id 0 is unseen_0.png in {data.path('val')} and b0 in the evaluator's" in line
 
 
+def test_images__of_another_format_in_the_evaluators_file(data):
+    data.cfg.val_evaluator.ann_file = data.path('test')
+
+    def as_jpeg(content):
+        for entry in content['images']:
+            entry['file_name'] = f'unseen_{entry["id"]}.jpg'
+
+    data.change('test', as_jpeg)
+    assert data.look('val') == []
+
+
 def test_images__ids_as_text(data):
     data.cfg.val_evaluator.ann_file = data.path('test')
     data.change('test', lambda content: [it.update(id=str(it['id'])) for it in content['images']])
@@ -209,3 +220,25 @@ def test_images__each_metric_is_of_its_own_data_set(data):
     metrics[1]['ann_file'] = data.path('test')
     data.cfg.val_evaluator['metrics'] = metrics
     assert f"are not in the evaluator's {data.path('test')}" in data.error('val')
+
+
+def test_classes__each_metric_has_those_of_its_own_data_set(data):
+    """As in ODinW's configs, whose detectors are asked for the classes by name."""
+
+    def rename(content):
+        for entry in content['categories']:
+            entry['name'] = entry['name'].upper()
+
+    data.change('test', rename)
+    val, test = (data.cfg[f'{split}_dataloader'].dataset for split in ('val', 'test'))
+    names = [name.upper() for name in val.metainfo.classes]
+    test = {**test, 'metainfo': dict(classes=names), 'return_classes': True}
+    data.cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[val, test])
+    metrics = [data.cfg.val_evaluator, data.cfg.test_evaluator]
+    data.cfg.val_evaluator = dict(
+        type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['x', 'y']
+    )
+    assert data.look('val') == []
+    test['return_classes'] = False
+    data.cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[val, test])
+    assert "label 0 is 'RED'" in data.error('val')

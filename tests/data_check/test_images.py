@@ -6,7 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmdet.registry import TRANSFORMS
 from PIL import Image
 
 
@@ -203,6 +204,22 @@ def test_channels__of_a_network_of_one_channel(data, name):
     assert data.look('train') == []
     loading(data, color_type='color')
     assert 'have 3 channels (RGB)' in data.only('train').text
+
+
+@TRANSFORMS.register_module()
+class AddThermal(BaseTransform):
+    """A user's own: the channels of the file are not those of the network."""
+
+    def transform(self, results):
+        return results
+
+
+def test_channels__that_a_transform_of_the_users_adds(data):
+    data.cfg.model.data_preprocessor.update(mean=[100.0] * 4, std=[50.0] * 4, bgr_to_rgb=False)
+    data.cfg.model.backbone.in_channels = 4
+    assert 'have 3 channels (RGB)' in data.only('train').text
+    data.cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='AddThermal'))
+    assert data.look('train') == []
 
 
 def test_depth__of_16_bits(data):

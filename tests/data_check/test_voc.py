@@ -108,3 +108,12 @@ def test_files__of_other_classes_only_the_name_is_read(voc):
 def test_files__a_list_in_another_encoding(voc):
     (voc.voc / 'train.txt').write_bytes('0\nStraße\n'.encode('latin-1'))
     assert 'train.txt cannot be read, save it as UTF-8' in voc.error('train')
+
+
+def test_losses__difficult_objects_are_usual(voc):
+    for number in range(4):
+        text = voc.xml(number).read_text()
+        voc.xml(number).write_text(text.replace('<name>', '<difficult>1</difficult><name>', 1))
+    found = look_at(voc.cfg, ['train'])
+    assert found.sets[0].lost['difficult'] == 4
+    assert all(it.severity == 'ok' for it in found.findings)
