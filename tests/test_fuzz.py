@@ -118,14 +118,14 @@ def judge(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     'below, number, seed',
     [
-        ('model.losses', 40, 0),
+        ('model.losses', 25, 0),
         ('model.teacher', 10, 0),
-        ('custom_hooks', 30, 0),
-        ('default_hooks', 30, 7),
+        ('custom_hooks', 20, 0),
+        ('default_hooks', 20, 7),
         ('train_cfg', 15, 7),
         ('log_processor', 15, 7),
-        ('', 60, 0),
-        ('', 40, 7),
+        ('', 35, 0),
+        ('', 20, 7),
     ],
 )
 def test_fuzz__one_line_or_a_run(config, judge, below, number, seed):
@@ -140,7 +140,7 @@ def test_fuzz__one_line_or_a_run(config, judge, below, number, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'below, number',
-    [('', 20), ('train_dataloader', 10), ('val_dataloader', 10), ('val_evaluator', 6)],
+    [('', 12), ('train_dataloader', 10), ('val_dataloader', 10), ('val_evaluator', 6)],
 )
 def test_fuzz__one_line_or_a_report(config, judge, below, number):
     """Preflight runs the parts of a training, and of the validation."""
