@@ -226,7 +226,7 @@ def find(content: dict, place: str) -> dict:
         ('optim_wrapper', 'zebra'),
         ('val_dataloader', True),
         ('train_dataloader', [1]),
-        ('default_scope', None),
+        ('default_scope', 5),
     ],
 )
 def test_section__of_another_kind(config, judge, section, value):

@@ -28,8 +28,8 @@ def classes_of(dataset: Mapping, split: str, things: bool = False) -> tuple[str,
     # The Runner would refuse such a dataset, too.
     with explained(f'{split}_dataloader.dataset: its classes cannot be read'):
         loaded = kind._load_metainfo(metainfo)
-    of_things = {'classes': loaded.get('thing_classes')} if things else {}
-    return names_in(of_things) or names_in(loaded)
+        of_things = {'classes': loaded.get('thing_classes')} if things else {}
+        return names_in(of_things) or names_in(loaded)
 
 
 def dataset_type(dataset: Mapping) -> type | None:
