@@ -32,7 +32,13 @@ from .training.calibration import (
     default_calibration_images,
     fit_projections,
 )
-from .training.guard import StepSkipper, defer_checks, describe_last_finite, guard
+from .training.guard import (
+    StepSkipper,
+    batches_done,
+    defer_checks,
+    describe_last_finite,
+    guard,
+)
 from .training.resumption import KEY, check_same_distillation, training_facts
 
 NONFINITE = ('stop', 'skip')
@@ -253,14 +259,9 @@ class DistillHook(Hook):
 
 
 def _shift_after(checkpoint: dict, length: int) -> int:
-    """Return by how many iterations a checkpoint of a training with epochs of a length lags.
-
-    If its own epochs had another length, the guard begins the current one anew.
-    """
+    """Return by how many iterations a checkpoint of a training with epochs of a length lags."""
     meta, state = checkpoint['meta'], next(iter(checkpoint.get('resume', ())), {})
-    done, earlier = state.get('batches', 0), state.get('epoch_length', length)
-    if earlier != length:
-        done = length if done == earlier else 0
+    done = batches_done(state.get('batches', 0), state.get('epoch_length', length), length)
     return meta['epoch'] * length + done - meta['iter']
 
 

@@ -72,11 +72,13 @@ def check_headers(
         f'{len(found)} images looked at')  # fmt: skip
     color = str(step.get('color_type', 'color'))
     yield from _check_sizes(data, found, color, looked)
-    own = any(_is_own(it) for it in mappings(dataset['pipeline']) if 'type' in it)
-    yield from _check_modes(data, found, color, looked, channels, own)
+    if any(_is_own(it) for it in mappings(dataset['pipeline']) if 'type' in it):
+        channels = None  # it may add channels, or drop some
+    yield from _check_modes(data, found, color, looked, channels)
 
 
 def _is_own(step: Mapping) -> bool:
+    """Return whether a transform is the user's own."""
     kind = find_type(step, TRANSFORMS)
     return getattr(kind, '__module__', '').partition('.')[0] not in (*PACKAGES, *FITTING)
 
@@ -121,7 +123,7 @@ def _check_sizes(data: AnnotatedSet, found: list, color: str, looked: str) -> It
 
 
 def _check_modes(
-    data: AnnotatedSet, found: list, color: str, looked: str, channels: int | None, own: bool
+    data: AnnotatedSet, found: list, color: str, looked: str, channels: int | None
 ) -> Iterator[Finding]:
     deep = [place for place, header in found if header.mode.startswith('I')]
     if deep and color != 'unchanged':
@@ -133,7 +135,7 @@ def _check_modes(
             "color_type='unchanged' and mean and std to match",
             len(deep), len(found), data.image_paths[deep[0]],
         )  # fmt: skip
-    if channels is None or own:  # a transform of the user's own may add channels, or drop some
+    if channels is None:
         return
     wrong = [
         (place, header) for place, header in found

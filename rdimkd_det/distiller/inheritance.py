@@ -45,8 +45,7 @@ def matching_weights(
         if differing:
             raise ConfigError(
                 f"inherit '{path}': {len(differing)} of {len(own)} tensors cannot be copied "
-                f'({listed(differing)}); '
-                f'name the parts of it that agree.'
+                f'({listed(differing)}); name the parts of it that agree.'
             )
         found[path] = own
     return found

@@ -3,11 +3,13 @@
 from .failures import failures_explained, raise_when_log_fails
 from .hook import TrainingGuard, guard
 from .nonfinite import StepSkipper, defer_checks, describe_last_finite
+from .resume_point import batches_done
 from .saving import latest_checkpoint, latest_or_none, noted_checkpoint, seed_of
 
 __all__ = [
     'StepSkipper',
     'TrainingGuard',
+    'batches_done',
     'defer_checks',
     'describe_last_finite',
     'failures_explained',

@@ -16,6 +16,13 @@ from .data_position import DataPosition
 NO_STATES = {'num_workers': -1, 'batches': 0, 'states': []}
 
 
+def batches_done(done: int, earlier: int, length: int) -> int:
+    """Return how many batches of an epoch are done after its length has changed: all or none."""
+    if earlier == length:
+        return done
+    return length if done == earlier else 0
+
+
 class ResumePoint:
     """Tracks the position of a training run, and restores it in a new run.
 
@@ -103,16 +110,15 @@ class ResumePoint:
 
         The batch size, the dataset or the number of processes may have changed.
         """
-        if done == length:
-            return self._epoch_length
-        if done:
+        kept = batches_done(done, length, self._epoch_length)
+        if done and not kept:
             self._runner.logger.warning(
                 'RdimKD: the checkpoint stands at batch %d of an epoch of another length (now it '
                 'is %d): this epoch starts again',
                 done,
                 self._epoch_length,
             )
-        return 0
+        return kept
 
     @property
     def nothing_left(self) -> bool:
